@@ -1,0 +1,168 @@
+//! Who may call what: nobody without a good access token, except where it says so here.
+
+use std::{collections::HashMap, sync::Arc};
+
+use http::{HeaderMap, header::AUTHORIZATION};
+use prost::Message;
+use time::OffsetDateTime;
+
+use super::{
+    store,
+    token::{AccessTokens, Verified},
+};
+use crate::{
+    caller::{Caller, LiveSessions},
+    clock,
+    database::Database,
+    error::Error,
+    proto::DESCRIPTORS,
+};
+
+/// The methods of the contract that need no access token. All others do.
+const PUBLIC_METHODS: [&str; 3] = [
+    "/fastzero.auth.v1.AuthService/Login",
+    "/fastzero.auth.v1.AuthService/RefreshToken",
+    "/fastzero.user.v1.UserService/CreateUser",
+];
+
+/// Services besides the contract's, which are public and need no database.
+const OPEN_SERVICES: [&str; 3] = [
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.v1.ServerReflection/",
+    "/grpc.reflection.v1alpha.ServerReflection/",
+];
+
+/// What a method asks of its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing, not even a database: health and reflection.
+    Open,
+    /// No access token.
+    Public,
+    /// A good access token.
+    Caller,
+}
+
+/// All methods of the contract, by their path.
+#[derive(Debug)]
+pub struct Methods(HashMap<String, Access>);
+
+impl Methods {
+    /// Reads them from the descriptors.
+    pub fn of_contract() -> Result<Self, Error> {
+        let descriptors =
+            prost_types::FileDescriptorSet::decode(DESCRIPTORS).map_err(Error::internal)?;
+        let mut methods = HashMap::new();
+        for file in &descriptors.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let public = PUBLIC_METHODS.contains(&&*path);
+                    methods.insert(path, if public { Access::Public } else { Access::Caller });
+                }
+            }
+        }
+        Ok(Self(methods))
+    }
+
+    /// What a method asks of its caller; `None` if there is no such method.
+    #[must_use]
+    pub fn access(&self, path: &str) -> Option<Access> {
+        let open = || OPEN_SERVICES.iter().any(|service| path.starts_with(service));
+        self.0.get(path).copied().or_else(|| open().then_some(Access::Open))
+    }
+}
+
+/// Finds out who calls.
+#[derive(Debug)]
+pub struct Authenticator {
+    /// To read access tokens.
+    pub access_tokens: AccessTokens,
+    /// The sessions that were seen alive lately.
+    pub live_sessions: Arc<LiveSessions>,
+    /// Where all sessions are kept.
+    pub database: Database,
+}
+
+impl Authenticator {
+    /// Authenticates a call by its metadata.
+    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Error> {
+        let verified = self.check(bearer_token(headers)?, clock::now()).await?;
+        Ok(verified.caller)
+    }
+
+    /// Checks an access token and that its session is alive.
+    pub async fn check(&self, token: &str, now: OffsetDateTime) -> Result<Verified, Error> {
+        let verified = self.access_tokens.verify(token, now)?;
+        let caller = verified.caller;
+        let look_up = async || {
+            self.database.run(async |connection| store::find_expiry(connection, caller).await).await
+        };
+        if self.live_sessions.is_alive(caller, look_up).await? {
+            Ok(verified)
+        } else {
+            Err(Error::SessionRevoked)
+        }
+    }
+}
+
+/// The token of `authorization: Bearer <token>` (RFC 6750, section 2.1).
+fn bearer_token(headers: &HeaderMap) -> Result<&str, Error> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else {
+        return Err(Error::NotAuthenticated);
+    };
+    if values.next().is_some() {
+        return Err(Error::TokenInvalid);
+    }
+    let value = value.as_bytes().trim_ascii();
+    let (scheme, token) = match value.iter().position(|byte| *byte == b' ') {
+        Some(space) => value.split_at(space),
+        None => (value, &[][..]),
+    };
+    let token = token.trim_ascii();
+    if !scheme.eq_ignore_ascii_case(b"bearer") || token.is_empty() {
+        return Err(Error::NotAuthenticated);
+    }
+    std::str::from_utf8(token).map_err(|_| Error::TokenInvalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn token(values: &[&'static [u8]]) -> Result<String, Error> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(AUTHORIZATION, HeaderValue::from_bytes(value).expect("a header"));
+        }
+        bearer_token(&headers).map(str::to_owned)
+    }
+
+    #[test]
+    fn the_scheme_is_bearer_in_any_case() {
+        for good in [&b"Bearer a.b.c"[..], b"bearer a.b.c", b"BEARER  a.b.c "] {
+            assert_eq!(token(&[good]).expect("a token"), "a.b.c");
+        }
+        for none in [&b""[..], b"Bearer", b"Bearer ", b"Basic a.b.c", b"a.b.c", b"Bearera.b.c"] {
+            assert!(matches!(token(&[none]), Err(Error::NotAuthenticated)), "{none:?}");
+        }
+        assert!(matches!(token(&[]), Err(Error::NotAuthenticated)));
+    }
+
+    #[test]
+    fn what_is_ambiguous_or_not_text_is_invalid() {
+        assert!(matches!(token(&[b"Bearer a", b"Bearer a"]), Err(Error::TokenInvalid)));
+        assert!(matches!(token(&[b"Bearer \xff"]), Err(Error::TokenInvalid)));
+    }
+
+    #[test]
+    fn public_methods_exist() {
+        let methods = Methods::of_contract().expect("good descriptors");
+        for path in PUBLIC_METHODS {
+            assert_eq!(methods.access(path), Some(Access::Public), "{path}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Access tokens (JWT, RFC 9068) and refresh tokens.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use crate::{
+    caller::Caller,
+    error::Error,
+    id::{SessionId, UserId},
+    keys::{Keyring, MAC_BYTES, MacKeys, key_id},
+};
+
+/// How far the clocks of replicas may differ, in seconds.
+const LEEWAY_SECONDS: i64 = 5;
+
+/// The `typ` of an access token (RFC 9068, section 2.1).
+const ACCESS_TOKEN_TYPE: &str = "at+jwt";
+
+/// Makes and reads access tokens.
+pub struct AccessTokens {
+    header: Header,
+    signing: EncodingKey,
+    verifying: Vec<DecodingKey>,
+    validation: Validation,
+    issuer: String,
+    audience: String,
+    lifetime: Duration,
+}
+
+/// What an access token says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    aud: String,
+    sub: String,
+    sid: String,
+    jti: String,
+    iat: i64,
+    exp: i64,
+}
+
+/// An access token that is good but for its session, which may have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Whose it is.
+    pub caller: Caller,
+    /// When it expires.
+    pub expires_at: OffsetDateTime,
+}
+
+impl AccessTokens {
+    /// Signs with the first secret of the keyring as it is, verifies with all.
+    #[must_use]
+    pub fn new(keyring: &Keyring, issuer: &str, audience: &str, lifetime: Duration) -> Self {
+        let secrets: Vec<_> = keyring.secrets().collect();
+        let bytes = |index: usize| secrets[index].expose_secret().as_bytes();
+        let mut header = Header::new(Algorithm::HS256);
+        header.typ = Some(ACCESS_TOKEN_TYPE.to_owned());
+        header.kid = Some(key_id(secrets[0]));
+
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_issuer(&[issuer]);
+        validation.set_audience(&[audience]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        validation.leeway = LEEWAY_SECONDS.unsigned_abs();
+        validation.validate_nbf = true;
+        // Checked last, so that only a token that is good otherwise is called expired.
+        validation.validate_exp = false;
+
+        Self {
+            header,
+            signing: EncodingKey::from_secret(bytes(0)),
+            verifying: (0..secrets.len())
+                .map(|index| DecodingKey::from_secret(bytes(index)))
+                .collect(),
+            validation,
+            issuer: issuer.to_owned(),
+            audience: audience.to_owned(),
+            lifetime,
+        }
+    }
+
+    /// Makes a token; answers also when it expires.
+    pub fn issue(
+        &self,
+        caller: Caller,
+        now: OffsetDateTime,
+    ) -> Result<(String, OffsetDateTime), Error> {
+        let exp = (now + self.lifetime).unix_timestamp();
+        let claims = Claims {
+            iss: self.issuer.clone(),
+            aud: self.audience.clone(),
+            sub: caller.user_id.to_string(),
+            sid: caller.session_id.to_string(),
+            jti: Uuid::now_v7().to_string(),
+            iat: now.unix_timestamp(),
+            exp,
+        };
+        let token =
+            jsonwebtoken::encode(&self.header, &claims, &self.signing).map_err(Error::internal)?;
+        Ok((token, OffsetDateTime::from_unix_timestamp(exp).map_err(Error::internal)?))
+    }
+
+    /// Checks all of a token but its session. [`Error::TokenInvalid`] or
+    /// [`Error::TokenExpired`].
+    pub fn verify(&self, token: &str, now: OffsetDateTime) -> Result<Verified, Error> {
+        let decode = |key| jsonwebtoken::decode::<Claims>(token, key, &self.validation).ok();
+        let data = self.verifying.iter().find_map(decode).ok_or(Error::TokenInvalid)?;
+        let typ = data.header.typ.as_deref().unwrap_or_default();
+        if !typ.eq_ignore_ascii_case(ACCESS_TOKEN_TYPE) {
+            return Err(Error::TokenInvalid);
+        }
+        let claims = data.claims;
+        let verified = Verified {
+            caller: Caller {
+                user_id: UserId::parse(&claims.sub).map_err(|_| Error::TokenInvalid)?,
+                session_id: SessionId::parse(&claims.sid).map_err(|_| Error::TokenInvalid)?,
+            },
+            expires_at: OffsetDateTime::from_unix_timestamp(claims.exp)
+                .map_err(|_| Error::TokenInvalid)?,
+        };
+        if claims.exp.saturating_add(LEEWAY_SECONDS) <= now.unix_timestamp() {
+            return Err(Error::TokenExpired);
+        }
+        Ok(verified)
+    }
+}
+
+impl std::fmt::Debug for AccessTokens {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("AccessTokens").finish_non_exhaustive()
+    }
+}
+
+/// Makes and reads refresh tokens. One consists of the user's id, the session's id, the
+/// count of the session's refresh tokens, and a message authentication code of these:
+/// 256 bits that nobody can guess or find in the database.
+#[derive(Clone, Debug)]
+pub struct RefreshTokens(MacKeys);
+
+/// A refresh token that this service made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefreshToken {
+    /// Whose session it belongs to.
+    pub caller: Caller,
+    /// How many the session had before it.
+    pub generation: i32,
+}
+
+const ID_BYTES: usize = 16;
+const GENERATION_BYTES: usize = 4;
+
+impl RefreshTokens {
+    /// With a key of their own.
+    #[must_use]
+    pub fn new(keyring: &Keyring) -> Self {
+        Self(keyring.derive("refresh tokens"))
+    }
+
+    /// Makes the token of a generation: the same one whenever it is asked for.
+    #[must_use]
+    pub fn make(&self, token: RefreshToken) -> String {
+        let user_id = token.caller.user_id.as_uuid();
+        let session_id = token.caller.session_id.as_uuid();
+        let generation = token.generation.to_be_bytes();
+        let payload = [&user_id.as_bytes()[..], session_id.as_bytes(), &generation].concat();
+        let mac = self.0.sign(&[&payload]);
+        URL_SAFE_NO_PAD.encode([&payload[..], &mac].concat())
+    }
+
+    /// Reads a token; `None` if this service did not make it.
+    #[must_use]
+    pub fn read(&self, token: &str) -> Option<RefreshToken> {
+        let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
+        let (payload, mac) = bytes.split_at_checked(bytes.len().checked_sub(MAC_BYTES)?)?;
+        if payload.len() != 2 * ID_BYTES + GENERATION_BYTES || !self.0.verify(&[payload], mac) {
+            return None;
+        }
+        let (user_id, rest) = payload.split_at(ID_BYTES);
+        let (session_id, generation) = rest.split_at(ID_BYTES);
+        let caller = Caller {
+            user_id: UserId::from_uuid(Uuid::from_slice(user_id).ok()?),
+            session_id: SessionId::from_uuid(Uuid::from_slice(session_id).ok()?),
+        };
+        Some(RefreshToken { caller, generation: i32::from_be_bytes(generation.try_into().ok()?) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::clock;
+
+    fn keyring() -> Keyring {
+        Keyring::new("k".repeat(32).into(), None).expect("long enough")
+    }
+
+    fn caller() -> Caller {
+        Caller { user_id: UserId::generate(), session_id: SessionId::generate() }
+    }
+
+    fn tokens() -> AccessTokens {
+        AccessTokens::new(&keyring(), "fast-zero", "fast-zero", Duration::minutes(30))
+    }
+
+    #[test]
+    fn an_access_token_is_good_until_it_expires() {
+        let (tokens, caller, now) = (tokens(), caller(), clock::now());
+        let (token, expires_at) = tokens.issue(caller, now).expect("a token");
+        assert_eq!(tokens.verify(&token, now).expect("good"), Verified { caller, expires_at });
+        let just_before = expires_at + Duration::seconds(LEEWAY_SECONDS - 1);
+        assert!(tokens.verify(&token, just_before).is_ok());
+        let then = expires_at + Duration::seconds(LEEWAY_SECONDS);
+        assert!(matches!(tokens.verify(&token, then), Err(Error::TokenExpired)));
+    }
+
+    #[test]
+    fn the_previous_secret_verifies_but_does_not_sign() {
+        let old = tokens();
+        let new_keyring =
+            |previous| Keyring::new("n".repeat(32).into(), previous).expect("long enough");
+        let tokens =
+            |keyring| AccessTokens::new(&keyring, "fast-zero", "fast-zero", Duration::minutes(30));
+        let both = tokens(new_keyring(Some("k".repeat(32).into())));
+        let new = tokens(new_keyring(None));
+        let now = clock::now();
+        let (token, _) = old.issue(caller(), now).expect("a token");
+        assert!(both.verify(&token, now).is_ok());
+        assert!(new.verify(&token, now).is_err());
+        let (token, _) = both.issue(caller(), now).expect("a token");
+        assert!(new.verify(&token, now).is_ok());
+        assert!(old.verify(&token, now).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_refresh_token_is_read_back(generation: i32) {
+            let tokens = RefreshTokens::new(&keyring());
+            let token = RefreshToken { caller: caller(), generation };
+            prop_assert_eq!(tokens.read(&tokens.make(token)), Some(token));
+        }
+
+        #[test]
+        fn a_changed_refresh_token_is_refused(at: prop::sample::Index, flip in 1u8..) {
+            let tokens = RefreshTokens::new(&keyring());
+            let token = tokens.make(RefreshToken { caller: caller(), generation: 0 });
+            let mut bytes = URL_SAFE_NO_PAD.decode(&token).expect("our own token");
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            prop_assert_eq!(tokens.read(&URL_SAFE_NO_PAD.encode(bytes)), None);
+        }
+
+        #[test]
+        fn garbage_is_no_token(text in "\\PC{0,120}") {
+            prop_assert_eq!(RefreshTokens::new(&keyring()).read(&text), None);
+            prop_assert!(tokens().verify(&text, clock::now()).is_err());
+        }
+    }
+}

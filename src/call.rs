@@ -1,0 +1,297 @@
+//! What happens around every call, whatever its method: a request id, a deadline,
+//! authentication, complete error details, one line in the log.
+
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body::Frame;
+use hyper::body::Incoming;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::{Code, Status, body::Body, service::Routes};
+use tower::Service;
+use tracing::{Instrument, Span, field};
+use uuid::Uuid;
+
+use crate::{
+    auth::{
+        Peer,
+        guard::{Access, Authenticator, Methods},
+    },
+    error::{self, Error},
+    validation::{Invalid, Violations},
+};
+
+/// The metadata entry that names a call: the caller's choice or ours.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest request id that is taken over, in characters.
+const MAX_REQUEST_ID_LENGTH: usize = 128;
+
+/// How long a call may take, if the caller does not want it shorter. No call of this
+/// service has anything to do for as long as this.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// Takes every call in.
+#[derive(Debug)]
+pub struct Gateway {
+    methods: Methods,
+    /// Health and reflection: there from the start.
+    open: Routes,
+    /// The services of the contract: there when the database is.
+    api: OnceLock<Api>,
+    stopping: CancellationToken,
+}
+
+/// The services of the contract, and who may call them.
+#[derive(Debug)]
+pub struct Api {
+    /// Finds out who calls.
+    pub authenticator: Arc<Authenticator>,
+    /// The services.
+    pub routes: Routes,
+}
+
+impl Gateway {
+    /// Serves `open` only. Streams end when `stopping` is cancelled.
+    pub fn new(open: Routes, stopping: CancellationToken) -> Result<Self, Error> {
+        Ok(Self { methods: Methods::of_contract()?, open, api: OnceLock::new(), stopping })
+    }
+
+    /// Serves the contract from now on. May be called once; later calls change nothing.
+    pub fn serve(&self, api: Api) {
+        let _ = self.api.set(api);
+    }
+
+    /// Answers a call.
+    pub async fn answer(&self, mut request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
+        let request_id = request_id(request.headers());
+        request.extensions_mut().insert(Peer(peer));
+        let access = self.methods.access(request.uri().path());
+        let span = tracing::info_span!(
+            "call",
+            method = request.uri().path().trim_start_matches('/'),
+            request_id = request_id.to_str().unwrap_or_default(),
+            peer = %peer,
+            user_id = field::Empty,
+        );
+        async {
+            let mut log = CallLog::begin(access);
+            let response = self.answer_in_time(request, access).await;
+            let mut response = response.unwrap_or_else(|error| Status::from(error).into_http());
+            let id = request_id.to_str().unwrap_or_default();
+            log.code = error::complete_details(response.headers_mut(), id);
+            response.headers_mut().insert(REQUEST_ID, request_id);
+            response
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn answer_in_time(
+        &self,
+        request: Request<Incoming>,
+        access: Option<Access>,
+    ) -> Result<Response<Body>, Error> {
+        let deadline = deadline(request.headers())?;
+        let response = tokio::time::timeout(deadline, self.route(request, access)).await;
+        response.map_err(|_| Error::DeadlineExceeded)?
+    }
+
+    /// The one place that decides who gets through.
+    async fn route(
+        &self,
+        mut request: Request<Incoming>,
+        access: Option<Access>,
+    ) -> Result<Response<Body>, Error> {
+        let access = access.ok_or(Error::Unimplemented)?;
+        if access == Access::Open {
+            let response = call(self.open.clone(), request).await;
+            return Ok(response.map(|body| self.until_stopping(body)));
+        }
+        let api = self.api.get();
+        let api =
+            api.ok_or_else(|| Error::DatabaseUnavailable("the service is starting".into()))?;
+        if access == Access::Caller {
+            let caller = api.authenticator.authenticate(request.headers()).await?;
+            Span::current().record("user_id", field::display(caller.user_id));
+            request.extensions_mut().insert(caller);
+        }
+        Ok(call(api.routes.clone(), request).await)
+    }
+
+    fn until_stopping(&self, body: Body) -> Body {
+        Body::new(UntilStopping {
+            body: Some(body),
+            stopping: Box::pin(self.stopping.clone().cancelled_owned()),
+        })
+    }
+}
+
+async fn call(mut routes: Routes, request: Request<Incoming>) -> Response<Body> {
+    match routes.call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+/// The caller's request id, if it is one, or a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let visible = |id: &&HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=MAX_REQUEST_ID_LENGTH).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+    };
+    if let Some(id) = headers.get(REQUEST_ID).filter(visible) {
+        return id.clone();
+    }
+    let id = Uuid::now_v7().hyphenated().to_string();
+    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("none"))
+}
+
+/// The caller's deadline or the default one, whichever is shorter.
+fn deadline(headers: &HeaderMap) -> Result<Duration, Error> {
+    let Some(value) = headers.get(GRPC_TIMEOUT) else {
+        return Ok(DEFAULT_DEADLINE);
+    };
+    let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
+        let allowed = Invalid::new("must be up to 8 digits and one of the units H M S m u n");
+        Error::InvalidRequest(Violations::single("grpc-timeout", allowed))
+    })?;
+    Ok(timeout.min(DEFAULT_DEADLINE))
+}
+
+/// `Timeout` of the gRPC protocol over HTTP/2.
+fn parse_timeout(value: &str) -> Option<Duration> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let is_number =
+        (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let count = digits.parse().ok().filter(|_| is_number)?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3_600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+/// Writes the call's line when it ends, whichever way: a caller that goes away drops it.
+struct CallLog {
+    begun: Instant,
+    access: Option<Access>,
+    code: Code,
+}
+
+impl CallLog {
+    fn begin(access: Option<Access>) -> Self {
+        Self { begun: Instant::now(), access, code: Code::Cancelled }
+    }
+}
+
+impl Drop for CallLog {
+    fn drop(&mut self) {
+        let duration_ms = self.begun.elapsed().as_secs_f64() * 1_000.0;
+        let code = self.code;
+        // Probes come every few seconds, for ever.
+        if self.access == Some(Access::Open) {
+            tracing::debug!(?code, duration_ms, "call");
+        } else {
+            tracing::info!(?code, duration_ms, "call");
+        }
+    }
+}
+
+/// A body that ends when the server stops, after what it had to say: the stream of a
+/// watcher would go on for ever.
+struct UntilStopping {
+    /// `None` after the end.
+    body: Option<Body>,
+    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl http_body::Body for UntilStopping {
+    type Data = <Body as http_body::Body>::Data;
+    type Error = <Body as http_body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        if let Poll::Ready(frame) = Pin::new(body).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        ready!(self.stopping.as_mut().poll(context));
+        self.body = None;
+        let mut trailers = HeaderMap::new();
+        // Cannot fail: the message is plain ASCII.
+        let _ = Status::unavailable("The service is stopping").add_header(&mut trailers);
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn headers(name: HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, HeaderValue::from_bytes(value.as_bytes()).expect("a header"))])
+    }
+
+    #[test]
+    fn the_shorter_deadline_counts() {
+        assert_eq!(deadline(&HeaderMap::new()).expect("good"), DEFAULT_DEADLINE);
+        for (value, expected) in [
+            ("1H", DEFAULT_DEADLINE),
+            ("99999999H", DEFAULT_DEADLINE),
+            ("6S", DEFAULT_DEADLINE),
+            ("4S", Duration::from_secs(4)),
+            ("250m", Duration::from_millis(250)),
+            ("7u", Duration::from_micros(7)),
+            ("9n", Duration::from_nanos(9)),
+            ("0m", Duration::ZERO),
+        ] {
+            assert_eq!(deadline(&headers(GRPC_TIMEOUT, value)).expect("good"), expected, "{value}");
+        }
+        for bad in ["", "1", "S", "1s", "-1S", "+1S", " 1S", "1 S", "1.5S", "123456789S", "1é"] {
+            let refused = deadline(&headers(GRPC_TIMEOUT, bad));
+            assert!(matches!(refused, Err(Error::InvalidRequest(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_request_id_is_taken_over_if_it_is_one() {
+        for good in ["a", "req-1/2:3~", &"x".repeat(128)] {
+            assert_eq!(request_id(&headers(REQUEST_ID, good)), good);
+        }
+        for bad in ["", "a b", "\u{e9}", &"x".repeat(129)] {
+            let made = request_id(&headers(REQUEST_ID, bad));
+            assert_ne!(made, bad);
+            assert_eq!(made.len(), 36);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_timeout_is_read_or_refused(value in "[ -~]{0,12}") {
+            let _ = deadline(&headers(GRPC_TIMEOUT, &value));
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The settings: from flags, the environment and `.env`, in this order.
+
+use std::{
+    convert::Infallible,
+    fmt, fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum, builder::TypedValueParser};
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::PgConnectOptions;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    database,
+    error::Chain,
+    keys::{Keyring, MIN_SECRET_BYTES},
+    password,
+};
+
+/// All settings. Each is a flag, and an environment variable of the same name.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    /// Address and port on which gRPC is served
+    #[arg(long, env, global = true, default_value = "127.0.0.1:50051", value_parser = parse_address)]
+    pub listen_addr: SocketAddr,
+
+    /// PostgreSQL to use, postgresql://user:password@host/database; without it, a private one is started
+    #[arg(long, env, global = true, hide_env_values = true, value_parser = secret())]
+    pub database_url: Option<SecretString>,
+
+    /// File that holds DATABASE_URL
+    #[arg(long, env, global = true)]
+    pub database_url_file: Option<PathBuf>,
+
+    /// Signs the tokens: at least 32 random bytes; kept with the data of the private PostgreSQL, otherwise required
+    #[arg(long, env, global = true, hide_env_values = true, value_parser = secret())]
+    pub secret_key: Option<SecretString>,
+
+    /// File that holds SECRET_KEY
+    #[arg(long, env, global = true)]
+    pub secret_key_file: Option<PathBuf>,
+
+    /// The SECRET_KEY before the current one: still verifies tokens
+    #[arg(long, env, global = true, hide_env_values = true, value_parser = secret())]
+    pub secret_key_previous: Option<SecretString>,
+
+    /// File that holds SECRET_KEY_PREVIOUS
+    #[arg(long, env, global = true)]
+    pub secret_key_previous_file: Option<PathBuf>,
+
+    /// Algorithm that signs the access tokens
+    #[arg(long, env, global = true, default_value = "HS256")]
+    pub algorithm: Algorithm,
+
+    /// `iss` of the access tokens
+    #[arg(long, env, global = true, default_value = "fast-zero", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub token_issuer: String,
+
+    /// `aud` of the access tokens
+    #[arg(long, env, global = true, default_value = "fast-zero", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub token_audience: String,
+
+    /// Lifetime of an access token, in minutes
+    #[arg(long, env, global = true, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=MAX_ACCESS_TOKEN_MINUTES))]
+    pub access_token_expire_minutes: u32,
+
+    /// Lifetime of a session after its last refresh, in days
+    #[arg(long, env, global = true, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=MAX_REFRESH_TOKEN_DAYS))]
+    pub refresh_token_expire_days: u32,
+
+    /// Passwords hashed at once, 19 MiB each
+    #[arg(long, env, global = true, default_value_t = default_hashing_threads(), value_parser = clap::value_parser!(u16).range(1..=MAX_HASHING_THREADS))]
+    pub hashing_threads: u16,
+
+    /// Connections to the database at the most
+    #[arg(long, env, global = true, default_value_t = default_max_connections(), value_parser = clap::value_parser!(u16).range(1..=MAX_DATABASE_CONNECTIONS))]
+    pub database_max_connections: u16,
+
+    /// Whether to bring the database's schema up to date at the start
+    #[arg(long, env, global = true, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub migrate_on_start: bool,
+
+    /// How long to wait for the database at the start, in seconds
+    #[arg(long, env, global = true, default_value_t = 60, value_parser = clap::value_parser!(u32).range(0..=MAX_WAIT_SECONDS))]
+    pub database_wait_seconds: u32,
+
+    /// How long calls under way may take to finish at the stop, in seconds
+    #[arg(long, env, global = true, default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=MAX_WAIT_SECONDS))]
+    pub shutdown_grace_seconds: u32,
+
+    /// Whether to serve gRPC server reflection
+    #[arg(long, env, global = true, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub reflection: bool,
+
+    /// Folder of the private PostgreSQL's data; by default the user's data folder
+    #[arg(long, env, global = true)]
+    pub fastzero_data_dir: Option<PathBuf>,
+
+    /// What is logged: error, warn, info, debug or trace, for all or by module (tracing's EnvFilter)
+    #[arg(long, env, global = true, default_value = "info", value_parser = parse_filter)]
+    pub rust_log: String,
+
+    /// How the log is written; by default pretty on a terminal, else json
+    #[arg(long, env, global = true)]
+    pub log_format: Option<LogFormat>,
+
+    /// The cost of password hashes. Not to be set from outside, where it could be set
+    /// too low.
+    #[arg(skip = password::default_cost())]
+    pub hashing_cost: argon2::Params,
+}
+
+/// A year: whoever wants access tokens for longer wants something else.
+const MAX_ACCESS_TOKEN_MINUTES: i64 = 365 * 24 * 60;
+/// Ten years.
+const MAX_REFRESH_TOKEN_DAYS: i64 = 3_650;
+/// Well above the cores of a machine.
+const MAX_HASHING_THREADS: i64 = 1_024;
+/// Well above what one PostgreSQL serves well.
+const MAX_DATABASE_CONNECTIONS: i64 = 1_000;
+/// An hour: longer than anybody waits.
+const MAX_WAIT_SECONDS: i64 = 3_600;
+
+/// How tokens are signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Algorithm {
+    /// HMAC with SHA-256.
+    #[value(name = "HS256")]
+    Hs256,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One object a line.
+    Json,
+}
+
+/// A setting that cannot be used. It names the variable, never a secret's value.
+#[derive(Debug)]
+pub struct ConfigError {
+    variable: &'static str,
+    problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.variable, self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// The database to use; `None` for a private one.
+    pub fn database(&self) -> Result<Option<PgConnectOptions>, ConfigError> {
+        let url = secret_of(
+            "DATABASE_URL",
+            self.database_url.as_ref(),
+            self.database_url_file.as_deref(),
+        )?;
+        url.map(|url| parse_database_url(&url)).transpose()
+    }
+
+    /// The keys that are given; `None` if there are none.
+    pub fn keyring(&self) -> Result<Option<Keyring>, ConfigError> {
+        let current =
+            secret_of("SECRET_KEY", self.secret_key.as_ref(), self.secret_key_file.as_deref())?;
+        current.map(|current| self.keyring_with(current)).transpose()
+    }
+
+    /// The keys, with one that is not given but kept.
+    pub fn keyring_with(&self, current: SecretString) -> Result<Keyring, ConfigError> {
+        let variable = "SECRET_KEY_PREVIOUS";
+        let file = self.secret_key_previous_file.as_deref();
+        let previous = secret_of(variable, self.secret_key_previous.as_ref(), file)?;
+        Keyring::new(current, previous).ok_or_else(|| ConfigError {
+            variable: "SECRET_KEY",
+            problem: format!(
+                "(or SECRET_KEY_PREVIOUS) is too short: it must have at least {MIN_SECRET_BYTES} \
+                 bytes, and be random; `openssl rand -base64 32` makes one"
+            ),
+        })
+    }
+
+    /// Where a client on this machine finds the server.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        local_addr(self.listen_addr)
+    }
+
+    /// [`Self::database_wait_seconds`]
+    #[must_use]
+    pub fn database_wait(&self) -> Duration {
+        Duration::from_secs(self.database_wait_seconds.into())
+    }
+
+    /// [`Self::shutdown_grace_seconds`]
+    #[must_use]
+    pub fn shutdown_grace(&self) -> Duration {
+        Duration::from_secs(self.shutdown_grace_seconds.into())
+    }
+}
+
+/// What must be set where there is no private PostgreSQL to keep it.
+#[must_use]
+pub fn required(variable: &'static str) -> ConfigError {
+    let problem = match variable {
+        "SECRET_KEY" => {
+            "must be set: at least 32 random bytes; `openssl rand -base64 32` makes some"
+        }
+        _ => "must be set: this binary is built without the private PostgreSQL",
+    };
+    ConfigError { variable, problem: problem.to_owned() }
+}
+
+/// An address that one can connect to, for one that is listened on.
+#[must_use]
+pub fn local_addr(listening: SocketAddr) -> SocketAddr {
+    let ip = match listening.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listening.port())
+}
+
+/// A secret, from its variable or from a file. Empty is as good as not set: that is what
+/// compose makes of a variable that is not.
+fn secret_of(
+    variable: &'static str,
+    value: Option<&SecretString>,
+    file: Option<&Path>,
+) -> Result<Option<SecretString>, ConfigError> {
+    let value = value.filter(|value| !value.expose_secret().is_empty());
+    let file = file.filter(|file| !file.as_os_str().is_empty());
+    let Some(file) = file else {
+        return Ok(value.cloned());
+    };
+    let failed = |problem| ConfigError { variable, problem };
+    if value.is_some() {
+        return Err(failed(format!("and {variable}_FILE are both set: only one of them may be")));
+    }
+    let text = fs::read_to_string(file).map_err(|error| {
+        failed(format!("cannot be read from {variable}_FILE, {}: {error}", file.display()))
+    })?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() {
+        return Err(failed(format!("is empty in {variable}_FILE, {}", file.display())));
+    }
+    Ok(Some(text.into()))
+}
+
+fn parse_database_url(url: &SecretString) -> Result<PgConnectOptions, ConfigError> {
+    database::parse_url(url.expose_secret()).map_err(|cause| ConfigError {
+        variable: "DATABASE_URL",
+        problem: format!(
+            "must be like postgresql://user:password@host:5432/database: {}",
+            Chain(&*cause)
+        ),
+    })
+}
+
+fn secret() -> impl TypedValueParser<Value = SecretString> {
+    clap::builder::StringValueParser::new()
+        .try_map(|text| Ok::<_, Infallible>(SecretString::from(text)))
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "must be an IP address and a port, like 127.0.0.1:50051 or [::1]:50051")
+}
+
+fn parse_filter(text: &str) -> Result<String, tracing_subscriber::filter::ParseError> {
+    EnvFilter::try_new(text).map(|_| text.to_owned())
+}
+
+fn cores() -> u16 {
+    thread::available_parallelism()
+        .map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX))
+}
+
+/// One core stays free for everything else.
+fn default_hashing_threads() -> u16 {
+    cores().saturating_sub(1).clamp(1, 64)
+}
+
+/// Statements take a fraction of a millisecond: a few connections keep all cores of a
+/// database busy, more only make it switch between them.
+fn default_max_connections() -> u16 {
+    cores().saturating_mul(2).clamp(4, 32)
+}

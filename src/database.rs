@@ -1,0 +1,359 @@
+//! The database: how it is reached, waited for, migrated and used.
+
+use std::{borrow::Cow, time::Duration};
+
+use deadpool::{
+    Runtime,
+    managed::{self, Metrics, Object, Pool, PoolError, RecycleResult},
+};
+use sqlx::{
+    ConnectOptions, Connection, PgConnection,
+    migrate::{MigrateError, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::time::{Instant, timeout};
+
+use crate::error::{Cause, Chain, Error};
+
+/// The schema that this binary needs.
+pub static MIGRATIONS: Migrator = Migrator { ignore_missing: true, ..sqlx::migrate!() };
+
+/// How long a call waits for a connection: a fraction of the default deadline of 5 s,
+/// so that there is time to say so.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long opening a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a connection whose call was dropped may take to finish its statement
+/// before it is thrown away.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the database itself allows a statement: longer than any deadline, so that it
+/// ends only what nobody waits for any more.
+const SESSION_LIMITS: [(&str, &str); 4] = [
+    ("statement_timeout", "10s"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    // All statements are prepared and keep their plan: planning a list anew at each
+    // call would cost more than running it.
+    ("plan_cache_mode", "force_generic_plan"),
+];
+
+/// The pause after the first attempt to reach the database; it doubles up to the
+/// other one.
+const FIRST_RETRY_AFTER: Duration = Duration::from_millis(50);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// SQLSTATE classes that waiting does not mend: the credentials are refused, or there
+/// is no such database.
+const FINAL_CLASSES: [&str; 2] = ["28", "3D"];
+
+/// Reads a database's URL. `postgres://` and `postgresql://` are the same, a driver
+/// (`postgresql+psycopg://`, as SQLAlchemy writes it) is ignored. What the URL leaves
+/// out comes from `PGPASSWORD` and its kin.
+pub fn parse_url(url: &str) -> Result<PgConnectOptions, Cause> {
+    let (scheme, rest) = url.split_once("://").ok_or("it is no URL")?;
+    let (scheme, _driver) = scheme.split_once('+').unwrap_or((scheme, ""));
+    if !matches!(scheme, "postgres" | "postgresql") {
+        return Err("its scheme is neither postgres nor postgresql".into());
+    }
+    Ok(format!("{scheme}://{rest}").parse()?)
+}
+
+/// A few connections that calls take turns with.
+#[derive(Clone, Debug)]
+pub struct Database {
+    pool: Pool<Manager>,
+}
+
+impl Database {
+    /// Opens no connection yet.
+    pub fn new(options: PgConnectOptions, max_connections: usize) -> Result<Self, Error> {
+        let options = options.application_name("fast-zero").options(SESSION_LIMITS);
+        let pool = Pool::builder(Manager { options })
+            .max_size(max_connections)
+            .wait_timeout(Some(ACQUIRE_TIMEOUT))
+            .create_timeout(Some(CONNECT_TIMEOUT))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(Error::internal)?;
+        Ok(Self { pool })
+    }
+
+    /// Opens all connections, so that no call has to wait for one to open.
+    pub async fn warm_up(&self) -> Result<(), Error> {
+        let mut connections = Vec::new();
+        for _ in 0..self.pool.status().max_size {
+            connections.push(self.acquire().await?);
+        }
+        Ok(())
+    }
+
+    /// Does some work on a connection.
+    ///
+    /// The caller may drop the call at any await. A statement that was sent runs on
+    /// then, and the connection is used again when it has ended. Statements that must
+    /// follow each other therefore go through [`complete`].
+    pub async fn run<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut lease = Lease(Some(self.acquire().await?));
+        let Some(connection) = lease.0.as_mut() else {
+            return Err(Error::internal("a lease without a connection"));
+        };
+        let result = work(connection).await;
+        let object = lease.0.take();
+        if let Err(Error::DatabaseUnavailable(_) | Error::Internal(_)) = result {
+            // It may be broken, or left in the middle of something.
+            object.map(Object::take);
+        }
+        result
+    }
+
+    async fn acquire(&self) -> Result<Object<Manager>, Error> {
+        self.pool.get().await.map_err(|error| match error {
+            PoolError::Backend(error) => error.into(),
+            PoolError::Timeout(_) => {
+                Error::DatabaseUnavailable("no connection to the database in time".into())
+            }
+            other => Error::internal(other),
+        })
+    }
+}
+
+/// Runs work to its end even if the call that wants it is dropped meanwhile.
+pub async fn complete<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    use tracing::Instrument;
+    tokio::spawn(work.in_current_span()).await.map_err(Error::internal)?
+}
+
+#[derive(Debug)]
+struct Manager {
+    options: PgConnectOptions,
+}
+
+impl managed::Manager for Manager {
+    type Type = PgConnection;
+    type Error = sqlx::Error;
+
+    async fn create(&self) -> Result<PgConnection, sqlx::Error> {
+        self.options.connect().await
+    }
+
+    /// No ping: it would cost each call a round trip, and a connection may break right
+    /// after it all the same.
+    async fn recycle(&self, _: &mut PgConnection, _: &Metrics) -> RecycleResult<sqlx::Error> {
+        Ok(())
+    }
+}
+
+/// A connection in use. If it is dropped while it is, the call was given up.
+struct Lease(Option<Object<Manager>>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            tokio::spawn(settle(object));
+        }
+    }
+}
+
+/// Waits for the end of a statement that nobody waits for any more.
+async fn settle(mut object: Object<Manager>) {
+    let settled = timeout(SETTLE_TIMEOUT, object.ping()).await;
+    if !matches!(settled, Ok(Ok(()))) {
+        drop(Object::take(object));
+    }
+}
+
+/// Waits until the database answers, for `patience` at the most, and logs each
+/// attempt. Ends at once where waiting does not help.
+pub async fn wait_for(
+    options: &PgConnectOptions,
+    patience: Duration,
+) -> Result<PgConnection, Error> {
+    let give_up_at = Instant::now() + patience;
+    let mut retry_after = FIRST_RETRY_AFTER;
+    loop {
+        let error = match timeout(CONNECT_TIMEOUT, options.connect()).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) if is_final(&error) => return Err(Error::internal(error)),
+            Ok(Err(error)) => Error::from(error),
+            Err(_) => Error::DatabaseUnavailable("no answer to the attempt to connect".into()),
+        };
+        let (Error::DatabaseUnavailable(cause) | Error::Internal(cause)) = error else {
+            return Err(error);
+        };
+        if Instant::now() + retry_after > give_up_at {
+            return Err(Error::DatabaseUnavailable(cause));
+        }
+        tracing::warn!(
+            cause = %Chain(&*cause),
+            host = options.get_host(),
+            port = options.get_port(),
+            retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX),
+            "waiting for the database"
+        );
+        tokio::time::sleep(retry_after).await;
+        retry_after = (retry_after * 2).min(MAX_RETRY_AFTER);
+    }
+}
+
+fn is_final(error: &sqlx::Error) -> bool {
+    let Some(code) = error.as_database_error().and_then(sqlx::error::DatabaseError::code) else {
+        return matches!(error, sqlx::Error::Configuration(_));
+    };
+    FINAL_CLASSES.iter().any(|class| code.starts_with(class))
+}
+
+/// Brings the schema up to date; waits while another replica does.
+pub async fn migrate(options: &PgConnectOptions, patience: Duration) -> Result<(), Error> {
+    // A pool, because a future that holds a borrowed connection here is not `Send`.
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
+    let migrated = timeout(patience, MIGRATIONS.run(&pool)).await;
+    pool.close().await;
+    match migrated {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(MigrateError::Execute(error))) => Err(Error::from(error)),
+        Ok(Err(error)) => Err(Error::internal(error)),
+        Err(_) => Err(Error::internal("the migrations did not end in time")),
+    }
+}
+
+/// Waits until somebody else has brought the schema up to date.
+pub async fn wait_for_schema(
+    connection: &mut PgConnection,
+    patience: Duration,
+) -> Result<(), Error> {
+    let migrated = timeout(patience, async {
+        while !is_migrated(connection).await? {
+            tracing::warn!("waiting for the schema: `fast-zero migrate` brings it up to date");
+            tokio::time::sleep(MAX_RETRY_AFTER).await;
+        }
+        Ok(())
+    });
+    migrated
+        .await
+        .map_err(|_| Error::internal("the database's schema is not the one that is needed"))?
+}
+
+/// Refuses a database that cannot hold all texts, and warns of one whose own functions
+/// do not know the case of letters outside of ASCII.
+pub async fn check_encoding(connection: &mut PgConnection) -> Result<(), Error> {
+    let database = sqlx::query!(
+        r#"select current_setting('server_encoding') as "encoding!", lower('Ç') = 'ç' as "folds!""#
+    )
+    .fetch_one(connection)
+    .await?;
+    if database.encoding != "UTF8" {
+        let message = format!("the database's encoding is {}, but must be UTF8", database.encoding);
+        return Err(Error::internal(message));
+    }
+    if !database.folds {
+        tracing::warn!(
+            "the database's locale cannot fold the case of letters outside of ASCII (Ç); \
+             the service folds by itself, but your own queries with lower() or ILIKE will not"
+        );
+    }
+    Ok(())
+}
+
+/// Whether the schema has all that this binary needs; what a newer binary added does
+/// no harm.
+pub async fn is_migrated(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let needed: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
+    // Not `query!`: the table is sqlx's own, and may not be there yet.
+    let present: Result<i64, _> = sqlx::query_scalar(
+        "select count(*) from _sqlx_migrations where success and version = any($1)",
+    )
+    .bind(&needed)
+    .fetch_one(connection)
+    .await;
+    match present {
+        Ok(present) => Ok(usize::try_from(present) == Ok(needed.len())),
+        Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+const UNDEFINED_TABLE: &str = "42P01";
+const UNIQUE_VIOLATION: &str = "23505";
+const FOREIGN_KEY_VIOLATION: &str = "23503";
+
+/// Whether a statement was refused by this unique constraint.
+#[must_use]
+pub fn is_unique_violation(error: &sqlx::Error, constraint: &str) -> bool {
+    violates(error, UNIQUE_VIOLATION, constraint)
+}
+
+/// Whether a statement was refused by this foreign key.
+#[must_use]
+pub fn is_foreign_key_violation(error: &sqlx::Error, constraint: &str) -> bool {
+    violates(error, FOREIGN_KEY_VIOLATION, constraint)
+}
+
+/// A distributed PostgreSQL adds the number of a shard to a constraint's name, and
+/// may give the name in the message only.
+fn violates(error: &sqlx::Error, code: &str, constraint: &str) -> bool {
+    let Some(database) = error.as_database_error() else {
+        return false;
+    };
+    let named = match database.constraint() {
+        Some(name) => name.starts_with(constraint),
+        None => database.message().contains(&format!("\"{constraint}")),
+    };
+    database.code().as_deref() == Some(code) && named
+}
+
+fn sqlstate(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code)
+}
+
+/// Tells a database that is away from a fault of this service.
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let Some(code) = sqlstate(&error) else {
+            return match error {
+                sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
+                    Self::DatabaseUnavailable(error.into())
+                }
+                other => Self::internal(other),
+            };
+        };
+        match (&code[..2], &*code) {
+            // Statement or lock timeout.
+            (_, "57014" | "55P03") => Self::DeadlineExceeded,
+            // Connection trouble; out of connections, memory or disk; stopped or
+            // starting; read-only; deadlock or serialization failure.
+            ("08" | "53" | "57" | "58", _) | (_, "25006" | "40P01" | "40001") => {
+                Self::DatabaseUnavailable(error.into())
+            }
+            _ => Self::internal(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_all_dialects_are_read() {
+        for scheme in ["postgres", "postgresql", "postgresql+psycopg", "postgresql+asyncpg"] {
+            let options =
+                parse_url(&format!("{scheme}://app_user:p%40ss@db:5433/app_db?sslmode=disable"))
+                    .expect("a good URL");
+            assert_eq!(options.get_host(), "db");
+            assert_eq!(options.get_port(), 5433);
+            assert_eq!(options.get_username(), "app_user");
+            assert_eq!(options.get_database(), Some("app_db"));
+        }
+        for bad in ["", "db", "mysql://db", "postgresql:/db", "sqlite+aiosqlite:///db"] {
+            assert!(parse_url(bad).is_err(), "{bad}");
+        }
+    }
+}

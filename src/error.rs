@@ -1,0 +1,253 @@
+//! What can go wrong with a call, by meaning, and how it is told to the caller.
+
+use std::{error::Error as StdError, fmt, time::Duration};
+
+use http::HeaderMap;
+use time::format_description::well_known::Rfc3339;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use crate::{clock, proto::error::v1::ErrorReason, validation::Violations};
+
+/// The domain of all reasons (`google.rpc.ErrorInfo`).
+const DOMAIN: &str = "fastzero";
+
+/// When a call that found the service overloaded may come again: about the time in
+/// which a full hashing queue empties.
+const RETRY_OVERLOADED_AFTER: Duration = Duration::from_millis(500);
+
+/// When a call that found no database may come again: the health service looks for
+/// it about as often.
+const RETRY_DATABASE_AFTER: Duration = Duration::from_secs(1);
+
+/// Why a call fails. What a value tells the caller stands with its namesake in
+/// `fastzero.error.v1.ErrorReason`.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the contract's ErrorReason documents each")]
+pub enum Error {
+    NotAuthenticated,
+    TokenInvalid,
+    TokenExpired,
+    SessionRevoked,
+    IncorrectCredentials,
+    RefreshTokenInvalid,
+    RefreshTokenExpired,
+    RefreshTokenReused,
+    InvalidRequest(Violations),
+    NotEnoughPermissions,
+    UserNotFound,
+    SessionNotFound,
+    TodoNotFound,
+    UsernameExists,
+    EmailExists,
+    EtagMismatch,
+    Overloaded,
+    DeadlineExceeded,
+    /// With what the log is to say; it goes no further.
+    DatabaseUnavailable(Cause),
+    /// With what the log is to say; it goes no further.
+    Internal(Cause),
+    Unimplemented,
+}
+
+/// What lies behind an error: for the log, never for the caller.
+pub type Cause = Box<dyn StdError + Send + Sync>;
+
+impl Error {
+    /// A fault of this service.
+    pub fn internal(cause: impl Into<Cause>) -> Self {
+        Self::Internal(cause.into())
+    }
+
+    /// What to tell an operator, where there is no caller.
+    #[must_use]
+    pub fn into_cause(self) -> Cause {
+        match self {
+            Self::Internal(cause) | Self::DatabaseUnavailable(cause) => cause,
+            other => other.into(),
+        }
+    }
+
+    fn reason(&self) -> ErrorReason {
+        match self {
+            Self::NotAuthenticated => ErrorReason::NotAuthenticated,
+            Self::TokenInvalid => ErrorReason::TokenInvalid,
+            Self::TokenExpired => ErrorReason::TokenExpired,
+            Self::SessionRevoked => ErrorReason::SessionRevoked,
+            Self::IncorrectCredentials => ErrorReason::IncorrectCredentials,
+            Self::RefreshTokenInvalid => ErrorReason::RefreshTokenInvalid,
+            Self::RefreshTokenExpired => ErrorReason::RefreshTokenExpired,
+            Self::RefreshTokenReused => ErrorReason::RefreshTokenReused,
+            Self::InvalidRequest(_) => ErrorReason::InvalidRequest,
+            Self::NotEnoughPermissions => ErrorReason::NotEnoughPermissions,
+            Self::UserNotFound => ErrorReason::UserNotFound,
+            Self::SessionNotFound => ErrorReason::SessionNotFound,
+            Self::TodoNotFound => ErrorReason::TodoNotFound,
+            Self::UsernameExists => ErrorReason::UsernameExists,
+            Self::EmailExists => ErrorReason::EmailExists,
+            Self::EtagMismatch => ErrorReason::EtagMismatch,
+            Self::Overloaded => ErrorReason::Overloaded,
+            Self::DeadlineExceeded => ErrorReason::DeadlineExceeded,
+            Self::DatabaseUnavailable(_) => ErrorReason::DatabaseUnavailable,
+            Self::Internal(_) => ErrorReason::Internal,
+            Self::Unimplemented => ErrorReason::Unimplemented,
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::NotAuthenticated
+            | Self::TokenInvalid
+            | Self::TokenExpired
+            | Self::SessionRevoked
+            | Self::IncorrectCredentials
+            | Self::RefreshTokenInvalid
+            | Self::RefreshTokenExpired
+            | Self::RefreshTokenReused => Code::Unauthenticated,
+            Self::InvalidRequest(_) => Code::InvalidArgument,
+            Self::NotEnoughPermissions => Code::PermissionDenied,
+            Self::UserNotFound | Self::SessionNotFound | Self::TodoNotFound => Code::NotFound,
+            Self::UsernameExists | Self::EmailExists => Code::AlreadyExists,
+            Self::EtagMismatch => Code::Aborted,
+            Self::Overloaded => Code::ResourceExhausted,
+            Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::DatabaseUnavailable(_) => Code::Unavailable,
+            Self::Internal(_) => Code::Internal,
+            Self::Unimplemented => Code::Unimplemented,
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Overloaded => Some(RETRY_OVERLOADED_AFTER),
+            Self::DatabaseUnavailable(_) => Some(RETRY_DATABASE_AFTER),
+            _ => None,
+        }
+    }
+}
+
+/// What the caller reads.
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAuthenticated => formatter.write_str("Not authenticated"),
+            Self::TokenInvalid | Self::TokenExpired | Self::SessionRevoked => {
+                formatter.write_str("Could not validate credentials")
+            }
+            Self::IncorrectCredentials => formatter.write_str("Incorrect email or password"),
+            Self::RefreshTokenInvalid | Self::RefreshTokenExpired | Self::RefreshTokenReused => {
+                formatter.write_str("Could not validate refresh token")
+            }
+            Self::InvalidRequest(violations) => {
+                formatter.write_str("Invalid request")?;
+                violations.iter().enumerate().try_for_each(|(index, (field, allowed))| {
+                    let separator = if index == 0 { ": " } else { "; " };
+                    write!(formatter, "{separator}{field} {allowed}")
+                })
+            }
+            Self::NotEnoughPermissions => formatter.write_str("Not enough permissions"),
+            Self::UserNotFound => formatter.write_str("User not found"),
+            Self::SessionNotFound => formatter.write_str("Session not found"),
+            Self::TodoNotFound => formatter.write_str("Task not found."),
+            Self::UsernameExists => formatter.write_str("Username already exists"),
+            Self::EmailExists => formatter.write_str("Email already exists"),
+            Self::EtagMismatch => {
+                formatter.write_str("The resource has changed: its etag is another one")
+            }
+            Self::Overloaded => formatter.write_str("Too much to do at the moment"),
+            Self::DeadlineExceeded => formatter.write_str("The deadline has passed"),
+            Self::DatabaseUnavailable(_) => {
+                formatter.write_str("The database is not available at the moment")
+            }
+            Self::Internal(_) => formatter.write_str("Internal error"),
+            Self::Unimplemented => formatter.write_str("The service has no such method"),
+        }
+    }
+}
+
+impl StdError for Error {}
+
+/// Writes the cause to the log, once, and leaves it out of the answer.
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        match &error {
+            Error::Internal(cause) => tracing::error!(cause = %Chain(&**cause), "internal error"),
+            Error::DatabaseUnavailable(cause) => {
+                tracing::warn!(cause = %Chain(&**cause), "database unavailable");
+            }
+            _ => {}
+        }
+        let mut details = ErrorDetails::new();
+        set_reason(&mut details, error.reason());
+        if let Some(delay) = error.retry_after() {
+            details.set_retry_info(Some(delay));
+        }
+        let (code, message) = (error.code(), error.to_string());
+        if let Error::InvalidRequest(violations) = error {
+            let violation = |(field, allowed)| FieldViolation::new(field, allowed);
+            details.set_bad_request(violations.iter().map(violation).collect::<Vec<_>>());
+        }
+        Self::with_error_details(code, message, details)
+    }
+}
+
+/// Completes the details of an error's response, if it is one: the request's id, and
+/// the reason where the gRPC library or the health service made the error. Gives the
+/// call's code.
+pub(crate) fn complete_details(headers: &mut HeaderMap, request_id: &str) -> Code {
+    let Some(status) = Status::from_header_map(headers) else {
+        return Code::Ok;
+    };
+    if status.code() == Code::Ok {
+        return Code::Ok;
+    }
+    let mut details = status.get_error_details();
+    if details.error_info().is_none() {
+        set_reason(&mut details, library_reason(status.code()));
+    }
+    details.set_request_info(request_id, "");
+    let complete = Status::with_error_details(status.code(), status.message(), details);
+    // Fails only for a message that is no header value, and this one was a header.
+    let _ = complete.add_header(headers);
+    complete.code()
+}
+
+fn set_reason(details: &mut ErrorDetails, reason: ErrorReason) {
+    let name = reason.as_str_name();
+    let name = name.strip_prefix("ERROR_REASON_").unwrap_or(name);
+    let mut metadata = std::collections::HashMap::new();
+    if reason == ErrorReason::TokenExpired
+        && let Ok(server_time) = clock::now().format(&Rfc3339)
+    {
+        metadata.insert("server_time".to_owned(), server_time);
+    }
+    details.set_error_info(name, DOMAIN, metadata);
+}
+
+/// The reasons of the errors that are not made here.
+fn library_reason(code: Code) -> ErrorReason {
+    match code {
+        Code::Unimplemented => ErrorReason::Unimplemented,
+        Code::OutOfRange => ErrorReason::MessageTooLarge,
+        Code::NotFound => ErrorReason::ServiceUnknown,
+        Code::InvalidArgument => ErrorReason::InvalidRequest,
+        Code::DeadlineExceeded => ErrorReason::DeadlineExceeded,
+        Code::ResourceExhausted => ErrorReason::Overloaded,
+        _ => ErrorReason::Internal,
+    }
+}
+
+/// An error with all that caused it, in one line.
+pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(formatter, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! The gRPC health service: what it says of each service, and the look at the database
+//! that it follows.
+
+use std::time::Duration;
+
+use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tonic::server::NamedService;
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::{Health, HealthServer},
+    server::{HealthReporter, HealthService},
+};
+
+use crate::{
+    auth, database,
+    proto::{
+        auth::v1::auth_service_server::AuthServiceServer,
+        todo::v1::todo_service_server::TodoServiceServer,
+        user::v1::user_service_server::UserServiceServer,
+    },
+    todo, user,
+};
+
+/// How often the database is looked at. With [`CHECK_TIMEOUT`], an outage is told
+/// within two seconds.
+const CHECK_INTERVAL: Duration = Duration::from_millis(900);
+
+/// How long a look may take before the database counts as away.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The names that need the database; `""` is the server as a whole.
+const READINESS: [&str; 4] = [
+    "",
+    <AuthServiceServer<auth::service::AuthService> as NamedService>::NAME,
+    <TodoServiceServer<todo::service::TodoService> as NamedService>::NAME,
+    <UserServiceServer<user::service::UserService> as NamedService>::NAME,
+];
+
+/// The name that is SERVING as long as the process works, whatever the database does.
+const LIVENESS: &str = "liveness";
+
+/// Tells the health service what to say.
+#[derive(Clone, Debug)]
+pub struct Reporter(HealthReporter);
+
+impl Reporter {
+    /// All that needs the database is NOT_SERVING at first.
+    pub async fn new() -> (Self, HealthServer<impl Health>) {
+        let reporter = HealthReporter::new();
+        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        let this = Self(reporter);
+        this.report(false).await;
+        this.0.set_service_status(LIVENESS, ServingStatus::Serving).await;
+        (this, service)
+    }
+
+    /// Follows the database for ever, after it was reported to be ready, over a connection of its own: calls that wait for
+    /// the others must not make the service look dead.
+    pub async fn follow(self, options: PgConnectOptions) {
+        let mut ticks = interval(CHECK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut connection = None;
+        let mut was_ready = true;
+        loop {
+            ticks.tick().await;
+            let is_ready = match timeout(CHECK_TIMEOUT, check(&mut connection, &options)).await {
+                Ok(Ok(is_ready)) => is_ready,
+                Ok(Err(error)) => {
+                    log_change(was_ready, &error);
+                    connection = None;
+                    false
+                }
+                Err(late) => {
+                    log_change(was_ready, &late);
+                    connection = None;
+                    false
+                }
+            };
+            // Watchers are told of changes only.
+            if is_ready != was_ready {
+                tracing::info!(is_ready, "readiness changed");
+                self.report(is_ready).await;
+                was_ready = is_ready;
+            }
+        }
+    }
+
+    /// Says that the service stops.
+    pub async fn stop(&self) {
+        self.report(false).await;
+        self.0.set_service_status(LIVENESS, ServingStatus::NotServing).await;
+    }
+
+    /// Says of all that needs the database whether it is ready.
+    pub async fn report(&self, is_ready: bool) {
+        let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in READINESS {
+            self.0.set_service_status(name, status).await;
+        }
+    }
+}
+
+async fn check(
+    connection: &mut Option<PgConnection>,
+    options: &PgConnectOptions,
+) -> Result<bool, sqlx::Error> {
+    let connection = match connection {
+        Some(connection) => connection,
+        None => connection.insert(options.connect().await?),
+    };
+    database::is_migrated(connection).await
+}
+
+fn log_change(was_ready: bool, error: &dyn std::error::Error) {
+    if was_ready {
+        tracing::warn!(cause = %error, "the database does not answer");
+    }
+}

@@ -1,0 +1,111 @@
+//! Ids: UUIDv7 (RFC 9562, section 5.7), one type for each kind of thing.
+
+use std::fmt;
+
+use time::OffsetDateTime;
+use uuid::{Uuid, fmt::Hyphenated};
+
+use crate::validation::Invalid;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// Makes an id that is greater than all this process made before.
+            #[must_use]
+            pub fn generate() -> Self {
+                Self(Uuid::now_v7())
+            }
+
+            /// Reads an id as callers write it: in lower case with hyphens.
+            pub fn parse(text: &str) -> Result<Self, Invalid> {
+                parse(text).map(Self)
+            }
+
+            /// The id that the database holds.
+            #[must_use]
+            pub const fn from_uuid(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
+            /// The id as the database holds it.
+            #[must_use]
+            pub const fn as_uuid(self) -> Uuid {
+                self.0
+            }
+
+            /// The instant at which the id was made, in milliseconds.
+            #[must_use]
+            pub fn create_time(self) -> OffsetDateTime {
+                create_time(self.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(formatter)
+            }
+        }
+    };
+}
+
+id! {
+    /// Names a user.
+    UserId
+}
+id! {
+    /// Names a session of a user.
+    SessionId
+}
+id! {
+    /// Names a to-do of an owner.
+    TodoId
+}
+
+fn parse(text: &str) -> Result<Uuid, Invalid> {
+    const ALLOWED: Invalid =
+        Invalid::new("must be a UUID in lower case with hyphens, as the service made it");
+
+    let uuid = Uuid::try_parse(text).map_err(|_| ALLOWED)?;
+    let mut buffer = [0; Hyphenated::LENGTH];
+    if uuid.hyphenated().encode_lower(&mut buffer) == text { Ok(uuid) } else { Err(ALLOWED) }
+}
+
+/// Ids that this service did not make may hold no instant: they count from 1970.
+fn create_time(uuid: Uuid) -> OffsetDateTime {
+    let (seconds, nanoseconds) = uuid.get_timestamp().map_or((0, 0), |time| time.to_unix());
+    let nanoseconds = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_rise_and_hold_their_instant() {
+        let before = OffsetDateTime::now_utc();
+        let ids: Vec<_> = (0..10_000).map(|_| TodoId::generate()).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b));
+        let age = ids[0].create_time() - before;
+        assert!(age.whole_milliseconds().abs() < 1_000, "{age}");
+    }
+
+    #[test]
+    fn ids_have_one_spelling() {
+        let id = TodoId::generate();
+        let text = id.to_string();
+        assert_eq!(TodoId::parse(&text), Ok(id));
+        let simple = text.replace('-', "");
+        let braced = format!("{{{text}}}");
+        let urn = format!("urn:uuid:{text}");
+        let upper = text.to_uppercase();
+        let padded = format!(" {text}");
+        for other in ["", "me", "1", &simple, &braced, &urn, &upper, &padded, "٣"] {
+            assert!(TodoId::parse(other).is_err(), "{other}");
+        }
+    }
+}

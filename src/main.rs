@@ -1,0 +1,268 @@
+//! The command line. The only place that reads the environment and ends the process.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, error::ErrorKind};
+use fast_zero::{
+    config::{self, Config, ConfigError},
+    database,
+    error::{Cause, Chain, Error},
+    probe::{self, Outcome},
+    server::{self, Backing},
+    shutdown::Shutdown,
+    telemetry,
+};
+use tokio::net::TcpListener;
+
+/// Users, authentication and to-dos over gRPC, on PostgreSQL.
+///
+/// Every option can be given as an environment variable too, or in a file `.env` in the
+/// working folder; an option comes before a variable, and a variable before the file.
+#[derive(Debug, Parser)]
+#[command(version = VERSION)]
+struct Arguments {
+    #[command(flatten)]
+    config: Config,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("FASTZERO_COMMIT"), ")");
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve gRPC (the default)
+    Serve,
+    /// Bring the database's schema up to date, and end
+    Migrate,
+    /// Ask the server how it is: exits with 0 when it is SERVING, 2 when nobody answers, 3 when the rpc fails, 4 when it is not SERVING
+    Healthcheck {
+        /// host:port of the server; by default the one that LISTEN_ADDR describes
+        #[arg(long)]
+        addr: Option<String>,
+        /// Service to ask about; by default the server as a whole
+        #[arg(long, default_value = "")]
+        service: String,
+    },
+    /// Run the private PostgreSQL alone: print its URL, stay until a signal
+    #[cfg(feature = "embedded")]
+    Postgres {
+        /// Stop at the end of the standard input, too
+        #[arg(long)]
+        lifeline: bool,
+        /// Keep the data in a temporary folder, and remove it at the end
+        #[arg(long)]
+        temporary: bool,
+    },
+}
+
+/// Why the process ends, and with which code (sysexits.h).
+enum Failure {
+    Usage(clap::Error),
+    Config(Cause),
+    Runtime(Cause),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error.into())
+    }
+}
+
+impl From<Cause> for Failure {
+    fn from(cause: Cause) -> Self {
+        Self::Runtime(cause)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Runtime(error.into())
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+impl Failure {
+    fn report(self) -> ExitCode {
+        match self {
+            Self::Usage(error) => {
+                // Nobody may be there to read it.
+                let _ = error.print();
+                ExitCode::from(match error.kind() {
+                    ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
+                    ErrorKind::InvalidValue | ErrorKind::ValueValidation => 78,
+                    _ => 64,
+                })
+            }
+            Self::Config(cause) => {
+                eprintln!("error: {}", Chain(&*cause));
+                ExitCode::from(78)
+            }
+            Self::Runtime(cause) => {
+                eprintln!("error: {}", Chain(&*cause));
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn run() -> Result<ExitCode, Failure> {
+    load_dotenv()?;
+    let arguments = Arguments::try_parse().map_err(Failure::Usage)?;
+    let config = arguments.config;
+    telemetry::start(&config);
+    match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => on_runtime(serve(&config)),
+        Command::Migrate => on_runtime(migrate(&config)),
+        Command::Healthcheck { addr, service } => {
+            let address = addr.unwrap_or_else(|| config.local_addr().to_string());
+            on_runtime(async { Ok(exit_code(probe::probe(&address, &service).await)) })
+        }
+        // Has a runtime of its own: it changes the user first, which must come before
+        // the first thread.
+        #[cfg(feature = "embedded")]
+        Command::Postgres { lifeline, temporary } => {
+            let data_dir = config.fastzero_data_dir;
+            let options = fast_zero::embedded::Options { data_dir, lifeline, temporary };
+            fast_zero::embedded::run(&options).map_err(|error| Failure::Runtime(error.into()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Variables that are set already stay as they are.
+fn load_dotenv() -> Result<(), Failure> {
+    match dotenvy::from_path(".env") {
+        Ok(()) => Ok(()),
+        Err(error) if error.not_found() => Ok(()),
+        // The error would show the line, in which a secret may stand.
+        Err(dotenvy::Error::LineParse(_, column)) => Err(Failure::Config(
+            format!(".env has a line that is no NAME=value (error at its character {column})")
+                .into(),
+        )),
+        Err(error) => Err(Failure::Config(format!(".env cannot be read: {error}").into())),
+    }
+}
+
+fn on_runtime(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // A hash that nobody waits for does not hold the exit.
+    runtime.shutdown_background();
+    result
+}
+
+/// As `grpc_health_probe` exits.
+fn exit_code(outcome: Outcome) -> ExitCode {
+    ExitCode::from(match outcome {
+        Outcome::Serving => 0,
+        Outcome::NoConnection => 2,
+        Outcome::RpcFailed => 3,
+        Outcome::NotServing => 4,
+    })
+}
+
+/// Where the data is: with a private PostgreSQL, which runs as long as this lives.
+struct Source {
+    backing: Backing,
+    #[cfg(feature = "embedded")]
+    private: Option<fast_zero::embedded::Embedded>,
+}
+
+async fn serve(config: &Config) -> Result<ExitCode, Failure> {
+    let shutdown = Shutdown::on_signals()?;
+    let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| {
+        Cause::from(format!("cannot listen on {}: {error}", config.listen_addr))
+    })?;
+    let source = tokio::select! {
+        source = Source::open(config) => source?,
+        () = shutdown.requested.cancelled() => return Ok(ExitCode::SUCCESS),
+    };
+    let running = server::run(
+        listener,
+        config,
+        source.backing.clone(),
+        |address| source.greet(config::local_addr(address)),
+        shutdown.requested.clone(),
+    );
+    let result = tokio::select! {
+        result = running => result.map(|()| ExitCode::SUCCESS),
+        () = shutdown.forced.cancelled() => Ok(ExitCode::FAILURE),
+    };
+    source.close().await;
+    Ok(result?)
+}
+
+async fn migrate(config: &Config) -> Result<ExitCode, Failure> {
+    let source = Source::open(config).await?;
+    let patience = config.database_wait();
+    let migrated = async {
+        let mut connection = database::wait_for(&source.backing.database, patience).await?;
+        database::check_encoding(&mut connection).await?;
+        database::migrate(&source.backing.database, patience).await
+    };
+    let result = migrated.await.map_err(Error::into_cause);
+    source.close().await;
+    result?;
+    tracing::info!("the schema is up to date");
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(feature = "embedded")]
+impl Source {
+    /// The database that is configured, or else a private one.
+    async fn open(config: &Config) -> Result<Self, Failure> {
+        use fast_zero::embedded::{Embedded, kept_secret_key};
+
+        let (database, keyring) = (config.database()?, config.keyring()?);
+        if let Some(database) = database {
+            let keyring = keyring.ok_or_else(|| config::required("SECRET_KEY"))?;
+            return Ok(Self { backing: Backing { database, keyring }, private: None });
+        }
+        let data_dir = config.fastzero_data_dir.as_deref();
+        let private = Embedded::start(data_dir).await.map_err(Cause::from)?;
+        let database = database::parse_url(private.url().expose_secret())?;
+        let keyring = match keyring {
+            Some(keyring) => keyring,
+            None => config.keyring_with(kept_secret_key(data_dir).map_err(Cause::from)?)?,
+        };
+        Ok(Self { backing: Backing { database, keyring }, private: Some(private) })
+    }
+
+    async fn close(self) {
+        if let Some(private) = self.private {
+            private.stop().await;
+        }
+    }
+
+    /// Tells a newcomer what to do next; with a database of their own they know.
+    fn greet(&self, address: std::net::SocketAddr) {
+        if self.private.is_some() {
+            println!(
+                "fast-zero serves gRPC at {address} on a private PostgreSQL. Try:\n\n    \
+                 grpcurl -plaintext -d '{{\"username\": \"ana\", \"email\": \"ana@example.com\", \
+                 \"password\": \"correct horse\"}}' {address} fastzero.user.v1.UserService/CreateUser\n"
+            );
+        }
+    }
+}
+
+#[cfg(not(feature = "embedded"))]
+impl Source {
+    /// The database that is configured.
+    async fn open(config: &Config) -> Result<Self, Failure> {
+        let database = config.database()?.ok_or_else(|| config::required("DATABASE_URL"))?;
+        let keyring = config.keyring()?.ok_or_else(|| config::required("SECRET_KEY"))?;
+        Ok(Self { backing: Backing { database, keyring } })
+    }
+
+    async fn close(self) {}
+
+    fn greet(&self, _: std::net::SocketAddr) {}
+}

@@ -1,0 +1,302 @@
+//! Passwords: what they may be, and argon2id on a bounded number of threads.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use argon2::{
+    ARGON2ID_IDENT, Algorithm, Argon2, Block, Params, Version,
+    password_hash::phc::{self, Output, ParamsString, Salt},
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    error::Error,
+    text::{self, Lines},
+    validation::Invalid,
+};
+
+/// Passwords, in characters.
+const LENGTH: std::ops::RangeInclusive<usize> = 8..=128;
+
+/// Passwords that may wait for each hashing thread. One hash takes some 25 ms, so
+/// the last in the queue waits for under half a second.
+const QUEUE_PER_THREAD: usize = 16;
+
+/// The most memory, in KiB, and passes that the hash of a row may ask for: a row
+/// that somebody tampered with must not exhaust the service.
+const MAX_STORED_MEMORY: u32 = 256 * 1024;
+const MAX_STORED_PASSES: u32 = 16;
+
+const SALT_BYTES: usize = 16;
+const OUTPUT_BYTES: usize = 32;
+
+/// The cost of a hash: OWASP's floor for argon2id (19 MiB, two passes, one lane).
+#[must_use]
+pub fn default_cost() -> Params {
+    Params::DEFAULT
+}
+
+/// A password that may be set. It can only be hashed, not stored.
+#[derive(Clone, Debug)]
+pub struct NewPassword(SecretString);
+
+impl NewPassword {
+    /// 8 to 128 characters after NFC, of any kind but control characters.
+    pub fn parse(raw: &str) -> Result<Self, Invalid> {
+        text::refuse_control_characters(raw, Lines::One)?;
+        let password = text::nfc(raw);
+        text::check_length(&password, LENGTH)?;
+        Ok(Self(password.as_ref().into()))
+    }
+
+    /// Refuses a password that is one of the user's names, in any case.
+    pub fn check_differs_from(&self, names: &[&str]) -> Result<(), Invalid> {
+        let folded = text::fold(self.0.expose_secret());
+        if names.iter().any(|name| text::fold(name) == folded) {
+            return Err(Invalid::new("must not be the username or the e-mail address"));
+        }
+        Ok(())
+    }
+
+    /// Whether both are the same.
+    #[must_use]
+    pub fn equals(&self, attempt: &Attempt) -> bool {
+        attempt.0.as_ref().is_some_and(|attempt| attempt.expose_secret() == self.0.expose_secret())
+    }
+}
+
+/// A password that somebody claims to be theirs. `None` when it cannot be one.
+#[derive(Clone, Debug)]
+pub struct Attempt(Option<SecretString>);
+
+impl Attempt {
+    /// Any text; one that could not have been set as a password is wrong, after the
+    /// same work as any other.
+    #[must_use]
+    pub fn new(raw: &str) -> Self {
+        Self(NewPassword::parse(raw).ok().map(|password| password.0))
+    }
+}
+
+/// The hash of a password, in the PHC string format.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PasswordHash(String);
+
+impl PasswordHash {
+    /// A hash from the database.
+    #[must_use]
+    pub fn from_stored(phc: String) -> Self {
+        Self(phc)
+    }
+
+    /// As the database keeps it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PasswordHash {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("PasswordHash(…)")
+    }
+}
+
+/// What comes of checking a password.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is another one, or there was none to compare it with.
+    Wrong,
+    /// It is the right one. `rehashed` is there when the cost of hashes has changed
+    /// since it was set.
+    Right {
+        /// A hash of the same password with today's cost.
+        rehashed: Option<PasswordHash>,
+    },
+}
+
+/// Hashes and checks passwords, on a few threads at a time.
+#[derive(Clone, Debug)]
+pub struct Hasher(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    cost: Params,
+    /// Compared with when there is no user: takes as long, and is never right.
+    dummy: PasswordHash,
+    threads: usize,
+    /// One permit for each password that is hashed or waits.
+    places: Arc<Semaphore>,
+    /// One permit for each password that is hashed.
+    running: Arc<Semaphore>,
+    /// Memory that the next hash finds ready, while passwords wait. 19 MiB of fresh
+    /// pages cost a third of a hash.
+    spare: Mutex<Vec<Vec<Block>>>,
+}
+
+impl Hasher {
+    /// Hashes with `cost`, `threads` passwords at a time.
+    #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "a proven invariant")]
+    pub fn new(threads: usize, cost: Params) -> Self {
+        let dummy = phc(&cost, &random::<SALT_BYTES>(), &random::<OUTPUT_BYTES>());
+        Self(Arc::new(Shared {
+            cost,
+            dummy: dummy.expect("random bytes of these lengths make a hash"),
+            threads,
+            places: Arc::new(Semaphore::new(threads * (1 + QUEUE_PER_THREAD))),
+            running: Arc::new(Semaphore::new(threads)),
+            spare: Mutex::default(),
+        }))
+    }
+
+    /// Takes a place in the queue, before anything else is done for the call;
+    /// [`Error::Overloaded`] when it is full.
+    pub fn admit(&self) -> Result<Place, Error> {
+        let permit = self.0.places.clone().try_acquire_owned().map_err(|_| Error::Overloaded)?;
+        Ok(Place { shared: self.0.clone(), permit })
+    }
+}
+
+/// A place in the queue, for one password.
+#[derive(Debug)]
+pub struct Place {
+    shared: Arc<Shared>,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Hashes a password that is to be set.
+    pub async fn hash(self, password: NewPassword) -> Result<PasswordHash, Error> {
+        self.run(move |shared| shared.hash(&password.0)).await
+    }
+
+    /// Checks a password against the stored hash, or, with the same work, against
+    /// none.
+    pub async fn verify(
+        self,
+        attempt: Attempt,
+        stored: Option<PasswordHash>,
+    ) -> Result<Verdict, Error> {
+        self.run(move |shared| shared.verify(&attempt, stored.as_ref())).await
+    }
+
+    /// Runs on a thread of its own. The permits go along: a call that is dropped
+    /// does not stop its hash, which must still count.
+    async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let Self { shared, permit } = self;
+        let running = shared.running.clone().acquire_owned().await.map_err(Error::internal)?;
+        let hashing = tokio::task::spawn_blocking(move || {
+            let result = work(&shared);
+            drop((running, permit));
+            result
+        });
+        hashing.await.map_err(Error::internal)?
+    }
+}
+
+impl Shared {
+    fn hash(&self, password: &SecretString) -> Result<PasswordHash, Error> {
+        let salt = random::<SALT_BYTES>();
+        let output = self.argon2(password, &salt, &self.cost)?;
+        phc(&self.cost, &salt, &output).map_err(Error::internal)
+    }
+
+    fn verify(&self, attempt: &Attempt, stored: Option<&PasswordHash>) -> Result<Verdict, Error> {
+        let nobody = SecretString::default();
+        let password = attempt.0.as_ref().unwrap_or(&nobody);
+        let hash =
+            phc::PasswordHash::new(stored.unwrap_or(&self.dummy).as_str()).map_err(|error| {
+                Error::internal(format!("a stored password hash is damaged: {error}"))
+            })?;
+        let (cost, salt, expected) = stored_parts(&hash).ok_or_else(|| {
+            Error::internal("a stored password hash has parameters out of bounds")
+        })?;
+
+        let output = Output::new(&self.argon2(password, &salt, &cost)?).map_err(Error::internal)?;
+        // `Output` compares in constant time.
+        if output != expected || stored.is_none() || attempt.0.is_none() {
+            return Ok(Verdict::Wrong);
+        }
+        let outdated = !same_cost(&cost, &self.cost);
+        let rehashed = outdated.then(|| self.hash(password)).transpose()?;
+        Ok(Verdict::Right { rehashed })
+    }
+
+    fn argon2(
+        &self,
+        password: &SecretString,
+        salt: &[u8],
+        cost: &Params,
+    ) -> Result<[u8; OUTPUT_BYTES], Error> {
+        let mut memory = self.take_memory(cost.block_count());
+        let mut output = [0; OUTPUT_BYTES];
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, cost.clone())
+            .hash_password_into_with_memory(
+                password.expose_secret().as_bytes(),
+                salt,
+                &mut output,
+                &mut memory[..],
+            )
+            .map_err(Error::internal)?;
+        self.keep_memory(memory);
+        Ok(output)
+    }
+
+    fn take_memory(&self, blocks: usize) -> Vec<Block> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut memory = spare.unwrap_or_default();
+        memory.resize(blocks, Block::new());
+        memory
+    }
+
+    /// Keeps the memory for a password that waits; an idle service holds none.
+    fn keep_memory(&self, memory: Vec<Block>) {
+        let places = self.threads * (1 + QUEUE_PER_THREAD);
+        let taken = places.saturating_sub(self.places.available_permits());
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken > self.threads {
+            spare.push(memory);
+        } else {
+            spare.clear();
+        }
+    }
+}
+
+fn same_cost(one: &Params, other: &Params) -> bool {
+    (one.m_cost(), one.t_cost(), one.p_cost()) == (other.m_cost(), other.t_cost(), other.p_cost())
+}
+
+/// The parts of a hash that are needed to compare with it, if they are within bounds.
+fn stored_parts(hash: &phc::PasswordHash) -> Option<(Params, Salt, Output)> {
+    let output = hash.hash?;
+    let stored = Params::try_from(hash).ok()?;
+    let within = hash.algorithm == ARGON2ID_IDENT
+        && stored.m_cost() <= MAX_STORED_MEMORY
+        && stored.t_cost() <= MAX_STORED_PASSES
+        && output.as_bytes().len() == OUTPUT_BYTES;
+    within.then_some((stored, hash.salt?, output))
+}
+
+fn phc(cost: &Params, salt: &[u8], output: &[u8]) -> Result<PasswordHash, phc::Error> {
+    let hash = phc::PasswordHash {
+        algorithm: ARGON2ID_IDENT,
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(cost).map_err(|_| phc::Error::ParamValueInvalid)?,
+        salt: Some(Salt::new(salt)?),
+        hash: Some(Output::new(output)?),
+    };
+    Ok(PasswordHash(hash.to_string()))
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system gives random bytes");
+    bytes
+}

@@ -1,0 +1,224 @@
+//! Everything is wired here: services, connections, start and stop.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+};
+use sqlx::postgres::PgConnectOptions;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::{
+    auth::{AccessTokens, RefreshTokens, guard::Authenticator, service::AuthService},
+    call::{Api, Gateway},
+    caller::LiveSessions,
+    config::Config,
+    database::{self, Database},
+    error::{Cause, Error},
+    health::Reporter,
+    keys::Keyring,
+    pagination::PageTokens,
+    password::Hasher,
+    proto::{
+        DESCRIPTORS, auth::v1::auth_service_server::AuthServiceServer,
+        todo::v1::todo_service_server::TodoServiceServer,
+        user::v1::user_service_server::UserServiceServer,
+    },
+    todo::service::TodoService,
+    user::service::UserService,
+};
+
+/// The largest request, in bytes. The largest good one has a description of 10 000
+/// characters, 40 kB.
+const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+
+/// The largest metadata of a request, in bytes.
+const MAX_HEADER_BYTES: u32 = 16 * 1024;
+
+/// Calls under way at once on one connection.
+const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+
+/// A connection on which nothing moves is asked after this time whether it is still
+/// there, and closed when it does not answer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_mins(1);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The pause after a connection could not be accepted: when the process has too many
+/// files open, trying again at once would take a whole core.
+const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// What the service stands on.
+#[derive(Clone, Debug)]
+pub struct Backing {
+    /// Where its data is.
+    pub database: PgConnectOptions,
+    /// What it signs with.
+    pub keyring: Keyring,
+}
+
+/// Serves until `shutdown` is cancelled.
+///
+/// Health and reflection answer from the first moment; the services when the database is
+/// reached and migrated. Then `announce` is called. Errors come before that only.
+pub async fn run(
+    listener: TcpListener,
+    config: &Config,
+    backing: Backing,
+    announce: impl FnOnce(SocketAddr),
+    shutdown: CancellationToken,
+) -> Result<(), Cause> {
+    let address = listener.local_addr()?;
+    let (reporter, health) = Reporter::new().await;
+    let closing = CancellationToken::new();
+    let mut open = Routes::new(health);
+    if config.reflection {
+        open =
+            open.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
+    }
+    let gateway = Arc::new(Gateway::new(open, closing.clone()).map_err(Error::into_cause)?);
+    let connections = tokio::spawn(accept(listener, gateway.clone(), closing.clone()));
+
+    let prepared = tokio::select! {
+        prepared = prepare(config, &backing.database) => Some(prepared.map_err(Error::into_cause)?),
+        () = shutdown.cancelled() => None,
+    };
+    if let Some(database) = prepared {
+        gateway.serve(api(config, database, &backing.keyring));
+        reporter.report(true).await;
+        let follow = tokio::spawn(reporter.clone().follow(backing.database));
+        tracing::info!(%address, "serving");
+        announce(address);
+        shutdown.cancelled().await;
+        follow.abort();
+        // It must not say SERVING after what is said next.
+        let _ = follow.await;
+    }
+
+    reporter.stop().await;
+    closing.cancel();
+    if timeout(config.shutdown_grace(), connections).await.is_err() {
+        tracing::warn!("connections were cut: they did not end within the grace");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Waits for the database and brings it into the state that the services need.
+async fn prepare(config: &Config, options: &PgConnectOptions) -> Result<Database, Error> {
+    let patience = config.database_wait();
+    let mut connection = database::wait_for(options, patience).await?;
+    database::check_encoding(&mut connection).await?;
+    if config.migrate_on_start {
+        database::migrate(options, patience).await?;
+    } else {
+        database::wait_for_schema(&mut connection, patience).await?;
+    }
+    let database = Database::new(options.clone(), config.database_max_connections.into())?;
+    database.warm_up().await?;
+    Ok(database)
+}
+
+fn api(config: &Config, database: Database, keyring: &Keyring) -> Api {
+    let live_sessions = Arc::new(LiveSessions::default());
+    let hasher = Hasher::new(config.hashing_threads.into(), config.hashing_cost.clone());
+    let page_tokens = PageTokens::new(keyring);
+    let access_tokens = AccessTokens::new(
+        keyring,
+        &config.token_issuer,
+        &config.token_audience,
+        time::Duration::minutes(config.access_token_expire_minutes.into()),
+    );
+    let authenticator = Arc::new(Authenticator {
+        access_tokens,
+        live_sessions: live_sessions.clone(),
+        database: database.clone(),
+    });
+    let auth = AuthService {
+        database: database.clone(),
+        hasher: hasher.clone(),
+        authenticator: authenticator.clone(),
+        refresh_tokens: RefreshTokens::new(keyring),
+        session_lifetime: time::Duration::days(config.refresh_token_expire_days.into()),
+    };
+    let user = UserService {
+        database: database.clone(),
+        hasher,
+        live_sessions,
+        page_tokens: page_tokens.clone(),
+    };
+    let todo = TodoService { database, page_tokens };
+    let routes =
+        Routes::new(AuthServiceServer::new(auth).max_decoding_message_size(MAX_REQUEST_BYTES))
+            .add_service(UserServiceServer::new(user).max_decoding_message_size(MAX_REQUEST_BYTES))
+            .add_service(TodoServiceServer::new(todo).max_decoding_message_size(MAX_REQUEST_BYTES))
+            .prepare();
+    Api { authenticator, routes }
+}
+
+/// Both versions list all services, themselves and each other included.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .include_reflection_service(false)
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+}
+
+/// Accepts connections until the server closes, then lets them finish.
+async fn accept(listener: TcpListener, gateway: Arc<Gateway>, closing: CancellationToken) {
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = closing.cancelled() => break,
+        };
+        match accepted.and_then(without_delay) {
+            Ok((stream, peer)) => serve_connection(stream, peer, gateway.clone(), &graceful),
+            Err(error) => {
+                tracing::warn!(cause = %error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
+            }
+        }
+    }
+    drop(listener);
+    graceful.shutdown().await;
+}
+
+/// Answers are small, and somebody waits for them.
+fn without_delay((stream, peer): (TcpStream, SocketAddr)) -> io::Result<(TcpStream, SocketAddr)> {
+    stream.set_nodelay(true).map(|()| (stream, peer))
+}
+
+fn serve_connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    gateway: Arc<Gateway>,
+    graceful: &GracefulShutdown,
+) {
+    let ip = peer.ip().to_canonical();
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let gateway = gateway.clone();
+        async move { Ok::<_, Infallible>(gateway.answer(request, ip).await) }
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let connection = graceful.watch(connection);
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(cause = %error, %peer, "a connection broke");
+        }
+    });
+}

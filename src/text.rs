@@ -1,0 +1,164 @@
+//! The rules for texts that callers write: NFC, then trimmed of white space, then
+//! measured in characters. Control characters are refused before trimming.
+
+use std::{borrow::Cow, ops::RangeInclusive};
+
+use unicase::UniCase;
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
+
+use crate::validation::Invalid;
+
+/// Whether a text may have more than one line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lines {
+    /// No control characters at all.
+    One,
+    /// Line breaks (CRLF becomes LF) and tabs, but no other control characters.
+    Many,
+}
+
+/// A text by the rules above.
+pub fn parse(raw: &str, lines: Lines, length: RangeInclusive<usize>) -> Result<String, Invalid> {
+    let raw = normalize_line_breaks(raw, lines);
+    refuse_control_characters(&raw, lines)?;
+    let text = nfc(&raw);
+    let text = text.trim();
+    check_length(text, length)?;
+    Ok(text.to_owned())
+}
+
+/// A text to search for, folded: by the rules above, but not trimmed. `None` when it
+/// is empty, which finds everything.
+pub fn parse_filter(raw: &str, lines: Lines, max: usize) -> Result<Option<String>, Invalid> {
+    let raw = normalize_line_breaks(raw, lines);
+    refuse_control_characters(&raw, lines)?;
+    let text = nfc(&raw);
+    check_length(&text, 0..=max)?;
+    Ok((!text.is_empty()).then(|| fold(&text)))
+}
+
+/// The text in normalisation form C (UAX #15): one spelling for what looks the same.
+#[must_use]
+pub fn nfc(text: &str) -> Cow<'_, str> {
+    match is_nfc_quick(text.chars()) {
+        IsNormalized::Yes => Cow::Borrowed(text),
+        IsNormalized::No | IsNormalized::Maybe => Cow::Owned(text.nfc().collect()),
+    }
+}
+
+/// The text without its case, for comparing: texts that are alike without regard to
+/// case are equal when folded (Unicode's full case folding, then NFC). It needs no
+/// database, so it is the same with every locale.
+#[must_use]
+pub fn fold(text: &str) -> String {
+    let folded = UniCase::unicode(text).to_folded_case();
+    match nfc(&folded) {
+        Cow::Borrowed(_) => folded,
+        Cow::Owned(normalized) => normalized,
+    }
+}
+
+/// Refuses control characters (Unicode's general category Cc).
+pub fn refuse_control_characters(text: &str, lines: Lines) -> Result<(), Invalid> {
+    let (allowed, message): (&[char], _) = match lines {
+        Lines::One => (&[], "must not contain control characters"),
+        Lines::Many => {
+            (&['\n', '\t'], "must not contain control characters but line breaks and tabs")
+        }
+    };
+    if text.chars().any(|char| char.is_control() && !allowed.contains(&char)) {
+        return Err(Invalid::new(message));
+    }
+    Ok(())
+}
+
+/// Checks the length in characters (Unicode scalar values).
+pub fn check_length(text: &str, length: RangeInclusive<usize>) -> Result<(), Invalid> {
+    let (min, max) = (*length.start(), *length.end());
+    if length.contains(&text.chars().count()) {
+        return Ok(());
+    }
+    Err(match min {
+        0 => format!("must have at most {max} characters").into(),
+        _ => format!("must have {min} to {max} characters").into(),
+    })
+}
+
+fn normalize_line_breaks(raw: &str, lines: Lines) -> Cow<'_, str> {
+    if lines == Lines::Many && raw.contains("\r\n") {
+        Cow::Owned(raw.replace("\r\n", "\n"))
+    } else {
+        Cow::Borrowed(raw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn folding_forgets_case_and_nothing_else() {
+        for (one, other) in [
+            ("Ç", "ç"),
+            ("STRASSE", "straße"),
+            ("ΟΔΟΣ", "οδος"),
+            ("ΟΔΟΣ", "οδοσ"),
+            ("É", "e\u{301}"),
+            ("ẞ", "ss"),
+        ] {
+            assert_eq!(fold(&nfc(one)), fold(&nfc(other)), "{one} {other}");
+        }
+        for (one, other) in [("e", "é"), ("i", "ı"), ("a b", "a  b"), ("🦀", "🦞")] {
+            assert_ne!(fold(one), fold(other), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn control_characters_are_refused_before_trimming() {
+        for text in ["a\n", "\ta", "a\0b", "a\u{7f}", "\u{85}a", "a\rb", "a\r\n"] {
+            assert!(parse(text, Lines::One, 1..=10).is_err(), "{text:?}");
+        }
+        for text in ["a\0b", "a\rb", "a\u{b}", "\u{85}"] {
+            assert!(parse(text, Lines::Many, 0..=10).is_err(), "{text:?}");
+        }
+        let text = parse(" a\r\n\tb\n", Lines::Many, 0..=10);
+        assert_eq!(text.as_deref(), Ok("a\n\tb"));
+    }
+
+    #[test]
+    fn length_is_counted_in_characters_after_normalising_and_trimming() {
+        let crabs = "🦀".repeat(10);
+        assert_eq!(parse(&crabs, Lines::One, 1..=10).as_deref(), Ok(&*crabs));
+        assert!(parse(&"🦀".repeat(11), Lines::One, 1..=10).is_err());
+        // Two characters become one.
+        assert_eq!(parse("e\u{301}", Lines::One, 1..=1).as_deref(), Ok("é"));
+        assert_eq!(parse("\u{3000} a \u{a0}", Lines::One, 1..=1).as_deref(), Ok("a"));
+        assert!(parse("\u{2003} ", Lines::One, 1..=10).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_twice_is_parsing_once(text in "\\PC{0,40}") {
+            if let Ok(once) = parse(&text, Lines::One, 1..=200) {
+                prop_assert_eq!(parse(&once, Lines::One, 1..=200), Ok(once));
+            }
+        }
+
+        #[test]
+        fn folding_twice_is_folding_once(text in "\\PC{0,40}") {
+            let once = fold(&nfc(&text));
+            prop_assert_eq!(fold(&once), once);
+        }
+
+        #[test]
+        fn what_a_text_contains_it_contains_in_any_case(
+            before in "[a-zA-Zéßſ]{0,8}", needle in "[a-zA-ZçÇ]{1,8}", after in "[a-zA-Z]{0,8}"
+        ) {
+            let text = fold(&format!("{before}{needle}{after}"));
+            prop_assert!(text.contains(&fold(&needle.to_uppercase())));
+            prop_assert!(text.contains(&fold(&needle.to_lowercase())));
+        }
+    }
+}

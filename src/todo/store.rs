@@ -1,0 +1,324 @@
+//! The statements on to-dos. The owner stands in every one, so that another owner's
+//! to-do cannot be found.
+
+use std::sync::LazyLock;
+
+use sqlx::PgExecutor;
+use time::{OffsetDateTime, macros::datetime};
+use uuid::Uuid;
+
+use super::{Direction, Filter, Key, NewTodo, OrderBy, Place, State, Todo, TodoChange};
+use crate::{
+    database::is_foreign_key_violation,
+    error::Error,
+    etag::{FIRST_VERSION, Guard},
+    id::{TodoId, UserId},
+    pagination::Page,
+    text,
+};
+
+/// What the to-dos of a page may add up to, in bytes: 1 MiB less room for the page
+/// token and the framing.
+const MAX_PAGE_BYTES: i64 = 1_000_000;
+
+/// What a to-do takes in an answer besides its texts, in bytes: id, times, etag, state
+/// and tags, rounded up.
+const TODO_OVERHEAD_BYTES: i32 = 160;
+
+struct Row {
+    id: Uuid,
+    title: String,
+    description: String,
+    state: i16,
+    updated_at: OffsetDateTime,
+    version: i64,
+}
+
+impl TryFrom<Row> for Todo {
+    type Error = Error;
+
+    fn try_from(row: Row) -> Result<Self, Error> {
+        let state = State::parse(row.state.into())
+            .map_err(|_| Error::internal(format!("a to-do has the unknown state {}", row.state)))?;
+        Ok(Self {
+            id: TodoId::from_uuid(row.id),
+            title: row.title,
+            description: row.description,
+            state,
+            updated_at: row.updated_at,
+            version: row.version,
+        })
+    }
+}
+
+/// Adds a to-do. [`Error::SessionRevoked`] when its owner has been deleted meanwhile.
+pub(super) async fn insert(
+    executor: impl PgExecutor<'_>,
+    owner_id: UserId,
+    todo: &NewTodo,
+) -> Result<Todo, Error> {
+    let inserted = sqlx::query_as!(
+        Row,
+        "insert into todos (
+             owner_id, id, title, title_folded, description, description_folded,
+             state, updated_at, version
+         ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         returning id, title, description, state, updated_at, version",
+        owner_id.as_uuid(),
+        todo.id.as_uuid(),
+        todo.title.as_str(),
+        todo.title.folded(),
+        todo.description.as_str(),
+        todo.description.folded(),
+        todo.state.number(),
+        todo.id.create_time(),
+        FIRST_VERSION,
+    )
+    .fetch_one(executor)
+    .await;
+    match inserted {
+        Ok(row) => row.try_into(),
+        Err(error) if is_foreign_key_violation(&error, "todos_owner_id_fkey") => {
+            Err(Error::SessionRevoked)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Looks up a to-do.
+pub(super) async fn find(
+    executor: impl PgExecutor<'_>,
+    owner_id: UserId,
+    id: TodoId,
+) -> Result<Option<Todo>, Error> {
+    let row = sqlx::query_as!(
+        Row,
+        "select id, title, description, state, updated_at, version
+         from todos where owner_id = $1 and id = $2",
+        owner_id.as_uuid(),
+        id.as_uuid(),
+    )
+    .fetch_optional(executor)
+    .await?;
+    row.map(Todo::try_from).transpose()
+}
+
+/// Changes a to-do. `None` if there is none, or none of the guarded version.
+pub(super) async fn update(
+    executor: impl PgExecutor<'_>,
+    owner_id: UserId,
+    id: TodoId,
+    guard: Guard,
+    change: &TodoChange,
+    now: OffsetDateTime,
+) -> Result<Option<Todo>, Error> {
+    let (title, description) = (change.title.as_ref(), change.description.as_ref());
+    let row = sqlx::query_as!(
+        Row,
+        "update todos set
+             title = coalesce($4, title),
+             title_folded = coalesce($5, title_folded),
+             description = coalesce($6, description),
+             description_folded = coalesce($7, description_folded),
+             state = coalesce($8, state),
+             updated_at = $9,
+             version = version + 1
+         where owner_id = $1 and id = $2 and ($3::bigint is null or version = $3)
+         returning id, title, description, state, updated_at, version",
+        owner_id.as_uuid(),
+        id.as_uuid(),
+        guard.version(),
+        title.map(super::Title::as_str),
+        title.map(super::Title::folded),
+        description.map(super::Description::as_str),
+        description.map(super::Description::folded),
+        change.state.map(State::number),
+        now,
+    )
+    .fetch_optional(executor)
+    .await?;
+    row.map(Todo::try_from).transpose()
+}
+
+/// Deletes a to-do. Whether there was one, of the guarded version.
+pub(super) async fn delete(
+    executor: impl PgExecutor<'_>,
+    owner_id: UserId,
+    id: TodoId,
+    guard: Guard,
+) -> Result<bool, Error> {
+    let deleted = sqlx::query!(
+        "delete from todos
+         where owner_id = $1 and id = $2 and ($3::bigint is null or version = $3)",
+        owner_id.as_uuid(),
+        id.as_uuid(),
+        guard.version(),
+    )
+    .execute(executor)
+    .await?;
+    Ok(deleted.rows_affected() > 0)
+}
+
+/// A page of to-dos.
+pub(super) struct Listed {
+    pub(super) todos: Vec<Todo>,
+    /// Whether the list goes on after them.
+    pub(super) more: bool,
+}
+
+struct PageRow {
+    id: Uuid,
+    title: String,
+    description: String,
+    state: i16,
+    updated_at: OffsetDateTime,
+    version: i64,
+    candidates: i64,
+}
+
+/// The statement that lists to-dos in one order. It reads one row more than the page
+/// holds, to know whether there is one, and then drops the rows that would make the
+/// answer too large, all but the first.
+///
+/// Each order has a statement of its own, whose comparison with the place before the
+/// page is one that an index answers: the last page costs what the first one does.
+macro_rules! list {
+    ($after:literal, $order:literal, [$executor:ident, $owner:ident, $filter:ident, $page:ident], $($key:expr),+) => {
+        sqlx::query_as!(
+            PageRow,
+            r#"select id, title, description, state, updated_at, version, candidates as "candidates!"
+               from (
+                   select *,
+                       count(*) over () as candidates,
+                       row_number() over so_far as position,
+                       sum(octet_length(title) + octet_length(description) + $8::int) over so_far as bytes
+                   from (
+                       select id, title, title_folded, description, state, updated_at, version
+                       from todos
+                       where owner_id = $1
+                           and ($2::text is null or strpos(title_folded, $2) > 0)
+                           and ($3::text is null or strpos(description_folded, $3) > 0)
+                           and ($4::smallint[] is null or state = any($4))
+                           and "# + $after + r#"
+                       order by "# + $order + r#"
+                       offset $5 limit $6
+                   ) as found
+                   window so_far as (order by "# + $order + r#" rows unbounded preceding)
+               ) as measured
+               where position = 1 or bytes <= $7
+               order by position"#,
+            $owner.as_uuid(),
+            $filter.title.as_deref(),
+            $filter.description.as_deref(),
+            $filter.states.as_deref(),
+            $page.skip,
+            $page.size + 1,
+            MAX_PAGE_BYTES,
+            TODO_OVERHEAD_BYTES,
+            $($key),+
+        )
+        .fetch_all($executor)
+        .await?
+    };
+}
+
+/// Lists to-dos.
+pub(super) async fn list(
+    executor: impl PgExecutor<'_>,
+    owner_id: UserId,
+    filter: &Filter,
+    order_by: OrderBy,
+    page: &Page<Place>,
+) -> Result<Listed, Error> {
+    use Direction::{Falling, Rising};
+    let begin = Begin::of(order_by, page.after.as_ref());
+    let Begin { id, time, title } = &begin;
+    let folded = text::fold(title);
+    let rows = match order_by {
+        OrderBy::CreateTime(Rising) => {
+            list!("id > $9", "id", [executor, owner_id, filter, page], id)
+        }
+        OrderBy::CreateTime(Falling) => {
+            list!("id < $9", "id desc", [executor, owner_id, filter, page], id)
+        }
+        OrderBy::UpdateTime(Rising) => list!(
+            "(updated_at, id) > ($9, $10)",
+            "updated_at, id",
+            [executor, owner_id, filter, page],
+            time,
+            id
+        ),
+        OrderBy::UpdateTime(Falling) => list!(
+            "(updated_at, id) < ($9, $10)",
+            "updated_at desc, id desc",
+            [executor, owner_id, filter, page],
+            time,
+            id
+        ),
+        OrderBy::Title(Rising) => list!(
+            "(title_folded, title, id) > ($9, $10, $11)",
+            "title_folded, title, id",
+            [executor, owner_id, filter, page],
+            &folded,
+            title,
+            id
+        ),
+        OrderBy::Title(Falling) => list!(
+            "(title_folded, title, id) < ($9, $10, $11)",
+            "title_folded desc, title desc, id desc",
+            [executor, owner_id, filter, page],
+            &folded,
+            title,
+            id
+        ),
+    };
+    listed(rows, page.size)
+}
+
+fn listed(mut rows: Vec<PageRow>, size: i64) -> Result<Listed, Error> {
+    let candidates = rows.first().map_or(0, |row| row.candidates);
+    rows.truncate(usize::try_from(size).unwrap_or(usize::MAX));
+    let more = usize::try_from(candidates).is_ok_and(|candidates| candidates > rows.len());
+    let todo = |row: PageRow| {
+        let PageRow { id, title, description, state, updated_at, version, .. } = row;
+        Todo::try_from(Row { id, title, description, state, updated_at, version })
+    };
+    Ok(Listed { todos: rows.into_iter().map(todo).collect::<Result<_, _>>()?, more })
+}
+
+/// Where a page begins: after this key, or one before all to-dos of the order.
+struct Begin {
+    id: Uuid,
+    time: OffsetDateTime,
+    title: String,
+}
+
+/// Greater than every title, which have 200 characters at the most.
+static AFTER_ALL_TITLES: LazyLock<String> = LazyLock::new(|| "\u{10ffff}".repeat(201));
+
+impl Begin {
+    fn of(order_by: OrderBy, after: Option<&Place>) -> Self {
+        let (OrderBy::CreateTime(direction)
+        | OrderBy::UpdateTime(direction)
+        | OrderBy::Title(direction)) = order_by;
+        let mut begin = match direction {
+            Direction::Rising => {
+                Self { id: Uuid::nil(), time: datetime!(0001-01-01 0:00 UTC), title: String::new() }
+            }
+            Direction::Falling => Self {
+                id: Uuid::max(),
+                time: datetime!(9999-12-31 0:00 UTC),
+                title: AFTER_ALL_TITLES.clone(),
+            },
+        };
+        if let Some(after) = after {
+            begin.id = after.id.as_uuid();
+            match &after.key {
+                Key::CreateTime => {}
+                Key::UpdateTime(time) => begin.time = *time,
+                Key::Title(title) => begin.title.clone_from(title),
+            }
+        }
+        begin
+    }
+}

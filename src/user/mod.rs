@@ -1,0 +1,187 @@
+//! Users: who may sign up, and under which names.
+
+use email_address::{EmailAddress, Options};
+use time::OffsetDateTime;
+
+use crate::{
+    id::UserId,
+    pagination::Cursor,
+    text::{self, Lines},
+    validation::Invalid,
+};
+
+pub mod service;
+mod store;
+
+/// An account, without its password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Names the user for ever.
+    pub id: UserId,
+    /// As written by the user.
+    pub username: String,
+    /// With its domain in lower case.
+    pub email: String,
+    /// When username or e-mail were last changed.
+    pub updated_at: OffsetDateTime,
+    /// Counts those changes.
+    pub version: i64,
+}
+
+impl User {
+    /// The account as another user sees it.
+    #[must_use]
+    pub fn without_email(self) -> Self {
+        Self { email: String::new(), ..self }
+    }
+}
+
+/// 3 to 32 of `A-Z a-z 0-9 . _ -`, the first a letter or digit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Username(String);
+
+impl Username {
+    /// Reads a username; it is kept as written.
+    pub fn parse(raw: &str) -> Result<Self, Invalid> {
+        let allowed = |char: char| char.is_ascii_alphanumeric() || ".-_".contains(char);
+        let good = (3..=32).contains(&raw.len())
+            && raw.starts_with(|char: char| char.is_ascii_alphanumeric())
+            && raw.chars().all(allowed);
+        good.then(|| Self(raw.to_owned())).ok_or(Invalid::new(
+            "must have 3 to 32 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit",
+        ))
+    }
+
+    /// As written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// For comparing.
+    #[must_use]
+    pub fn folded(&self) -> String {
+        text::fold(&self.0)
+    }
+}
+
+/// A plain e-mail address (RFC 5321, with the letters of RFC 6531).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Email(String);
+
+impl Email {
+    /// Reads an address: trimmed, its domain in lower case.
+    pub fn parse(raw: &str) -> Result<Self, Invalid> {
+        const ALLOWED: Invalid = Invalid::new(
+            "must be a plain e-mail address like name@domain.example of at most 254 characters",
+        );
+
+        let address = text::parse(raw, Lines::One, 1..=254)?;
+        let options =
+            Options::default().with_required_tld().without_domain_literal().without_display_text();
+        let address = EmailAddress::parse_with_options(&address, options).map_err(|_| ALLOWED)?;
+        let (local, domain) = (address.local_part(), address.domain().to_lowercase());
+        // No top-level domain consists of digits: this is an IPv4 address.
+        let is_ip = domain.rsplit('.').next().is_some_and(|label| label.parse::<u8>().is_ok());
+        if local.starts_with('"') || is_ip {
+            return Err(ALLOWED);
+        }
+        Ok(Self(format!("{local}@{domain}")))
+    }
+
+    /// As kept.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// For comparing.
+    #[must_use]
+    pub fn folded(&self) -> String {
+        text::fold(&self.0)
+    }
+}
+
+/// The names of a user-to-be.
+#[derive(Debug)]
+pub struct NewUser {
+    /// The new user's id.
+    pub id: UserId,
+    /// Not yet known to be free.
+    pub username: Username,
+    /// Not yet known to be free.
+    pub email: Email,
+}
+
+/// What an update changes.
+#[derive(Debug)]
+pub struct UserChange {
+    /// The new username, if it changes.
+    pub username: Option<Username>,
+    /// The new address, if it changes.
+    pub email: Option<Email>,
+}
+
+/// Users are listed by id.
+impl Cursor for UserId {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.as_uuid().as_bytes().to_vec()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        uuid::Uuid::from_slice(bytes).ok().map(Self::from_uuid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usernames_are_plain() {
+        for good in ["abc", "Ana.Luz_99-x", "0day", &"a".repeat(32)] {
+            assert!(Username::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "ab", &"a".repeat(33), ".abc", "-abc", "_abc", "a b", "aé3", " abc", "a@b"]
+        {
+            assert!(Username::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_plain() {
+        for (raw, kept) in [
+            ("ana@example.com", "ana@example.com"),
+            (" Ana.Luz+todo@EXAMPLE.Com ", "Ana.Luz+todo@example.com"),
+            ("josé@exämple.de", "josé@exämple.de"),
+        ] {
+            assert_eq!(Email::parse(raw), Ok(Email(kept.to_owned())));
+        }
+        for bad in [
+            "",
+            "ana",
+            "@example.com",
+            "ana@",
+            "ana@localhost",
+            "ana@[127.0.0.1]",
+            "ana@127.0.0.1",
+            "Ana <ana@example.com>",
+            "\"ana luz\"@example.com",
+            "ana luz@example.com",
+            "ana@exam ple.com",
+            "ana@example..com",
+            "ana@example.com\n",
+            "ana\0@example.com",
+            "a@b@example.com",
+            &format!("ana@{}.com", "a.".repeat(130)),
+        ] {
+            assert!(Email::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_compared_without_case() {
+        let folded = |raw| Email::parse(raw).map(|email| email.folded());
+        assert_eq!(folded("JOSÉ@example.com"), folded("josé@EXAMPLE.com"));
+    }
+}

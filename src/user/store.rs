@@ -1,0 +1,156 @@
+//! The statements on users.
+
+use sqlx::PgExecutor;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{NewUser, User, UserChange};
+use crate::{
+    database::is_unique_violation,
+    error::Error,
+    etag::{FIRST_VERSION, Guard},
+    id::UserId,
+    pagination::Page,
+    password::PasswordHash,
+};
+
+struct Row {
+    id: Uuid,
+    username: String,
+    email: String,
+    updated_at: OffsetDateTime,
+    version: i64,
+}
+
+impl From<Row> for User {
+    fn from(row: Row) -> Self {
+        Self {
+            id: UserId::from_uuid(row.id),
+            username: row.username,
+            email: row.email,
+            updated_at: row.updated_at,
+            version: row.version,
+        }
+    }
+}
+
+/// Adds a user. [`Error::UsernameExists`] or [`Error::EmailExists`].
+pub(super) async fn insert(
+    executor: impl PgExecutor<'_>,
+    user: &NewUser,
+    password: &PasswordHash,
+) -> Result<User, Error> {
+    sqlx::query_as!(
+        Row,
+        "insert into users (
+             id, username, username_folded, email, email_folded,
+             password_hash, password_version, updated_at, version
+         ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         returning id, username, email, updated_at, version",
+        user.id.as_uuid(),
+        user.username.as_str(),
+        user.username.folded(),
+        user.email.as_str(),
+        user.email.folded(),
+        password.as_str(),
+        FIRST_VERSION,
+        user.id.create_time(),
+        FIRST_VERSION,
+    )
+    .fetch_one(executor)
+    .await
+    .map(User::from)
+    .map_err(clash)
+}
+
+/// Looks up a user.
+pub(super) async fn find(executor: impl PgExecutor<'_>, id: UserId) -> Result<Option<User>, Error> {
+    let row = sqlx::query_as!(
+        Row,
+        "select id, username, email, updated_at, version from users where id = $1",
+        id.as_uuid(),
+    )
+    .fetch_optional(executor)
+    .await?;
+    Ok(row.map(User::from))
+}
+
+/// Lists users by id, one more than the page holds where there are more.
+pub(super) async fn list(
+    executor: impl PgExecutor<'_>,
+    page: &Page<UserId>,
+) -> Result<Vec<User>, Error> {
+    let rows = sqlx::query_as!(
+        Row,
+        "select id, username, email, updated_at, version
+         from users where id > $1 order by id offset $2 limit $3",
+        page.after.map_or(Uuid::nil(), UserId::as_uuid),
+        page.skip,
+        page.size + 1,
+    )
+    .fetch_all(executor)
+    .await?;
+    Ok(rows.into_iter().map(User::from).collect())
+}
+
+/// Changes a user. `None` if there is none, or none of the guarded version;
+/// [`Error::UsernameExists`] or [`Error::EmailExists`].
+pub(super) async fn update(
+    executor: impl PgExecutor<'_>,
+    id: UserId,
+    guard: Guard,
+    change: &UserChange,
+    now: OffsetDateTime,
+) -> Result<Option<User>, Error> {
+    let (username, email) = (change.username.as_ref(), change.email.as_ref());
+    let row = sqlx::query_as!(
+        Row,
+        "update users set
+             username = coalesce($3, username),
+             username_folded = coalesce($4, username_folded),
+             email = coalesce($5, email),
+             email_folded = coalesce($6, email_folded),
+             updated_at = $7,
+             version = version + 1
+         where id = $1 and ($2::bigint is null or version = $2)
+         returning id, username, email, updated_at, version",
+        id.as_uuid(),
+        guard.version(),
+        username.map(super::Username::as_str),
+        username.map(super::Username::folded),
+        email.map(super::Email::as_str),
+        email.map(super::Email::folded),
+        now,
+    )
+    .fetch_optional(executor)
+    .await
+    .map_err(clash)?;
+    Ok(row.map(User::from))
+}
+
+/// Deletes a user with everything that is theirs. Whether there was one, of the
+/// guarded version.
+pub(super) async fn delete(
+    executor: impl PgExecutor<'_>,
+    id: UserId,
+    guard: Guard,
+) -> Result<bool, Error> {
+    let deleted = sqlx::query!(
+        "delete from users where id = $1 and ($2::bigint is null or version = $2)",
+        id.as_uuid(),
+        guard.version(),
+    )
+    .execute(executor)
+    .await?;
+    Ok(deleted.rows_affected() > 0)
+}
+
+fn clash(error: sqlx::Error) -> Error {
+    if is_unique_violation(&error, "users_username_key") {
+        return Error::UsernameExists;
+    }
+    if is_unique_violation(&error, "users_email_key") {
+        return Error::EmailExists;
+    }
+    error.into()
+}

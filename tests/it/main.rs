@@ -1,0 +1,4 @@
+//! Tests against the real server and a real PostgreSQL.
+
+mod statements;
+mod support;

@@ -1,0 +1,180 @@
+//! The real server, in this process, on a database of its own.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use argon2::Params;
+use clap::Parser;
+use fast_zero::{
+    config::Config,
+    keys::Keyring,
+    proto::user::v1::{CreateUserRequest, User},
+    server::{self, Backing},
+};
+use sqlx::PgConnection;
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{
+    client::{Client, PASSWORD},
+    postgres::TestDatabase,
+    statements,
+};
+
+/// Signs the tokens of the servers under test.
+pub const SECRET_KEY: &str = "a secret that only the tests know";
+
+/// A server under test. It stops when this is dropped.
+#[derive(Debug)]
+pub struct App {
+    pub address: SocketAddr,
+    pub database: TestDatabase,
+    pub channel: Channel,
+    shutdown: CancellationToken,
+    pub running: JoinHandle<()>,
+}
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    config: Config,
+}
+
+/// Settings for tests: as by default, but with cheap password hashes.
+pub fn config() -> Config {
+    let arguments = Arguments::try_parse_from(["test"]).expect("the defaults are good");
+    Config {
+        hashing_cost: Params::new(Params::MIN_M_COST, 1, 1, Some(32)).expect("good parameters"),
+        hashing_threads: 4,
+        database_max_connections: 4,
+        migrate_on_start: true,
+        reflection: true,
+        ..arguments.config
+    }
+}
+
+pub fn keyring() -> Keyring {
+    Keyring::new(SECRET_KEY.into(), None).expect("long enough")
+}
+
+impl App {
+    /// Starts a server on a database of its own.
+    pub async fn start() -> Self {
+        Self::start_with(config()).await
+    }
+
+    /// Starts a server with other settings.
+    pub async fn start_with(config: Config) -> Self {
+        Self::start_on(TestDatabase::create().await, config, keyring()).await
+    }
+
+    /// Starts a server on a given database.
+    pub async fn start_on(database: TestDatabase, config: Config, keyring: Keyring) -> Self {
+        statements::count_from_now_on();
+        let (address, shutdown, running) = serve(database.options.clone(), config, keyring).await;
+        let channel = connect(address).await;
+        Self { address, database, channel, shutdown, running }
+    }
+
+    /// Starts another server on the same database, as a replica would be. It stops when
+    /// the test ends.
+    pub async fn replica(&self) -> Replica {
+        let (address, shutdown, _) =
+            serve(self.database.options.clone(), config(), keyring()).await;
+        Replica { channel: connect(address).await, shutdown }
+    }
+
+    /// A caller without a token.
+    pub fn anonymous(&self) -> Client {
+        Client::new(self.channel.clone())
+    }
+
+    /// Creates a user with the password [`PASSWORD`] and an address at example.com, and
+    /// logs in.
+    pub async fn signed_up(&self, username: &str) -> Client {
+        let user = self.create_user(username).await;
+        let mut client = self.logged_in(username).await;
+        client.user = Some(user);
+        client
+    }
+
+    /// Creates a user with the password [`PASSWORD`] and an address at example.com.
+    pub async fn create_user(&self, username: &str) -> User {
+        let request = CreateUserRequest {
+            username: username.to_owned(),
+            email: format!("{username}@example.com"),
+            password: PASSWORD.to_owned(),
+        };
+        let response = self.anonymous().users().create_user(request).await.expect("signed up");
+        response.into_inner().user.expect("a user")
+    }
+
+    /// Opens another session of a user that has the password [`PASSWORD`].
+    pub async fn logged_in(&self, login: &str) -> Client {
+        self.anonymous().logged_in(login, PASSWORD).await.expect("logged in")
+    }
+
+    /// A connection to the test's database.
+    pub async fn sql(&self) -> PgConnection {
+        self.database.connect().await
+    }
+
+    /// Asks the server to stop, as SIGTERM does.
+    pub fn stop(&self) {
+        self.shutdown.cancel();
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// Another server on the same database.
+#[derive(Debug)]
+pub struct Replica {
+    pub channel: Channel,
+    shutdown: CancellationToken,
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+async fn serve(
+    database: sqlx::postgres::PgConnectOptions,
+    config: Config,
+    keyring: Keyring,
+) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    let (announce, announced) = oneshot::channel();
+    let announce = |address| {
+        let _ = announce.send(address);
+    };
+    let running = tokio::spawn(async move {
+        let backing = Backing { database, keyring };
+        let served = server::run(listener, &config, backing, announce, stop).await;
+        served.expect("the server starts and stops");
+    });
+    (announced.await.expect("the server starts"), shutdown, running)
+}
+
+/// A new connection to a server.
+pub async fn connect(address: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("a good address");
+    endpoint.connect().await.expect("the server answers")
+}
+
+/// A name that no other user of this run has.
+pub fn unique(prefix: &str) -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    format!("{prefix}{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}

@@ -1,0 +1,153 @@
+//! The PostgreSQL that the tests run on: from `TEST_DATABASE_URL`, or a private one that
+//! ends with the run, however it ends.
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use fast_zero::database::{self, MIGRATIONS};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+/// One PostgreSQL for the run.
+struct Postgres {
+    admin: PgConnectOptions,
+    /// Migrated once; every test's database is a copy of it.
+    template: String,
+    /// Its standard input is the lifeline of the private PostgreSQL, which ends when
+    /// this process does.
+    _private: Option<Child>,
+}
+
+static POSTGRES: OnceCell<Postgres> = OnceCell::const_new();
+
+/// A database of one test, dropped with it.
+#[derive(Debug)]
+pub struct TestDatabase {
+    pub options: PgConnectOptions,
+    admin: PgConnectOptions,
+    name: String,
+}
+
+impl TestDatabase {
+    /// A migrated database without any rows.
+    pub async fn create() -> Self {
+        let postgres = POSTGRES.get_or_init(Postgres::start).await;
+        Self::create_as(postgres, &format!("template {}", postgres.template)).await
+    }
+
+    /// A database without tables; `options` as in CREATE DATABASE.
+    pub async fn create_empty(options: &str) -> Self {
+        let postgres = POSTGRES.get_or_init(Postgres::start).await;
+        Self::create_as(postgres, options).await
+    }
+
+    async fn create_as(postgres: &Postgres, options: &str) -> Self {
+        let name = format!("test_{}", Uuid::now_v7().simple());
+        execute(&postgres.admin, format!("create database {name} {options}")).await;
+        let admin = postgres.admin.clone();
+        Self { options: admin.clone().database(&name), admin, name }
+    }
+
+    /// A connection beside those of the server.
+    pub async fn connect(&self) -> PgConnection {
+        self.options.connect().await.expect("the test's database answers")
+    }
+
+    /// The URL for a server in a process of its own.
+    pub fn url(&self) -> String {
+        self.options.to_url_lossy().to_string()
+    }
+
+    /// A connection to another database of the same PostgreSQL.
+    pub async fn connect_as_admin(&self) -> PgConnection {
+        self.admin.connect().await.expect("PostgreSQL answers")
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let (admin, name) = (self.admin.clone(), self.name.clone());
+        // The test's own runtime may be ending.
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("a runtime");
+            runtime.block_on(execute(&admin, format!("drop database {name} with (force)")));
+        });
+        if dropped.join().is_err() {
+            eprintln!("the database {} was not dropped", self.name);
+        }
+    }
+}
+
+impl Postgres {
+    async fn start() -> Self {
+        let (admin, private) = match env::var("TEST_DATABASE_URL") {
+            Ok(url) => {
+                eprintln!("tests run on the PostgreSQL of TEST_DATABASE_URL");
+                (database::parse_url(&url).expect("TEST_DATABASE_URL is a URL"), None)
+            }
+            Err(_) => {
+                eprintln!("tests run on a private PostgreSQL");
+                let (url, child) = start_private();
+                (database::parse_url(&url).expect("it prints its URL"), Some(child))
+            }
+        };
+        let template = create_template(&admin).await;
+        Self { admin, template, _private: private }
+    }
+}
+
+fn start_private() -> (String, Child) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fast-zero"))
+        .args(["postgres", "--temporary", "--lifeline"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut url = String::new();
+    let stdout = child.stdout.take().expect("it is piped");
+    BufReader::new(stdout).read_line(&mut url).expect("it prints its URL");
+    assert!(!url.is_empty(), "the private PostgreSQL did not start: its messages are above");
+    (url.trim().to_owned(), child)
+}
+
+/// Named after the migrations, so that runs on a PostgreSQL that stays share it.
+async fn create_template(admin: &PgConnectOptions) -> String {
+    let checksums = MIGRATIONS.iter().flat_map(|migration| migration.checksum.iter());
+    let digest = checksums.fold(0_u64, |digest, byte| {
+        digest.wrapping_mul(1_099_511_628_211).wrapping_add(u64::from(*byte))
+    });
+    let name = format!("fast_zero_template_{digest:x}");
+
+    let mut connection = admin.connect().await.expect("PostgreSQL answers");
+    // Another run may be creating it.
+    let lock = "select pg_advisory_lock(hashtext($1))";
+    sqlx::query(lock).bind(&name).execute(&mut connection).await.expect("locked");
+    let exists = "select exists (select from pg_database where datname = $1)";
+    let exists: bool =
+        sqlx::query_scalar(exists).bind(&name).fetch_one(&mut connection).await.expect("counted");
+    if !exists {
+        let making = format!("{name}_{}", Uuid::now_v7().simple());
+        let create = format!("create database {making} template template0 encoding 'UTF8'");
+        execute(admin, create).await;
+        let mut database = admin.clone().database(&making).connect().await.expect("it is there");
+        MIGRATIONS.run(&mut database).await.expect("migrated");
+        database.close().await.expect("closed");
+        execute(admin, format!("alter database {making} rename to {name}")).await;
+    }
+    name
+}
+
+async fn execute(admin: &PgConnectOptions, statement: String) {
+    let mut connection = admin.connect().await.expect("PostgreSQL answers");
+    let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await;
+    done.expect("the statement works");
+}
