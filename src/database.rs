@@ -105,11 +105,27 @@ impl Database {
         };
         let result = work(connection).await;
         let object = lease.0.take();
-        if let Err(Error::DatabaseUnavailable(_) | Error::Internal(_)) = result {
-            // It may be broken, or left in the middle of something.
-            object.map(Object::take);
+        match result {
+            Err(Error::DatabaseUnavailable(_)) => {
+                object.map(Object::take);
+                self.discard_idle();
+            }
+            // It may have been left in the middle of something.
+            Err(Error::Internal(_)) => drop(object.map(Object::take)),
+            _ => {}
         }
         result
+    }
+
+    /// Throws away all connections that are not in use. When one is broken, the others
+    /// most likely are, too; without this, each would cost a call.
+    pub fn discard_idle(&self) {
+        self.pool.retain(|_, _| false);
+    }
+
+    /// Opens a connection beside those that calls use.
+    pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        self.pool.manager().options.connect().await
     }
 
     async fn acquire(&self) -> Result<Object<Manager>, Error> {
@@ -213,7 +229,9 @@ fn is_final(error: &sqlx::Error) -> bool {
 /// Brings the schema up to date; waits while another replica does.
 pub async fn migrate(options: &PgConnectOptions, patience: Duration) -> Result<(), Error> {
     // A pool, because a future that holds a borrowed connection here is not `Send`.
-    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
+    // The migrator creates its table if it is not there, and PostgreSQL notes when it is.
+    let options = options.clone().options([("client_min_messages", "warning")]);
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
     let migrated = timeout(patience, MIGRATIONS.run(&pool)).await;
     pool.close().await;
     match migrated {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use sqlx::PgConnection;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::server::NamedService;
 use tonic_health::{
@@ -13,7 +13,8 @@ use tonic_health::{
 };
 
 use crate::{
-    auth, database,
+    auth,
+    database::{self, Database},
     proto::{
         auth::v1::auth_service_server::AuthServiceServer,
         todo::v1::todo_service_server::TodoServiceServer,
@@ -57,26 +58,28 @@ impl Reporter {
 
     /// Follows the database for ever, after it was reported to be ready, over a connection of its own: calls that wait for
     /// the others must not make the service look dead.
-    pub async fn follow(self, options: PgConnectOptions) {
+    pub async fn follow(self, database: Database) {
         let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut connection = None;
         let mut was_ready = true;
         loop {
             ticks.tick().await;
-            let is_ready = match timeout(CHECK_TIMEOUT, check(&mut connection, &options)).await {
+            let is_ready = match timeout(CHECK_TIMEOUT, check(&mut connection, &database)).await {
                 Ok(Ok(is_ready)) => is_ready,
                 Ok(Err(error)) => {
                     log_change(was_ready, &error);
-                    connection = None;
                     false
                 }
                 Err(late) => {
                     log_change(was_ready, &late);
-                    connection = None;
                     false
                 }
             };
+            if !is_ready {
+                connection = None;
+                database.discard_idle();
+            }
             // Watchers are told of changes only.
             if is_ready != was_ready {
                 tracing::info!(is_ready, "readiness changed");
@@ -103,11 +106,11 @@ impl Reporter {
 
 async fn check(
     connection: &mut Option<PgConnection>,
-    options: &PgConnectOptions,
+    database: &Database,
 ) -> Result<bool, sqlx::Error> {
     let connection = match connection {
         Some(connection) => connection,
-        None => connection.insert(options.connect().await?),
+        None => connection.insert(database.connect().await?),
     };
     database::is_migrated(connection).await
 }

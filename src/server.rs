@@ -90,9 +90,9 @@ pub async fn run(
         () = shutdown.cancelled() => None,
     };
     if let Some(database) = prepared {
-        gateway.serve(api(config, database, &backing.keyring));
+        gateway.serve(api(config, database.clone(), &backing.keyring));
         reporter.report(true).await;
-        let follow = tokio::spawn(reporter.clone().follow(backing.database));
+        let follow = tokio::spawn(reporter.clone().follow(database));
         tracing::info!(%address, "serving");
         announce(address);
         shutdown.cancelled().await;
@@ -162,12 +162,14 @@ fn api(config: &Config, database: Database, keyring: &Keyring) -> Api {
     Api { authenticator, routes }
 }
 
-/// Both versions list all services, themselves and each other included.
+/// Both versions list all services, themselves and each other included, and know the
+/// types of error details, so that clients without them can show them.
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .include_reflection_service(false)
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
 }

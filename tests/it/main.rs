@@ -1,4 +1,5 @@
 //! Tests against the real server and a real PostgreSQL.
 
+mod lifecycle;
 mod statements;
 mod support;

@@ -13,7 +13,7 @@ use fast_zero::{
     proto::user::v1::{CreateUserRequest, User},
     server::{self, Backing},
 };
-use sqlx::PgConnection;
+use sqlx::{PgConnection, postgres::PgConnectOptions};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -73,8 +73,19 @@ impl App {
 
     /// Starts a server on a given database.
     pub async fn start_on(database: TestDatabase, config: Config, keyring: Keyring) -> Self {
+        let options = database.options.clone();
+        Self::start_through(database, options, config, keyring).await
+    }
+
+    /// Starts a server that reaches its database in another way than the test does.
+    pub async fn start_through(
+        database: TestDatabase,
+        way: PgConnectOptions,
+        config: Config,
+        keyring: Keyring,
+    ) -> Self {
         statements::count_from_now_on();
-        let (address, shutdown, running) = serve(database.options.clone(), config, keyring).await;
+        let (address, shutdown, running) = serve(way, config, keyring).await;
         let channel = connect(address).await;
         Self { address, database, channel, shutdown, running }
     }
@@ -148,7 +159,7 @@ impl Drop for Replica {
 }
 
 async fn serve(
-    database: sqlx::postgres::PgConnectOptions,
+    database: PgConnectOptions,
     config: Config,
     keyring: Keyring,
 ) -> (SocketAddr, CancellationToken, JoinHandle<()>) {

@@ -4,7 +4,10 @@
 pub mod app;
 pub mod assert;
 pub mod client;
+pub mod health;
 pub mod postgres;
+pub mod process;
+pub mod proxy;
 pub mod statements;
 
 pub use app::App;

@@ -1,0 +1,230 @@
+//! The binary from its start to its end.
+
+use std::time::{Duration, Instant};
+
+use fast_zero::proto::user::v1::{CreateUserRequest, GetUserRequest};
+use nix::sys::signal::Signal;
+use sqlx::ConnectOptions;
+use tonic::Code;
+
+use crate::support::{
+    App, Client, PASSWORD,
+    app::{self, config, connect, keyring},
+    assert::assert_refused,
+    postgres::TestDatabase,
+    process::{Process, Run},
+    proxy::{self, Proxy},
+};
+
+async fn healthcheck(address: &str, service: &str) -> Option<i32> {
+    Run::new(&["healthcheck", "--addr", address, "--service", service]).finish().await.0
+}
+
+async fn client(process: &Process) -> Client {
+    let address = process.address().await.parse().expect("an address");
+    Client::new(connect(address).await)
+}
+
+#[tokio::test]
+async fn it_serves_until_a_signal_asks_it_to_stop() {
+    let database = TestDatabase::create().await;
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut server = Run::server(&database.url()).start();
+        let address = server.address().await;
+        assert_eq!(healthcheck(&address, "").await, Some(0));
+        assert_eq!(healthcheck(&address, "fastzero.todo.v1.TodoService").await, Some(0));
+        assert_eq!(healthcheck(&address, "no.such.Service").await, Some(3));
+        server.signal(signal);
+        assert_eq!(server.end().await.code(), Some(0), "{signal}");
+        assert_eq!(healthcheck(&address, "").await, Some(2));
+    }
+}
+
+#[tokio::test]
+async fn the_healthcheck_finds_the_server_that_the_settings_describe() {
+    let database = TestDatabase::create().await;
+    let address = Proxy::reserve().await;
+    let everywhere = format!("0.0.0.0:{}", address.port());
+    let server = Run::server(&database.url()).env("LISTEN_ADDR", &everywhere).start();
+    server.address().await;
+    let check = Run::new(&["healthcheck"]).env("LISTEN_ADDR", &everywhere);
+    assert_eq!(check.finish().await.0, Some(0));
+}
+
+#[tokio::test]
+async fn it_waits_for_its_database_and_is_not_serving_until_then() {
+    let database = TestDatabase::create().await;
+    let way = Proxy::reserve().await;
+    let url = proxy::through(way, &database.options).to_url_lossy();
+    let address = Proxy::reserve().await.to_string();
+    let server = Run::server(url.as_str()).env("LISTEN_ADDR", &address).start();
+
+    server.line("waiting for the database").await;
+    assert_eq!(healthcheck(&address, "").await, Some(4));
+    assert_eq!(healthcheck(&address, "liveness").await, Some(0));
+    let early = Client::new(connect(address.parse().expect("an address")).await);
+    let request = GetUserRequest { id: "me".into() };
+    let refused = early.users().get_user(request).await;
+    assert_refused(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
+
+    let _open = Proxy::open(way, &database.options).await;
+    server.address().await;
+    assert_eq!(healthcheck(&address, "").await, Some(0));
+}
+
+#[tokio::test]
+async fn it_gives_up_waiting_for_its_database_after_the_time_that_is_set() {
+    let nothing = format!("postgres://ana:hidden-password@{}/db", Proxy::reserve().await);
+    let server = Run::server(&nothing).env("DATABASE_WAIT_SECONDS", "1");
+    let begun = Instant::now();
+    let (code, output) = server.finish().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert!(output.contains("waiting for the database"), "{output}");
+    assert!(output.lines().last().is_some_and(|line| line.starts_with("error: ")), "{output}");
+    assert!(!output.contains("hidden-password"), "{output}");
+}
+
+#[tokio::test]
+async fn what_waiting_does_not_mend_ends_the_start_at_once() {
+    let database = TestDatabase::create().await;
+    let missing = database.options.clone().database("no_such_database").to_url_lossy();
+    let (code, output) = Run::server(missing.as_str()).finish().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("no_such_database"), "{output}");
+}
+
+#[tokio::test]
+async fn a_failed_migration_ends_the_start() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    let mut sql = database.connect().await;
+    sqlx::raw_sql("create table todos (id int)").execute(&mut sql).await.expect("created");
+    let (code, output) = Run::server(&database.url()).finish().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("todos"), "{output}");
+    assert!(!output.contains("\"serving\""), "{output}");
+}
+
+#[tokio::test]
+async fn replicas_that_start_at_once_migrate_once() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    let servers: Vec<_> = (0..3).map(|_| Run::server(&database.url()).start()).collect();
+    for server in &servers {
+        let address = server.address().await;
+        assert_eq!(healthcheck(&address, "").await, Some(0));
+    }
+    let mut sql = database.connect().await;
+    let count = sqlx::query_scalar::<_, i64>("select count(*) from _sqlx_migrations");
+    let count = count.fetch_one(&mut sql).await.expect("counted");
+    assert_eq!(usize::try_from(count), Ok(fast_zero::database::MIGRATIONS.iter().count()));
+}
+
+#[tokio::test]
+async fn where_migrating_is_a_step_of_its_own_the_server_waits_for_it() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    let server = Run::server(&database.url()).env("MIGRATE_ON_START", "false").start();
+    server.line("waiting for the schema").await;
+    let migrate = Run::new(&["migrate"])
+        .env("DATABASE_URL", &database.url())
+        .env("SECRET_KEY", app::SECRET_KEY);
+    let (code, output) = migrate.finish().await;
+    assert_eq!(code, Some(0), "{output}");
+    let address = server.address().await;
+    assert_eq!(healthcheck(&address, "").await, Some(0));
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
+    let database = TestDatabase::create().await;
+    let server = Run::server(&database.url()).start();
+    let address = server.address().await;
+    let (code, output) = Run::server(&database.url()).env("LISTEN_ADDR", &address).finish().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains(&address), "{output}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let database = TestDatabase::create().await;
+    let mut server = Run::server(&database.url()).env("SHUTDOWN_GRACE_SECONDS", "3600").start();
+    let address = server.address().await;
+    // A connection that never says anything holds the first stop.
+    let _mute = tokio::net::TcpStream::connect(&address).await.expect("connected");
+    let client = client(&server).await;
+    let request = GetUserRequest { id: "me".into() };
+    assert!(client.users().get_user(request).await.is_err(), "it is accepted after the mute one");
+    server.signal(Signal::SIGTERM);
+    server.line("stopping").await;
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.end().await.code(), Some(1));
+}
+
+#[tokio::test]
+async fn the_log_has_a_line_for_each_call_and_no_secret() {
+    let database = TestDatabase::create().await;
+    let server = Run::server(&database.url()).env("RUST_LOG", "debug").start();
+    let anonymous = client(&server).await;
+    let request = CreateUserRequest {
+        username: "ana".into(),
+        email: "ana@example.com".into(),
+        password: PASSWORD.into(),
+    };
+    let signing_up = anonymous.clone().with("x-request-id", "sign-up-1");
+    signing_up.users().create_user(request.clone()).await.expect("signed up");
+    let taken =
+        anonymous.clone().with("x-request-id", "sign-up-2").users().create_user(request).await;
+    assert_refused(taken, Code::AlreadyExists, "USERNAME_EXISTS");
+    let ana = anonymous.logged_in("ana@example.com", PASSWORD).await.expect("logged in");
+    let me = ana.clone().with("x-request-id", "me-1").users();
+    me.clone().get_user(GetUserRequest { id: "me".into() }).await.expect("answered");
+
+    for (id, code) in [("sign-up-1", "Ok"), ("sign-up-2", "AlreadyExists"), ("me-1", "Ok")] {
+        let output = server.output();
+        let is_call = |line: &&str| line.contains(id) && line.contains("\"message\":\"call\"");
+        let lines: Vec<_> = output.lines().filter(is_call).collect();
+        assert_eq!(lines.len(), 1, "{id}: {output}");
+        for part in [
+            "\"method\":",
+            "\"duration_ms\":",
+            "\"peer\":\"127.0.0.1\"",
+            &format!("\"code\":\"{code}\""),
+        ] {
+            assert!(lines[0].contains(part), "{part} is not in {}", lines[0]);
+        }
+    }
+    let output = server.output();
+    let tokens = ana.tokens();
+    for secret in [
+        PASSWORD,
+        "ana@example.com",
+        &tokens.access_token,
+        &tokens.refresh_token,
+        app::SECRET_KEY,
+        "argon2id",
+    ] {
+        assert!(!output.contains(secret), "{secret} is in the log");
+    }
+}
+
+#[tokio::test]
+async fn an_outage_of_the_database_is_told_and_passes() {
+    let database = TestDatabase::create().await;
+    let way = Proxy::reserve().await;
+    let through = proxy::through(way, &database.options);
+    let open = Proxy::open(way, &database.options).await;
+    let app = App::start_through(database, through, config(), keyring()).await;
+    let ana = app.signed_up("ana").await;
+    let get = async || ana.users().get_user(GetUserRequest { id: "me".into() }).await;
+    get().await.expect("answered");
+
+    drop(open);
+    let mut health = app.watch("").await;
+    health.until_not_serving().await;
+    let begun = Instant::now();
+    assert_refused(get().await, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    assert!(begun.elapsed() < Duration::from_secs(5));
+
+    let _open = Proxy::open(way, &app.database.options).await;
+    health.until_serving().await;
+    get().await.expect("answered again");
+}

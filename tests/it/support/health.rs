@@ -1,0 +1,40 @@
+//! Watching the health service.
+
+use tonic::Streaming;
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    health_client::HealthClient,
+};
+
+use super::App;
+
+/// An open Watch.
+pub struct Watch(Streaming<HealthCheckResponse>);
+
+impl App {
+    /// Watches a service.
+    pub async fn watch(&self, service: &str) -> Watch {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let mut client = HealthClient::new(self.channel.clone());
+        Watch(client.watch(request).await.expect("a known service").into_inner())
+    }
+}
+
+impl Watch {
+    pub async fn until_serving(&mut self) {
+        self.until(ServingStatus::Serving).await;
+    }
+
+    pub async fn until_not_serving(&mut self) {
+        self.until(ServingStatus::NotServing).await;
+    }
+
+    async fn until(&mut self, status: ServingStatus) {
+        while let Some(response) = self.0.message().await.expect("the stream goes on") {
+            if response.status() == status {
+                return;
+            }
+        }
+        panic!("the stream ended before {status:?}");
+    }
+}
