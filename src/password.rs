@@ -30,6 +30,11 @@ const QUEUE_PER_THREAD: usize = 16;
 const MAX_STORED_MEMORY: u32 = 256 * 1024;
 const MAX_STORED_PASSES: u32 = 16;
 
+/// The least memory that is reserved for a hash, in blocks of 1 KiB; only what a hash
+/// writes to becomes resident. glibc keeps freed memory of up to 32 MiB for itself,
+/// once for each thread that ever hashed, but gives larger pieces back at once.
+const MIN_RESERVED_BLOCKS: usize = 33 * 1024;
+
 const SALT_BYTES: usize = 16;
 const OUTPUT_BYTES: usize = 32;
 
@@ -132,8 +137,8 @@ struct Shared {
     places: Arc<Semaphore>,
     /// One permit for each password that is hashed.
     running: Arc<Semaphore>,
-    /// Memory that the next hash finds ready, while passwords wait. 19 MiB of fresh
-    /// pages cost a third of a hash.
+    /// Memory that the next hash finds ready, while passwords wait: 19 MiB of fresh
+    /// pages are a page fault for every four blocks.
     spare: Mutex<Vec<Vec<Block>>>,
 }
 
@@ -252,6 +257,7 @@ impl Shared {
     fn take_memory(&self, blocks: usize) -> Vec<Block> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut memory = spare.unwrap_or_default();
+        memory.reserve(MIN_RESERVED_BLOCKS.max(blocks).saturating_sub(memory.len()));
         memory.resize(blocks, Block::new());
         memory
     }

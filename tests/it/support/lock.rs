@@ -1,0 +1,37 @@
+//! A row that the test holds, so that calls have to wait for it.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{App, wait::eventually};
+
+/// Locks a to-do until it is released or dropped.
+pub struct RowLock(PgConnection);
+
+impl App {
+    pub async fn lock_todo(&self, id: &str) -> RowLock {
+        let mut sql = self.sql().await;
+        sqlx::raw_sql("begin").execute(&mut sql).await.expect("begun");
+        let lock = sqlx::query("select from todos where id = $1 for update");
+        let id = Uuid::parse_str(id).expect("an id");
+        lock.bind(id).fetch_one(&mut sql).await.expect("locked");
+        RowLock(sql)
+    }
+}
+
+impl RowLock {
+    /// Waits until somebody waits for the row.
+    pub async fn until_awaited(&mut self) {
+        let awaited = "select exists (
+            select from pg_locks where not granted and pg_backend_pid() = any(pg_blocking_pids(pid))
+        )";
+        eventually("somebody waits for the row", async || {
+            sqlx::query_scalar(awaited).fetch_one(&mut self.0).await.expect("looked")
+        })
+        .await;
+    }
+
+    pub async fn release(mut self) {
+        sqlx::raw_sql("commit").execute(&mut self.0).await.expect("committed");
+    }
+}

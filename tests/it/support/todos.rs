@@ -1,0 +1,89 @@
+//! The rpcs on to-dos, in the words that tests need.
+
+use fast_zero::proto::todo::v1::{
+    CreateTodoRequest, CreateTodoResponse, DeleteTodoRequest, DeleteTodoResponse, GetTodoRequest,
+    GetTodoResponse, ListTodosRequest, ListTodosResponse, Todo, UpdateTodoRequest,
+    UpdateTodoResponse,
+};
+use prost_types::FieldMask;
+use tonic::{Response, Status};
+
+use super::Client;
+
+/// More than any list of a test has: a list that goes on further never ends.
+const MAX_PAGES: usize = 5_000;
+
+pub type Answer<T> = Result<Response<T>, Status>;
+
+/// A to-do with this title and nothing else.
+pub fn titled(title: &str) -> Todo {
+    Todo { title: title.to_owned(), ..Todo::default() }
+}
+
+pub fn titles(todos: &[Todo]) -> Vec<&str> {
+    todos.iter().map(|todo| &*todo.title).collect()
+}
+
+impl Client {
+    pub async fn try_create_todo(&self, todo: Option<Todo>) -> Answer<CreateTodoResponse> {
+        self.todos().create_todo(CreateTodoRequest { todo }).await
+    }
+
+    pub async fn try_get_todo(&self, id: &str) -> Answer<GetTodoResponse> {
+        self.todos().get_todo(GetTodoRequest { id: id.to_owned() }).await
+    }
+
+    pub async fn get_todo(&self, id: &str) -> Todo {
+        let response = self.try_get_todo(id).await.expect("found");
+        response.into_inner().todo.expect("a to-do")
+    }
+
+    pub async fn try_list_todos(&self, request: ListTodosRequest) -> Answer<ListTodosResponse> {
+        self.todos().list_todos(request).await
+    }
+
+    /// One page.
+    pub async fn list_todos(&self, request: ListTodosRequest) -> ListTodosResponse {
+        self.try_list_todos(request).await.expect("listed").into_inner()
+    }
+
+    /// All pages from this one on.
+    pub async fn pages_of_todos(&self, mut request: ListTodosRequest) -> Vec<ListTodosResponse> {
+        let mut pages = Vec::new();
+        loop {
+            let page = self.list_todos(request.clone()).await;
+            request.page_token.clone_from(&page.next_page_token);
+            pages.push(page);
+            if request.page_token.is_empty() {
+                return pages;
+            }
+            assert!(pages.len() < MAX_PAGES, "the list has no end");
+        }
+    }
+
+    /// The to-dos of all pages from this one on.
+    pub async fn all_todos(&self, request: ListTodosRequest) -> Vec<Todo> {
+        let pages = self.pages_of_todos(request).await;
+        pages.into_iter().flat_map(|page| page.todos).collect()
+    }
+
+    pub async fn try_update_todo(
+        &self,
+        todo: Option<Todo>,
+        mask: Option<&[&str]>,
+    ) -> Answer<UpdateTodoResponse> {
+        let paths = |mask: &[&str]| mask.iter().map(|path| (*path).to_owned()).collect();
+        let update_mask = mask.map(|mask| FieldMask { paths: paths(mask) });
+        self.todos().update_todo(UpdateTodoRequest { todo, update_mask }).await
+    }
+
+    pub async fn update_todo(&self, todo: Todo, mask: Option<&[&str]>) -> Todo {
+        let response = self.try_update_todo(Some(todo), mask).await.expect("updated");
+        response.into_inner().todo.expect("a to-do")
+    }
+
+    pub async fn try_delete_todo(&self, id: &str, etag: &str) -> Answer<DeleteTodoResponse> {
+        let request = DeleteTodoRequest { id: id.to_owned(), etag: etag.to_owned() };
+        self.todos().delete_todo(request).await
+    }
+}
