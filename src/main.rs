@@ -1,18 +1,25 @@
 //! The command line. The only place that reads the environment and ends the process.
 
-use std::process::ExitCode;
+use std::{net::SocketAddr, pin::pin, process::ExitCode};
 
 use clap::{Parser, Subcommand, error::ErrorKind};
+#[cfg(feature = "embedded")]
+use fast_zero::embedded;
 use fast_zero::{
     config::{self, Config, ConfigError},
     database,
     error::{Cause, Chain, Error},
+    keys::Keyring,
     probe::{self, Outcome},
     server::{self, Backing},
     shutdown::Shutdown,
     telemetry,
 };
-use tokio::net::TcpListener;
+use secrecy::ExposeSecret;
+use sqlx::postgres::PgConnectOptions;
+use tokio::{net::TcpListener, sync::oneshot};
+
+use embedded::Embedded;
 
 /// Users, authentication and to-dos over gRPC, on PostgreSQL.
 ///
@@ -75,6 +82,13 @@ impl From<Cause> for Failure {
     }
 }
 
+#[cfg(feature = "embedded")]
+impl From<embedded::Error> for Failure {
+    fn from(error: embedded::Error) -> Self {
+        Self::Runtime(error.into())
+    }
+}
+
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::Runtime(error.into())
@@ -129,8 +143,7 @@ fn run() -> Result<ExitCode, Failure> {
         #[cfg(feature = "embedded")]
         Command::Postgres { lifeline, temporary } => {
             let data_dir = config.fastzero_data_dir;
-            let options = fast_zero::embedded::Options { data_dir, lifeline, temporary };
-            fast_zero::embedded::run(&options).map_err(|error| Failure::Runtime(error.into()))?;
+            embedded::run(&embedded::Options { data_dir, lifeline, temporary })?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -168,81 +181,37 @@ fn exit_code(outcome: Outcome) -> ExitCode {
     })
 }
 
-/// Where the data is: with a private PostgreSQL, which runs as long as this lives.
+/// Where the data is: a database that is configured, or a private PostgreSQL, which runs
+/// as long as this lives.
 struct Source {
-    backing: Backing,
-    #[cfg(feature = "embedded")]
-    private: Option<fast_zero::embedded::Embedded>,
+    database: PgConnectOptions,
+    private: Option<Embedded>,
 }
 
-async fn serve(config: &Config) -> Result<ExitCode, Failure> {
-    let shutdown = Shutdown::on_signals()?;
-    let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| {
-        Cause::from(format!("cannot listen on {}: {error}", config.listen_addr))
-    })?;
-    let source = tokio::select! {
-        source = Source::open(config) => source?,
-        () = shutdown.requested.cancelled() => return Ok(ExitCode::SUCCESS),
-    };
-    let running = server::run(
-        listener,
-        config,
-        source.backing.clone(),
-        |address| source.greet(config::local_addr(address)),
-        shutdown.requested.clone(),
-    );
-    let result = tokio::select! {
-        result = running => result.map(|()| ExitCode::SUCCESS),
-        () = shutdown.forced.cancelled() => Ok(ExitCode::FAILURE),
-    };
-    source.close().await;
-    Ok(result?)
-}
-
-async fn migrate(config: &Config) -> Result<ExitCode, Failure> {
-    let source = Source::open(config).await?;
-    let patience = config.database_wait();
-    let migrated = async {
-        let mut connection = database::wait_for(&source.backing.database, patience).await?;
-        database::check_encoding(&mut connection).await?;
-        database::migrate(&source.backing.database, patience).await
-    };
-    let result = migrated.await.map_err(Error::into_cause);
-    source.close().await;
-    result?;
-    tracing::info!("the schema is up to date");
-    Ok(ExitCode::SUCCESS)
-}
-
-#[cfg(feature = "embedded")]
 impl Source {
-    /// The database that is configured, or else a private one.
     async fn open(config: &Config) -> Result<Self, Failure> {
-        use fast_zero::embedded::{Embedded, kept_secret_key};
-
-        let (database, keyring) = (config.database()?, config.keyring()?);
-        if let Some(database) = database {
-            let keyring = keyring.ok_or_else(|| config::required("SECRET_KEY"))?;
-            return Ok(Self { backing: Backing { database, keyring }, private: None });
+        if let Some(database) = config.database()? {
+            return Ok(Self { database, private: None });
         }
-        let data_dir = config.fastzero_data_dir.as_deref();
-        let private = Embedded::start(data_dir).await.map_err(Cause::from)?;
+        let private = Embedded::start(config.fastzero_data_dir.as_deref()).await?;
         let database = database::parse_url(private.url().expose_secret())?;
-        let keyring = match keyring {
-            Some(keyring) => keyring,
-            None => config.keyring_with(kept_secret_key(data_dir).map_err(Cause::from)?)?,
-        };
-        Ok(Self { backing: Backing { database, keyring }, private: Some(private) })
+        Ok(Self { database, private: Some(private) })
     }
 
-    async fn close(self) {
-        if let Some(private) = self.private {
-            private.stop().await;
+    /// The keys that are configured, or, with a private PostgreSQL, those kept with it.
+    fn keyring(&self, config: &Config) -> Result<Keyring, Failure> {
+        match config.keyring()? {
+            Some(keyring) => Ok(keyring),
+            None if self.private.is_some() => {
+                let kept = embedded::kept_secret_key(config.fastzero_data_dir.as_deref())?;
+                Ok(config.keyring_with(kept)?)
+            }
+            None => Err(config::required("SECRET_KEY").into()),
         }
     }
 
-    /// Tells a newcomer what to do next; with a database of their own they know.
-    fn greet(&self, address: std::net::SocketAddr) {
+    /// Tells a newcomer what to do next; those with a database of their own know.
+    fn greet(&self, address: SocketAddr) {
         if self.private.is_some() {
             println!(
                 "fast-zero serves gRPC at {address} on a private PostgreSQL. Try:\n\n    \
@@ -251,18 +220,107 @@ impl Source {
             );
         }
     }
-}
 
-#[cfg(not(feature = "embedded"))]
-impl Source {
-    /// The database that is configured.
-    async fn open(config: &Config) -> Result<Self, Failure> {
-        let database = config.database()?.ok_or_else(|| config::required("DATABASE_URL"))?;
-        let keyring = config.keyring()?.ok_or_else(|| config::required("SECRET_KEY"))?;
-        Ok(Self { backing: Backing { database, keyring } })
+    /// Waits until the private PostgreSQL ends by itself; for ever if there is none.
+    async fn lost(&mut self) -> Failure {
+        match &mut self.private {
+            Some(private) => private.ended().await.into(),
+            None => std::future::pending().await,
+        }
     }
 
-    async fn close(self) {}
+    async fn close(self) {
+        if let Some(private) = self.private {
+            private.stop().await;
+        }
+    }
+}
 
-    fn greet(&self, _: std::net::SocketAddr) {}
+async fn serve(config: &Config) -> Result<ExitCode, Failure> {
+    let shutdown = Shutdown::on_signals()?;
+    let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| {
+        Failure::Runtime(format!("cannot listen on {}: {error}", config.listen_addr).into())
+    })?;
+    let mut source = tokio::select! {
+        source = Source::open(config) => source?,
+        () = shutdown.requested.cancelled() => return Ok(ExitCode::SUCCESS),
+    };
+    let result = serve_from(&mut source, listener, config, &shutdown).await;
+    source.close().await;
+    result
+}
+
+async fn serve_from(
+    source: &mut Source,
+    listener: TcpListener,
+    config: &Config,
+    shutdown: &Shutdown,
+) -> Result<ExitCode, Failure> {
+    let keyring = source.keyring(config)?;
+    let backing = Backing { database: source.database.clone(), keyring };
+    let (announce, announced) = oneshot::channel();
+    let announce = |address| {
+        // Nobody listens when the process is about to end.
+        let _ = announce.send(address);
+    };
+    let mut running =
+        pin!(server::run(listener, config, backing, announce, shutdown.requested.clone()));
+    tokio::select! {
+        ended = &mut running => return Ok(ended.map(|()| ExitCode::SUCCESS)?),
+        Ok(address) = announced => source.greet(config::local_addr(address)),
+    }
+    tokio::select! {
+        ended = running => Ok(ended.map(|()| ExitCode::SUCCESS)?),
+        () = shutdown.forced.cancelled() => Ok(ExitCode::FAILURE),
+        failure = source.lost() => Err(failure),
+    }
+}
+
+async fn migrate(config: &Config) -> Result<ExitCode, Failure> {
+    let source = Source::open(config).await?;
+    let patience = config.database_wait();
+    let migrated = async {
+        let mut connection = database::wait_for(&source.database, patience).await?;
+        database::check_encoding(&mut connection).await?;
+        database::migrate(&source.database, patience).await
+    };
+    let result = migrated.await.map_err(Error::into_cause);
+    source.close().await;
+    result?;
+    tracing::info!("the schema is up to date");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What stands for the private PostgreSQL in a binary that is built without it.
+#[cfg(not(feature = "embedded"))]
+#[expect(clippy::unused_async, reason = "its functions are those of the real one")]
+mod embedded {
+    use std::path::Path;
+
+    use fast_zero::config::{ConfigError, required};
+    use secrecy::SecretString;
+
+    pub(crate) enum Embedded {}
+
+    impl Embedded {
+        pub(crate) async fn start(_: Option<&Path>) -> Result<Self, ConfigError> {
+            Err(required("DATABASE_URL"))
+        }
+
+        pub(crate) fn url(&self) -> &SecretString {
+            match *self {}
+        }
+
+        pub(crate) async fn ended(&mut self) -> ConfigError {
+            match *self {}
+        }
+
+        pub(crate) async fn stop(self) {
+            match self {}
+        }
+    }
+
+    pub(crate) fn kept_secret_key(_: Option<&Path>) -> Result<SecretString, ConfigError> {
+        Err(required("SECRET_KEY"))
+    }
 }

@@ -1,0 +1,62 @@
+//! The README's tour works as pasted.
+
+use tokio::process::Command;
+
+use crate::support::App;
+
+const README: &str = include_str!("../../README.md");
+
+/// The shell commands of a section.
+fn commands(section: &str) -> String {
+    let (_, rest) = README.split_once(&format!("\n## {section}\n")).expect("the section is there");
+    let section = rest.split("\n## ").next().unwrap_or(rest);
+    let blocks = section.split("```sh\n").skip(1);
+    blocks.filter_map(|block| block.split("\n```").next()).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn the_tour_works_as_pasted() {
+    if Command::new("grpcurl").arg("--version").output().await.is_err() {
+        eprintln!("SKIPPED: the README's tour: grpcurl is not on the PATH");
+        return;
+    }
+    let app = App::start().await;
+    let address = app.address.to_string();
+    let tour = commands("A tour").replace("localhost:50051", &address);
+    // As at a terminal, but ending at the first command that fails.
+    let shell = Command::new("bash").args(["-euo", "pipefail", "-c", &tour]).output().await;
+    let shell = shell.expect("bash is there");
+    let (output, errors) =
+        (String::from_utf8_lossy(&shell.stdout), String::from_utf8_lossy(&shell.stderr));
+    assert!(shell.status.success(), "{output}\n{errors}");
+    for shown in [
+        "\"username\": \"ana\"",
+        "\"title\": \"Read lib.rs\"",
+        "\"title\": \"Buy milk\"",
+        "\"state\": \"TODO_STATE_DONE\"",
+        "\"userAgent\": \"grpcurl",
+        "\"status\": \"SERVING\"",
+        "grpc.reflection.v1.ServerReflection",
+        "rpc ListTodos",
+        "repeated .fastzero.todo.v1.TodoState states",
+    ] {
+        assert!(output.contains(shown), "{shown} is not in:\n{output}");
+    }
+}
+
+#[tokio::test]
+async fn grpcurl_shows_the_details_of_errors() {
+    let app = App::start().await;
+    let refused = Command::new("grpcurl")
+        .args(["-plaintext", "-d", "{}", &app.address.to_string()])
+        .arg("fastzero.user.v1.UserService/CreateUser")
+        .output();
+    let Ok(refused) = refused.await else {
+        eprintln!("SKIPPED: the details of errors: grpcurl is not on the PATH");
+        return;
+    };
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    for shown in ["\"reason\": \"INVALID_REQUEST\"", "\"field\": \"username\"", "\"requestId\""] {
+        assert!(errors.contains(shown), "{shown} is not in:\n{errors}");
+    }
+}

@@ -1,0 +1,169 @@
+//! Settings: where they come from, and what is said of bad ones.
+
+use crate::support::{app::SECRET_KEY, postgres::TestDatabase, process::Run};
+
+const USAGE: Option<i32> = Some(64);
+const CONFIG: Option<i32> = Some(78);
+
+#[tokio::test]
+async fn the_help_names_every_setting() {
+    let (code, help) = Run::new(&["--help"]).finish().await;
+    assert_eq!(code, Some(0));
+    for variable in [
+        "LISTEN_ADDR",
+        "DATABASE_URL",
+        "DATABASE_URL_FILE",
+        "SECRET_KEY",
+        "SECRET_KEY_FILE",
+        "SECRET_KEY_PREVIOUS",
+        "SECRET_KEY_PREVIOUS_FILE",
+        "ALGORITHM",
+        "TOKEN_ISSUER",
+        "TOKEN_AUDIENCE",
+        "ACCESS_TOKEN_EXPIRE_MINUTES",
+        "REFRESH_TOKEN_EXPIRE_DAYS",
+        "HASHING_THREADS",
+        "DATABASE_MAX_CONNECTIONS",
+        "MIGRATE_ON_START",
+        "DATABASE_WAIT_SECONDS",
+        "SHUTDOWN_GRACE_SECONDS",
+        "REFLECTION",
+        "FASTZERO_DATA_DIR",
+        "RUST_LOG",
+        "LOG_FORMAT",
+    ] {
+        // A secret's value is not shown.
+        let named = [format!("[env: {variable}="), format!("[env: {variable}]")];
+        assert!(named.iter().any(|text| help.contains(text)), "{variable} is not in:\n{help}");
+        let flag = format!("--{}", variable.to_lowercase().replace('_', "-"));
+        assert!(help.contains(&flag), "{flag} is not in:\n{help}");
+    }
+}
+
+#[tokio::test]
+async fn the_version_names_the_commit() {
+    let (code, version) = Run::new(&["--version"]).finish().await;
+    assert_eq!(code, Some(0));
+    let (name, commit) = version.trim().split_once(" (").expect("a commit in parentheses");
+    assert_eq!(name, concat!("fast-zero ", env!("CARGO_PKG_VERSION")));
+    let commit = commit.strip_suffix(')').expect("a commit in parentheses");
+    assert!(commit == "unknown" || commit.len() >= 7, "{commit}");
+}
+
+#[tokio::test]
+async fn bad_usage_and_bad_values_have_codes_of_their_own() {
+    for arguments in [&["--no-such-flag"][..], &["no-such-command"], &["serve", "more"]] {
+        let (code, output) = Run::new(arguments).finish().await;
+        assert_eq!(code, USAGE, "{arguments:?}: {output}");
+    }
+    for (variable, value, allowed) in [
+        ("LISTEN_ADDR", "localhost", "127.0.0.1:50051"),
+        ("ALGORITHM", "none", "HS256"),
+        ("ACCESS_TOKEN_EXPIRE_MINUTES", "0", "1..="),
+        ("REFRESH_TOKEN_EXPIRE_DAYS", "-1", "1..="),
+        ("HASHING_THREADS", "many", "invalid digit"),
+        ("DATABASE_MAX_CONNECTIONS", "70000", "1..="),
+        ("MIGRATE_ON_START", "perhaps", "true, false"),
+        ("REFLECTION", "2", "true, false"),
+        ("DATABASE_WAIT_SECONDS", "99999", "0..="),
+        ("SHUTDOWN_GRACE_SECONDS", "1.5", "invalid digit"),
+        ("LOG_FORMAT", "xml", "pretty, json"),
+        ("RUST_LOG", "fast_zero=loud", "invalid"),
+        ("TOKEN_ISSUER", "", "value is required"),
+    ] {
+        let (code, output) = Run::new(&[]).env(variable, value).finish().await;
+        assert_eq!(code, CONFIG, "{variable}={value}: {output}");
+        for part in [variable, value, allowed] {
+            assert!(output.contains(part), "{part} is not in: {output}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bad_secret_is_named_but_not_shown() {
+    let database = "postgres://localhost/db";
+    for (name, run) in [
+        ("SECRET_KEY", Run::new(&[]).env("SECRET_KEY", "15-bytes-of-key")),
+        ("SECRET_KEY", Run::new(&["--secret-key", "15-bytes-of-key"])),
+        (
+            "SECRET_KEY",
+            Run::new(&[]).file("key", "15-bytes-of-key\n").env("SECRET_KEY_FILE", "key"),
+        ),
+        (
+            "SECRET_KEY_PREVIOUS",
+            Run::new(&[])
+                .env("SECRET_KEY", SECRET_KEY)
+                .env("SECRET_KEY_PREVIOUS", "15-bytes-of-key"),
+        ),
+    ] {
+        let (code, output) = run.env("DATABASE_URL", database).finish().await;
+        assert_eq!(code, CONFIG, "{output}");
+        assert!(output.contains(name) && output.contains("32 bytes"), "{output}");
+        assert!(!output.contains("15-bytes-of-key"), "{output}");
+    }
+    for url in ["mysql://ana:hidden@db/app", "hidden", "postgres://ana:hidden@db:port/app"] {
+        let run = Run::new(&[]).env("DATABASE_URL", url).env("SECRET_KEY", SECRET_KEY);
+        let (code, output) = run.finish().await;
+        assert_eq!(code, CONFIG, "{output}");
+        assert!(output.contains("DATABASE_URL must be like postgresql://"), "{output}");
+        assert!(!output.contains("hidden"), "{output}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_key_is_required_with_a_database_of_ones_own() {
+    for run in [Run::new(&[]), Run::new(&[]).env("SECRET_KEY", "")] {
+        let (code, output) = run.env("DATABASE_URL", "postgres://localhost/db").finish().await;
+        assert_eq!(code, CONFIG, "{output}");
+        assert!(output.contains("SECRET_KEY must be set"), "{output}");
+    }
+}
+
+#[tokio::test]
+async fn secrets_come_from_files_without_their_trailing_newline() {
+    let database = TestDatabase::create().await;
+    let server = Run::new(&[])
+        .file("url", &format!("{}\n", database.url()))
+        .file("key", &format!("{SECRET_KEY}\n"))
+        .env("DATABASE_URL_FILE", "url")
+        .env("SECRET_KEY_FILE", "key")
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .start();
+    server.address().await;
+
+    let both = Run::server(&database.url()).file("key", SECRET_KEY).env("SECRET_KEY_FILE", "key");
+    let (code, output) = both.finish().await;
+    assert_eq!(code, CONFIG, "{output}");
+    assert!(output.contains("SECRET_KEY and SECRET_KEY_FILE are both set"), "{output}");
+
+    let missing =
+        Run::new(&[]).env("DATABASE_URL", &database.url()).env("SECRET_KEY_FILE", "no-such-file");
+    let (code, output) = missing.finish().await;
+    assert_eq!(code, CONFIG, "{output}");
+    assert!(output.contains("no-such-file"), "{output}");
+}
+
+#[tokio::test]
+async fn a_flag_comes_before_a_variable_and_a_variable_before_the_file() {
+    let bad = |source: &str| format!("from-{source}");
+    let file = format!("LISTEN_ADDR={}\n", bad("file"));
+    let from_file = Run::new(&[]).file(".env", &file);
+    let from_variable = Run::new(&[]).file(".env", &file).env("LISTEN_ADDR", &bad("variable"));
+    let from_flag = Run::new(&["--listen-addr", &bad("flag")])
+        .file(".env", &file)
+        .env("LISTEN_ADDR", &bad("variable"));
+    for (run, source) in [(from_file, "file"), (from_variable, "variable"), (from_flag, "flag")] {
+        let (code, output) = run.finish().await;
+        assert_eq!(code, CONFIG, "{output}");
+        assert!(output.contains(&bad(source)), "{source}: {output}");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_env_file_is_named_but_not_shown() {
+    let run = Run::new(&[]).file(".env", "SECRET_KEY='hidden\nthis is no assignment\n");
+    let (code, output) = run.finish().await;
+    assert_eq!(code, CONFIG, "{output}");
+    assert!(output.contains(".env"), "{output}");
+    assert!(!output.contains("hidden") && !output.contains("assignment"), "{output}");
+}
