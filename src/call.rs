@@ -33,6 +33,9 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken over, in characters.
 const MAX_REQUEST_ID_LENGTH: usize = 128;
 
+/// The longest name of a method that is logged, in bytes.
+const MAX_METHOD_LENGTH: usize = 128;
+
 /// How long a call may take, if the caller does not want it shorter. No call of this
 /// service has anything to do for as long as this.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
@@ -77,7 +80,7 @@ impl Gateway {
         let access = self.methods.access(request.uri().path());
         let span = tracing::info_span!(
             "call",
-            method = request.uri().path().trim_start_matches('/'),
+            method = method_name(request.uri().path()),
             request_id = request_id.to_str().unwrap_or_default(),
             peer = %peer,
             user_id = field::Empty,
@@ -140,6 +143,13 @@ async fn call(mut routes: Routes, request: Request<Incoming>) -> Response<Body> 
         Ok(response) => response,
         Err(never) => match never {},
     }
+}
+
+/// What the log calls a method. The path of one that does not exist may be as long as the
+/// caller likes.
+fn method_name(path: &str) -> &str {
+    let name = path.strip_prefix('/').unwrap_or(path);
+    name.get(..MAX_METHOD_LENGTH).unwrap_or(name)
 }
 
 /// The caller's request id, if it is one, or a new one.

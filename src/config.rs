@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     database,
     error::Chain,
-    keys::{Keyring, MIN_SECRET_BYTES},
+    keys::{Keyring, MIN_SECRET_BYTES, SigningKey},
     password,
 };
 
@@ -170,8 +170,8 @@ impl Config {
 
     /// The keys that are given; `None` if there are none.
     pub fn keyring(&self) -> Result<Option<Keyring>, ConfigError> {
-        let current =
-            secret_of("SECRET_KEY", self.secret_key.as_ref(), self.secret_key_file.as_deref())?;
+        let file = self.secret_key_file.as_deref();
+        let current = secret_of("SECRET_KEY", self.secret_key.as_ref(), file)?;
         current.map(|current| self.keyring_with(current)).transpose()
     }
 
@@ -180,13 +180,8 @@ impl Config {
         let variable = "SECRET_KEY_PREVIOUS";
         let file = self.secret_key_previous_file.as_deref();
         let previous = secret_of(variable, self.secret_key_previous.as_ref(), file)?;
-        Keyring::new(current, previous).ok_or_else(|| ConfigError {
-            variable: "SECRET_KEY",
-            problem: format!(
-                "(or SECRET_KEY_PREVIOUS) is too short: it must have at least {MIN_SECRET_BYTES} \
-                 bytes, and be random; `openssl rand -base64 32` makes one"
-            ),
-        })
+        let previous = previous.map(|previous| signing_key(variable, previous)).transpose()?;
+        Ok(Keyring::new(signing_key("SECRET_KEY", current)?, previous))
     }
 
     /// Where a client on this machine finds the server.
@@ -256,6 +251,16 @@ fn secret_of(
         return Err(failed(format!("is empty in {variable}_FILE, {}", file.display())));
     }
     Ok(Some(text.into()))
+}
+
+fn signing_key(variable: &'static str, secret: SecretString) -> Result<SigningKey, ConfigError> {
+    SigningKey::new(secret).ok_or_else(|| ConfigError {
+        variable,
+        problem: format!(
+            "is too short: it must have at least {MIN_SECRET_BYTES} bytes, and be random; \
+             `openssl rand -base64 32` makes one"
+        ),
+    })
 }
 
 fn parse_database_url(url: &SecretString) -> Result<PgConnectOptions, ConfigError> {

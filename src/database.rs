@@ -6,12 +6,16 @@ use deadpool::{
     Runtime,
     managed::{self, Metrics, Object, Pool, PoolError, RecycleResult},
 };
+use scopeguard::ScopeGuard;
 use sqlx::{
     ConnectOptions, Connection, PgConnection,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
 
 use crate::error::{Cause, Chain, Error};
 
@@ -99,19 +103,16 @@ impl Database {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let mut lease = Lease(Some(self.acquire().await?));
-        let Some(connection) = lease.0.as_mut() else {
-            return Err(Error::internal("a lease without a connection"));
-        };
-        let result = work(connection).await;
-        let object = lease.0.take();
+        let mut connection = scopeguard::guard(self.acquire().await?, settle_in_background);
+        let result = work(&mut connection).await;
+        let object = ScopeGuard::into_inner(connection);
         match result {
             Err(Error::DatabaseUnavailable(_)) => {
-                object.map(Object::take);
+                drop(Object::take(object));
                 self.discard_idle();
             }
             // It may have been left in the middle of something.
-            Err(Error::Internal(_)) => drop(object.map(Object::take)),
+            Err(Error::Internal(_)) => drop(Object::take(object)),
             _ => {}
         }
         result
@@ -167,23 +168,18 @@ impl managed::Manager for Manager {
     }
 }
 
-/// A connection in use. If it is dropped while it is, the call was given up.
-struct Lease(Option<Object<Manager>>);
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(object) = self.0.take() {
-            tokio::spawn(settle(object));
+/// For a connection whose call was given up: waits for the end of its statement, and
+/// gives it back to the pool.
+fn settle_in_background(mut object: Object<Manager>) {
+    let Ok(runtime) = Handle::try_current() else {
+        return;
+    };
+    runtime.spawn(async move {
+        let settled = timeout(SETTLE_TIMEOUT, object.ping()).await;
+        if !matches!(settled, Ok(Ok(()))) {
+            drop(Object::take(object));
         }
-    }
-}
-
-/// Waits for the end of a statement that nobody waits for any more.
-async fn settle(mut object: Object<Manager>) {
-    let settled = timeout(SETTLE_TIMEOUT, object.ping()).await;
-    if !matches!(settled, Ok(Ok(()))) {
-        drop(Object::take(object));
-    }
+    });
 }
 
 /// Waits until the database answers, for `patience` at the most, and logs each

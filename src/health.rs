@@ -89,12 +89,6 @@ impl Reporter {
         }
     }
 
-    /// Says that the service stops.
-    pub async fn stop(&self) {
-        self.report(false).await;
-        self.0.set_service_status(LIVENESS, ServingStatus::NotServing).await;
-    }
-
     /// Says of all that needs the database whether it is ready.
     pub async fn report(&self, is_ready: bool) {
         let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };

@@ -137,7 +137,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::id::{SessionId, UserId};
+    use crate::{
+        id::{SessionId, UserId},
+        keys::SigningKey,
+    };
 
     #[derive(Debug, PartialEq)]
     struct Bytes(Vec<u8>);
@@ -152,7 +155,8 @@ mod tests {
     }
 
     fn tokens() -> PageTokens {
-        PageTokens::new(&Keyring::new("k".repeat(32).into(), None).expect("long enough"))
+        let key = SigningKey::new("k".repeat(32).into()).expect("long enough");
+        PageTokens::new(&Keyring::new(key, None))
     }
 
     fn caller() -> Caller {

@@ -101,7 +101,7 @@ pub async fn run(
         let _ = follow.await;
     }
 
-    reporter.stop().await;
+    reporter.report(false).await;
     closing.cancel();
     if timeout(config.shutdown_grace(), connections).await.is_err() {
         tracing::warn!("connections were cut: they did not end within the grace");

@@ -2,7 +2,6 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -11,7 +10,7 @@ use crate::{
     caller::Caller,
     error::Error,
     id::{SessionId, UserId},
-    keys::{Keyring, MAC_BYTES, MacKeys, key_id},
+    keys::{Keyring, MAC_BYTES, MacKeys},
 };
 
 /// How far the clocks of replicas may differ, in seconds.
@@ -53,14 +52,12 @@ pub struct Verified {
 }
 
 impl AccessTokens {
-    /// Signs with the first secret of the keyring as it is, verifies with all.
+    /// Signs with the keyring's current secret as it is, verifies with all.
     #[must_use]
     pub fn new(keyring: &Keyring, issuer: &str, audience: &str, lifetime: Duration) -> Self {
-        let secrets: Vec<_> = keyring.secrets().collect();
-        let bytes = |index: usize| secrets[index].expose_secret().as_bytes();
         let mut header = Header::new(Algorithm::HS256);
         header.typ = Some(ACCESS_TOKEN_TYPE.to_owned());
-        header.kid = Some(key_id(secrets[0]));
+        header.kid = Some(keyring.current.id());
 
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&[issuer]);
@@ -73,9 +70,10 @@ impl AccessTokens {
 
         Self {
             header,
-            signing: EncodingKey::from_secret(bytes(0)),
-            verifying: (0..secrets.len())
-                .map(|index| DecodingKey::from_secret(bytes(index)))
+            signing: EncodingKey::from_secret(keyring.current.as_bytes()),
+            verifying: keyring
+                .verifying()
+                .map(|key| DecodingKey::from_secret(key.as_bytes()))
                 .collect(),
             validation,
             issuer: issuer.to_owned(),
@@ -195,10 +193,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::clock;
+    use crate::{clock, keys::SigningKey};
+
+    fn key(byte: char) -> SigningKey {
+        SigningKey::new(byte.to_string().repeat(32).into()).expect("long enough")
+    }
 
     fn keyring() -> Keyring {
-        Keyring::new("k".repeat(32).into(), None).expect("long enough")
+        Keyring::new(key('k'), None)
     }
 
     fn caller() -> Caller {
@@ -223,12 +225,11 @@ mod tests {
     #[test]
     fn the_previous_secret_verifies_but_does_not_sign() {
         let old = tokens();
-        let new_keyring =
-            |previous| Keyring::new("n".repeat(32).into(), previous).expect("long enough");
-        let tokens =
-            |keyring| AccessTokens::new(&keyring, "fast-zero", "fast-zero", Duration::minutes(30));
-        let both = tokens(new_keyring(Some("k".repeat(32).into())));
-        let new = tokens(new_keyring(None));
+        let tokens = |previous| {
+            let keyring = Keyring::new(key('n'), previous);
+            AccessTokens::new(&keyring, "fast-zero", "fast-zero", Duration::minutes(30))
+        };
+        let (both, new) = (tokens(Some(key('k'))), tokens(None));
         let now = clock::now();
         let (token, _) = old.issue(caller(), now).expect("a token");
         assert!(both.verify(&token, now).is_ok());
