@@ -40,6 +40,8 @@ pub mod caller;
 pub mod clock;
 pub mod config;
 pub mod database;
+#[cfg(feature = "embedded")]
+pub mod embedded;
 pub mod error;
 pub mod etag;
 pub mod health;
