@@ -21,8 +21,6 @@ create table users (
     updated_at timestamptz not null,
     -- Rises with every change of what callers see of the user: the etag.
     version bigint not null,
-    -- PostgreSQL checks unique indexes in the order in which they were made, so
-    -- the username is the one that is named when both are taken.
     constraint users_username_key unique (username_folded),
     constraint users_email_key unique (email_folded)
 );

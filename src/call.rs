@@ -87,11 +87,11 @@ impl Gateway {
         );
         async {
             let mut log = CallLog::begin(access);
-            let response = self.answer_in_time(request, access).await;
-            let mut response = response.unwrap_or_else(|error| Status::from(error).into_http());
             let id = request_id.to_str().unwrap_or_default();
+            let response = self.answer_in_time(request, access, id).await;
+            let mut response = response.unwrap_or_else(|error| Status::from(error).into_http());
             log.code = error::complete_details(response.headers_mut(), id);
-            response.headers_mut().insert(REQUEST_ID, request_id);
+            response.headers_mut().insert(REQUEST_ID, request_id.clone());
             response
         }
         .instrument(span)
@@ -102,10 +102,12 @@ impl Gateway {
         &self,
         request: Request<Incoming>,
         access: Option<Access>,
+        request_id: &str,
     ) -> Result<Response<Body>, Error> {
-        let deadline = deadline(request.headers())?;
-        let response = tokio::time::timeout(deadline, self.route(request, access)).await;
-        response.map_err(|_| Error::DeadlineExceeded)?
+        let deadline = deadline(request.headers());
+        let limit = *deadline.as_ref().unwrap_or(&DEFAULT_DEADLINE);
+        let route = self.route(request, access, request_id, deadline);
+        tokio::time::timeout(limit, route).await.map_err(|_| Error::DeadlineExceeded)?
     }
 
     /// The one place that decides who gets through.
@@ -113,11 +115,14 @@ impl Gateway {
         &self,
         mut request: Request<Incoming>,
         access: Option<Access>,
+        request_id: &str,
+        deadline: Result<Duration, Error>,
     ) -> Result<Response<Body>, Error> {
         let access = access.ok_or(Error::Unimplemented)?;
         if access == Access::Open {
+            deadline?;
             let response = call(self.open.clone(), request).await;
-            return Ok(response.map(|body| self.until_stopping(body)));
+            return Ok(response.map(|body| self.open_body(body, request_id)));
         }
         let api = self.api.get();
         let api =
@@ -127,12 +132,15 @@ impl Gateway {
             Span::current().record("user_id", field::display(caller.user_id));
             request.extensions_mut().insert(caller);
         }
+        // Only now: who may not call is not told what is wrong with the call.
+        deadline?;
         Ok(call(api.routes.clone(), request).await)
     }
 
-    fn until_stopping(&self, body: Body) -> Body {
-        Body::new(UntilStopping {
+    fn open_body(&self, body: Body, request_id: &str) -> Body {
+        Body::new(OpenBody {
             body: Some(body),
+            request_id: request_id.to_owned(),
             stopping: Box::pin(self.stopping.clone().cancelled_owned()),
         })
     }
@@ -220,15 +228,16 @@ impl Drop for CallLog {
     }
 }
 
-/// A body that ends when the server stops, after what it had to say: the stream of a
-/// watcher would go on for ever.
-struct UntilStopping {
+/// The body of an answer of health or reflection, which may be a stream: errors at its
+/// end get their details, and when the server stops, it ends after what it had to say.
+struct OpenBody {
     /// `None` after the end.
     body: Option<Body>,
+    request_id: String,
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl http_body::Body for UntilStopping {
+impl http_body::Body for OpenBody {
     type Data = <Body as http_body::Body>::Data;
     type Error = <Body as http_body::Body>::Error;
 
@@ -239,14 +248,20 @@ impl http_body::Body for UntilStopping {
         let Some(body) = &mut self.body else {
             return Poll::Ready(None);
         };
-        if let Poll::Ready(frame) = Pin::new(body).poll_frame(context) {
-            return Poll::Ready(frame);
-        }
-        ready!(self.stopping.as_mut().poll(context));
-        self.body = None;
-        let mut trailers = HeaderMap::new();
-        // Cannot fail: the message is plain ASCII.
-        let _ = Status::unavailable("The service is stopping").add_header(&mut trailers);
+        let mut trailers = match Pin::new(body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_trailers() {
+                Ok(trailers) => trailers,
+                Err(data) => return Poll::Ready(Some(Ok(data))),
+            },
+            Poll::Ready(end) => return Poll::Ready(end),
+            Poll::Pending => {
+                ready!(self.stopping.as_mut().poll(context));
+                self.body = None;
+                let response: Response<Body> = Status::from(Error::Stopping).into_http();
+                response.into_parts().0.headers
+            }
+        };
+        error::complete_details(&mut trailers, &self.request_id);
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 

@@ -76,7 +76,7 @@ struct Entry {
 struct Seen {
     /// When it began.
     at: Instant,
-    /// When the session expires; `None` if it has ended.
+    /// When the session expires; `None` if it has ended or expired.
     expires_at: Option<OffsetDateTime>,
 }
 
@@ -106,7 +106,7 @@ impl LiveSessions {
             return Ok(seen.is_alive());
         }
         let at = Instant::now();
-        let expires_at = look_up().await?;
+        let expires_at = look_up().await?.filter(|expires_at| *expires_at > clock::now());
         let seen = Seen { at, expires_at };
         remember(&sessions, caller.session_id, seen);
         Ok(seen.is_alive())
@@ -119,12 +119,14 @@ impl LiveSessions {
 }
 
 impl Seen {
+    /// A session that has expired since may have been refreshed before.
     fn is_fresh(self) -> bool {
-        self.at.elapsed() < FRESH_FOR
+        let has_expired = self.expires_at.is_some_and(|expires_at| expires_at <= clock::now());
+        self.at.elapsed() < FRESH_FOR && !has_expired
     }
 
     fn is_alive(self) -> bool {
-        self.expires_at.is_some_and(|expires_at| expires_at > clock::now())
+        self.expires_at.is_some()
     }
 }
 

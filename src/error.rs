@@ -48,6 +48,7 @@ pub enum Error {
     /// With what the log is to say; it goes no further.
     Internal(Cause),
     Unimplemented,
+    Stopping,
 }
 
 /// What lies behind an error: for the log, never for the caller.
@@ -91,6 +92,7 @@ impl Error {
             Self::DatabaseUnavailable(_) => ErrorReason::DatabaseUnavailable,
             Self::Internal(_) => ErrorReason::Internal,
             Self::Unimplemented => ErrorReason::Unimplemented,
+            Self::Stopping => ErrorReason::Stopping,
         }
     }
 
@@ -111,7 +113,7 @@ impl Error {
             Self::EtagMismatch => Code::Aborted,
             Self::Overloaded => Code::ResourceExhausted,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
-            Self::DatabaseUnavailable(_) => Code::Unavailable,
+            Self::DatabaseUnavailable(_) | Self::Stopping => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
             Self::Unimplemented => Code::Unimplemented,
         }
@@ -121,6 +123,8 @@ impl Error {
         match self {
             Self::Overloaded => Some(RETRY_OVERLOADED_AFTER),
             Self::DatabaseUnavailable(_) => Some(RETRY_DATABASE_AFTER),
+            // Another replica, or the next one here, may answer at once.
+            Self::Stopping => Some(Duration::ZERO),
             _ => None,
         }
     }
@@ -161,6 +165,7 @@ impl fmt::Display for Error {
             }
             Self::Internal(_) => formatter.write_str("Internal error"),
             Self::Unimplemented => formatter.write_str("The service has no such method"),
+            Self::Stopping => formatter.write_str("The service is stopping"),
         }
     }
 }
@@ -191,7 +196,8 @@ impl From<Error> for Status {
     }
 }
 
-/// Completes the details of an error's response, if it is one: the request's id, and
+/// Completes the details of an error, if these headers or trailers tell of one: the
+/// request's id, and
 /// the reason where the gRPC library or the health service made the error. Gives the
 /// call's code.
 pub(crate) fn complete_details(headers: &mut HeaderMap, request_id: &str) -> Code {

@@ -23,6 +23,9 @@ impl From<String> for Invalid {
     }
 }
 
+/// Why an empty field is refused that must not be.
+pub const REQUIRED: Invalid = Invalid::new("must be set");
+
 /// Collects the fields of one request that are refused.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Violations(Vec<(&'static str, Invalid)>);

@@ -20,7 +20,7 @@ use crate::{
     id::SessionId,
     password::{Attempt, Hasher, NewPassword, Verdict},
     proto::{auth::v1 as pb, timestamp},
-    validation::{Invalid, Violations},
+    validation::{Invalid, REQUIRED, Violations},
 };
 
 /// Implements `fastzero.auth.v1.AuthService`.
@@ -328,8 +328,6 @@ fn parse_scope(number: i32) -> Result<Ending, Error> {
         }
     }
 }
-
-const REQUIRED: Invalid = Invalid::new("must be set");
 
 fn required(field: &'static str, value: String) -> Result<String, Error> {
     if value.is_empty() {

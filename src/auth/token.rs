@@ -109,7 +109,9 @@ impl AccessTokens {
         let decode = |key| jsonwebtoken::decode::<Claims>(token, key, &self.validation).ok();
         let data = self.verifying.iter().find_map(decode).ok_or(Error::TokenInvalid)?;
         let typ = data.header.typ.as_deref().unwrap_or_default();
-        if !typ.eq_ignore_ascii_case(ACCESS_TOKEN_TYPE) {
+        // No extension is known here, and one that is critical must be (RFC 7515, section
+        // 4.1.11).
+        if !typ.eq_ignore_ascii_case(ACCESS_TOKEN_TYPE) || data.header.crit.is_some() {
             return Err(Error::TokenInvalid);
         }
         let claims = data.claims;

@@ -103,7 +103,8 @@ async fn prepare(home: &Home, cache: &Path) -> Result<(Installation, Cluster), E
 async fn serve(postgres: &mut Postmaster, home: &Home, began: Instant) -> Result<(), Error> {
     postgres.ready().await?;
     let folder = home.folder().display();
-    tracing::info!(elapsed_ms = began.elapsed().as_millis(), %folder, "PostgreSQL is ready");
+    let elapsed_seconds = began.elapsed().as_secs_f64();
+    tracing::info!(elapsed_seconds, %folder, "PostgreSQL is ready");
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{}", postgres.url().expose_secret())
         .and_then(|()| stdout.flush())
@@ -145,7 +146,7 @@ impl End {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.hang_up.recv() => "SIGHUP",
-            () = lifeline => "the parent process has ended",
+            () = lifeline => "the lifeline has ended",
         }
     }
 }

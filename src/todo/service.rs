@@ -14,7 +14,7 @@ use crate::{
     mask::Mask,
     pagination::{Page, PageFields, PageTokens, Scope},
     proto::{self, timestamp, todo::v1 as pb},
-    validation::{Invalid, Violations},
+    validation::{REQUIRED, Violations},
 };
 
 /// Implements `fastzero.todo.v1.TodoService`.
@@ -167,7 +167,7 @@ fn parse_id(id: &str) -> Result<TodoId, Error> {
 fn parse_new_todo(request: pb::CreateTodoRequest) -> Result<NewTodo, Error> {
     let mut violations = Violations::default();
     let Some(todo) = request.todo else {
-        return Err(Error::InvalidRequest(Violations::single("todo", Invalid::new("must be set"))));
+        return Err(Error::InvalidRequest(Violations::single("todo", REQUIRED)));
     };
     let title = violations.check("todo.title", Title::parse(&todo.title));
     let description = violations.check("todo.description", Description::parse(&todo.description));
@@ -190,8 +190,12 @@ struct Update {
 
 fn parse_update(request: pb::UpdateTodoRequest) -> Result<Update, Error> {
     let mut violations = Violations::default();
+    let mask = request.update_mask.as_ref();
     let Some(todo) = request.todo else {
-        return Err(Error::InvalidRequest(Violations::single("todo", Invalid::new("must be set"))));
+        let writable = [("title", true), ("description", true), ("state", true)];
+        violations.add("todo", REQUIRED);
+        violations.check("update_mask", Mask::parse(mask, writable));
+        return Err(Error::InvalidRequest(violations));
     };
     let id = violations.check("todo.id", TodoId::parse(&todo.id));
     let writable = [
@@ -199,7 +203,7 @@ fn parse_update(request: pb::UpdateTodoRequest) -> Result<Update, Error> {
         ("description", !todo.description.is_empty()),
         ("state", todo.state != 0),
     ];
-    let mask = violations.check("update_mask", Mask::parse(request.update_mask.as_ref(), writable));
+    let mask = violations.check("update_mask", Mask::parse(mask, writable));
     let covers = |field| mask.as_ref().is_some_and(|mask| mask.covers(field));
     let title = covers("title")
         .then(|| violations.check("todo.title", Title::parse(&todo.title)))

@@ -16,7 +16,7 @@ use crate::{
     pagination::{Page, PageFields, PageTokens, Scope},
     password::{Hasher, NewPassword},
     proto::{self, timestamp, user::v1 as pb},
-    validation::{Invalid, Violations},
+    validation::{REQUIRED, Violations},
 };
 
 /// Implements `fastzero.user.v1.UserService`.
@@ -170,13 +170,15 @@ struct Update {
 
 fn parse_update(request: pb::UpdateUserRequest, caller: Caller) -> Result<Update, Error> {
     let mut violations = Violations::default();
-    let user = request.user.unwrap_or_else(|| {
-        violations.add("user", Invalid::new("must be set"));
-        pb::User::default()
-    });
+    let mask = request.update_mask.as_ref();
+    let Some(user) = request.user else {
+        violations.add("user", REQUIRED);
+        violations.check("update_mask", Mask::parse(mask, [("username", true), ("email", true)]));
+        return Err(Error::InvalidRequest(violations));
+    };
     let id = violations.check("user.id", caller.resolve(&user.id));
     let writable = [("username", !user.username.is_empty()), ("email", !user.email.is_empty())];
-    let mask = violations.check("update_mask", Mask::parse(request.update_mask.as_ref(), writable));
+    let mask = violations.check("update_mask", Mask::parse(mask, writable));
     let covers = |field| mask.as_ref().is_some_and(|mask| mask.covers(field));
     let username = covers("username")
         .then(|| violations.check("user.username", Username::parse(&user.username)))

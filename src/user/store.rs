@@ -1,10 +1,10 @@
 //! The statements on users.
 
-use sqlx::PgExecutor;
+use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{NewUser, User, UserChange};
+use super::{NewUser, User, UserChange, Username};
 use crate::{
     database::is_unique_violation,
     error::Error,
@@ -36,11 +36,11 @@ impl From<Row> for User {
 
 /// Adds a user. [`Error::UsernameExists`] or [`Error::EmailExists`].
 pub(super) async fn insert(
-    executor: impl PgExecutor<'_>,
+    connection: &mut PgConnection,
     user: &NewUser,
     password: &PasswordHash,
 ) -> Result<User, Error> {
-    sqlx::query_as!(
+    let inserted = sqlx::query_as!(
         Row,
         "insert into users (
              id, username, username_folded, email, email_folded,
@@ -57,10 +57,12 @@ pub(super) async fn insert(
         user.id.create_time(),
         FIRST_VERSION,
     )
-    .fetch_one(executor)
-    .await
-    .map(User::from)
-    .map_err(clash)
+    .fetch_one(&mut *connection)
+    .await;
+    match inserted {
+        Ok(row) => Ok(row.into()),
+        Err(error) => Err(clash(connection, error, user.id, Some(&user.username)).await),
+    }
 }
 
 /// Looks up a user.
@@ -96,14 +98,14 @@ pub(super) async fn list(
 /// Changes a user. `None` if there is none, or none of the guarded version;
 /// [`Error::UsernameExists`] or [`Error::EmailExists`].
 pub(super) async fn update(
-    executor: impl PgExecutor<'_>,
+    connection: &mut PgConnection,
     id: UserId,
     guard: Guard,
     change: &UserChange,
     now: OffsetDateTime,
 ) -> Result<Option<User>, Error> {
     let (username, email) = (change.username.as_ref(), change.email.as_ref());
-    let row = sqlx::query_as!(
+    let updated = sqlx::query_as!(
         Row,
         "update users set
              username = coalesce($3, username),
@@ -122,10 +124,12 @@ pub(super) async fn update(
         email.map(super::Email::folded),
         now,
     )
-    .fetch_optional(executor)
-    .await
-    .map_err(clash)?;
-    Ok(row.map(User::from))
+    .fetch_optional(&mut *connection)
+    .await;
+    match updated {
+        Ok(row) => Ok(row.map(User::from)),
+        Err(error) => Err(clash(connection, error, id, username).await),
+    }
 }
 
 /// Deletes a user with everything that is theirs. Whether there was one, of the
@@ -145,12 +149,36 @@ pub(super) async fn delete(
     Ok(deleted.rows_affected() > 0)
 }
 
-fn clash(error: sqlx::Error) -> Error {
+/// Why a username or an address was refused. The username is named first when both are
+/// taken; which of them the database finds first depends on when their indexes were
+/// built.
+async fn clash(
+    executor: impl PgExecutor<'_>,
+    error: sqlx::Error,
+    id: UserId,
+    username: Option<&Username>,
+) -> Error {
     if is_unique_violation(&error, "users_username_key") {
         return Error::UsernameExists;
     }
-    if is_unique_violation(&error, "users_email_key") {
-        return Error::EmailExists;
+    if !is_unique_violation(&error, "users_email_key") {
+        return error.into();
     }
-    error.into()
+    let Some(username) = username else {
+        return Error::EmailExists;
+    };
+    let taken = sqlx::query_scalar!(
+        r#"select exists (
+               select from users where username_folded = $1 and id <> $2
+           ) as "taken!""#,
+        username.folded(),
+        id.as_uuid(),
+    )
+    .fetch_one(executor)
+    .await;
+    match taken {
+        Ok(true) => Error::UsernameExists,
+        Ok(false) => Error::EmailExists,
+        Err(error) => error.into(),
+    }
 }
