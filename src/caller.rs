@@ -176,7 +176,7 @@ mod tests {
 
     #[expect(clippy::unnecessary_wraps, reason = "what a look-up answers")]
     fn alive() -> Result<Option<OffsetDateTime>, Error> {
-        Ok(Some(clock::now() + Duration::from_secs(3_600)))
+        Ok(Some(clock::now() + Duration::from_hours(1)))
     }
 
     async fn unreachable_look_up() -> Result<Option<OffsetDateTime>, Error> {
@@ -187,9 +187,9 @@ mod tests {
     async fn a_session_seen_alive_needs_no_second_look_for_five_seconds() {
         let (sessions, caller) = (LiveSessions::default(), caller());
         assert!(sessions.is_alive(caller, async || alive()).await.expect("alive"));
-        tokio::time::advance(FRESH_FOR - Duration::from_millis(1)).await;
+        tokio::time::advance(FRESH_FOR.mul_f64(0.999)).await;
         assert!(sessions.is_alive(caller, unreachable_look_up).await.expect("alive"));
-        tokio::time::advance(Duration::from_millis(1)).await;
+        tokio::time::advance(FRESH_FOR.mul_f64(0.001)).await;
         assert!(!sessions.is_alive(caller, async || Ok(None)).await.expect("looked up"));
     }
 

@@ -1,5 +1,22 @@
 //! Tests against the real server and a real PostgreSQL.
 
+mod architecture;
+mod contract;
+#[cfg(feature = "embedded")]
+mod embedded;
+mod health;
 mod lifecycle;
+mod login;
+mod pages;
+mod passwords;
+mod races;
+mod readme;
+mod refresh;
+mod sessions;
+mod settings;
 mod statements;
 mod support;
+mod todos;
+mod tokens;
+mod updates;
+mod users;

@@ -9,7 +9,7 @@ use argon2::Params;
 use clap::Parser;
 use fast_zero::{
     config::Config,
-    keys::Keyring,
+    keys::{Keyring, SigningKey},
     proto::user::v1::{CreateUserRequest, User},
     server::{self, Backing},
 };
@@ -56,8 +56,12 @@ pub fn config() -> Config {
     }
 }
 
+pub fn signing_key(secret: &str) -> SigningKey {
+    SigningKey::new(secret.into()).expect("long enough")
+}
+
 pub fn keyring() -> Keyring {
-    Keyring::new(SECRET_KEY.into(), None).expect("long enough")
+    Keyring::new(signing_key(SECRET_KEY), None)
 }
 
 impl App {
@@ -95,6 +99,12 @@ impl App {
     pub async fn replica(&self) -> Replica {
         let (address, shutdown, _) =
             serve(self.database.options.clone(), config(), keyring()).await;
+        Replica { channel: connect(address).await, shutdown }
+    }
+
+    /// Starts a replica with other settings or keys.
+    pub async fn replica_with(&self, config: Config, keyring: Keyring) -> Replica {
+        let (address, shutdown, _) = serve(self.database.options.clone(), config, keyring).await;
         Replica { channel: connect(address).await, shutdown }
     }
 

@@ -1,6 +1,6 @@
 //! Watching the health service.
 
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
     health_client::HealthClient,
@@ -27,6 +27,17 @@ impl Watch {
 
     pub async fn until_not_serving(&mut self) {
         self.until(ServingStatus::NotServing).await;
+    }
+
+    /// Waits until the server ends the stream, which may be an error.
+    pub async fn until_ended(&mut self) -> Option<Status> {
+        loop {
+            match self.0.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(status) => return Some(status),
+            }
+        }
     }
 
     async fn until(&mut self, status: ServingStatus) {

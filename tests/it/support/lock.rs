@@ -17,6 +17,15 @@ impl App {
         lock.bind(id).fetch_one(&mut sql).await.expect("locked");
         RowLock(sql)
     }
+
+    /// Runs a statement in a transaction of its own, which keeps what it locks and
+    /// hides what it changes until it is released.
+    pub async fn hold(&self, statement: &'static str) -> RowLock {
+        let mut sql = self.sql().await;
+        sqlx::raw_sql("begin").execute(&mut sql).await.expect("begun");
+        sqlx::raw_sql(statement).execute(&mut sql).await.expect("the statement works");
+        RowLock(sql)
+    }
 }
 
 impl RowLock {
@@ -27,6 +36,22 @@ impl RowLock {
         )";
         eventually("somebody waits for the row", async || {
             sqlx::query_scalar(awaited).fetch_one(&mut self.0).await.expect("looked")
+        })
+        .await;
+    }
+
+    /// Waits until exactly this many statements wait, for this lock or one another's.
+    pub async fn until_queue_of(&mut self, count: i64) {
+        // Not pg_stat_activity, which stays the same throughout a transaction.
+        let waiting = "select count(distinct pid) from pg_locks where not granted and pid in (
+            select pid from pg_locks join pg_database on pg_database.oid = database
+            where datname = current_database()
+        )";
+        eventually("so many statements wait", async || {
+            let waiting = sqlx::query_scalar(waiting).fetch_one(&mut self.0);
+            let waiting: i64 = waiting.await.expect("counted");
+            assert!(waiting <= count, "{waiting} statements wait");
+            waiting == count
         })
         .await;
     }

@@ -3,12 +3,22 @@
 
 pub mod app;
 pub mod assert;
+pub mod auth;
 pub mod client;
 pub mod health;
+pub mod lock;
+pub mod parallel;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod sql;
 pub mod statements;
+pub mod time;
+pub mod todos;
+pub mod tokens;
+pub mod users;
+pub mod wait;
+pub mod wire;
 
 pub use app::App;
 pub use client::{Client, PASSWORD};

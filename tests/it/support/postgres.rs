@@ -5,6 +5,12 @@ use std::{
     env,
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
+    sync::{
+        LazyLock,
+        mpsc::{self, Sender},
+    },
+    thread,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use fast_zero::database::{self, MIGRATIONS};
@@ -61,45 +67,66 @@ impl TestDatabase {
     pub fn url(&self) -> String {
         self.options.to_url_lossy().to_string()
     }
-
-    /// A connection to another database of the same PostgreSQL.
-    pub async fn connect_as_admin(&self) -> PgConnection {
-        self.admin.connect().await.expect("PostgreSQL answers")
-    }
-
-    pub fn name(&self) -> &str {
-        &self.name
-    }
 }
 
 impl Drop for TestDatabase {
+    /// Does not wait: the connections of this test end with its runtime, on which this
+    /// runs.
     fn drop(&mut self) {
-        let (admin, name) = (self.admin.clone(), self.name.clone());
-        // The test's own runtime may be ending.
-        let dropped = std::thread::spawn(move || {
+        let drop = format!("drop database {} with (force)", self.name);
+        let sent = janitor().send((self.admin.clone(), drop));
+        sent.expect("the janitor ends with the process");
+    }
+}
+
+/// Drops the databases of tests that have ended. Those that are left when the process
+/// ends go with the private PostgreSQL, or are found by a later run.
+fn janitor() -> &'static Sender<(PgConnectOptions, String)> {
+    static JANITOR: LazyLock<Sender<(PgConnectOptions, String)>> = LazyLock::new(|| {
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.expect("a runtime");
-            runtime.block_on(execute(&admin, format!("drop database {name} with (force)")));
+            for (admin, statement) in receiver {
+                runtime.block_on(execute(&admin, statement));
+            }
         });
-        if dropped.join().is_err() {
-            eprintln!("the database {} was not dropped", self.name);
-        }
+        sender
+    });
+    &JANITOR
+}
+
+/// For how long another run may need a database that it made.
+const LEFT_BEHIND_AFTER: Duration = Duration::from_mins(30);
+
+/// Drops what earlier runs left behind.
+async fn drop_leftovers(admin: &PgConnectOptions) {
+    let mut connection = admin.connect().await.expect("PostgreSQL answers");
+    let names = "select datname::text from pg_database where datname like 'test\\_%'";
+    let names: Vec<String> =
+        sqlx::query_scalar(names).fetch_all(&mut connection).await.expect("listed");
+    let is_left_behind = |name: &&String| {
+        let id = name.strip_prefix("test_").and_then(|id| id.parse::<Uuid>().ok());
+        let made = id.and_then(|id| id.get_timestamp()).map(|made| made.to_unix().0);
+        let made = made.map(|made| UNIX_EPOCH + Duration::from_secs(made));
+        made.and_then(|made| made.elapsed().ok()).is_some_and(|age| age > LEFT_BEHIND_AFTER)
+    };
+    for name in names.iter().filter(is_left_behind) {
+        execute(admin, format!("drop database if exists {name} with (force)")).await;
     }
 }
 
 impl Postgres {
     async fn start() -> Self {
-        let (admin, private) = match env::var("TEST_DATABASE_URL") {
-            Ok(url) => {
-                eprintln!("tests run on the PostgreSQL of TEST_DATABASE_URL");
-                (database::parse_url(&url).expect("TEST_DATABASE_URL is a URL"), None)
-            }
-            Err(_) => {
-                eprintln!("tests run on a private PostgreSQL");
-                let (url, child) = start_private();
-                (database::parse_url(&url).expect("it prints its URL"), Some(child))
-            }
+        let (admin, private) = if let Ok(url) = env::var("TEST_DATABASE_URL") {
+            eprintln!("tests run on the PostgreSQL of TEST_DATABASE_URL");
+            (database::parse_url(&url).expect("TEST_DATABASE_URL is a URL"), None)
+        } else {
+            eprintln!("tests run on a private PostgreSQL");
+            let (url, child) = start_private();
+            (database::parse_url(&url).expect("it prints its URL"), Some(child))
         };
+        drop_leftovers(&admin).await;
         let template = create_template(&admin).await;
         Self { admin, template, _private: private }
     }
@@ -108,6 +135,7 @@ impl Postgres {
 fn start_private() -> (String, Child) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_fast-zero"))
         .args(["postgres", "--temporary", "--lifeline"])
+        .env("RUST_LOG", "warn")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

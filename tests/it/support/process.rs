@@ -1,7 +1,6 @@
 //! The real binary, in a process of its own.
 
 use std::{
-    path::Path,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -76,10 +75,6 @@ impl Run {
         self
     }
 
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
     /// Starts the process.
     pub fn start(mut self) -> Process {
         let mut child = self.command.spawn().expect("the binary starts");
@@ -122,10 +117,8 @@ impl Process {
                 changed.await;
             }
         };
-        match timeout(PATIENCE, found).await {
-            Ok(line) => line,
-            Err(_) => panic!("no line with {text:?} in:\n{}", self.output()),
-        }
+        let line = timeout(PATIENCE, found).await;
+        line.unwrap_or_else(|late| panic!("no line with {text:?}: {late}:\n{}", self.output()))
     }
 
     /// Waits until the server serves, and gives its address.
@@ -151,9 +144,8 @@ impl Process {
 
     /// Waits for the end of the process.
     pub async fn end(&mut self) -> ExitStatus {
-        match timeout(PATIENCE, self.child.wait()).await {
-            Ok(status) => status.expect("it can be waited for"),
-            Err(_) => panic!("it did not end; it wrote:\n{}", self.output()),
-        }
+        let status = timeout(PATIENCE, self.child.wait()).await;
+        let status = status.unwrap_or_else(|late| panic!("no end: {late}:\n{}", self.output()));
+        status.expect("it can be waited for")
     }
 }

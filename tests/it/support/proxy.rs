@@ -63,7 +63,7 @@ async fn forward(listener: TcpListener, target: Target, closed: CancellationToke
             match target {
                 Target::Socket(path) => copy(client, UnixStream::connect(path).await).await,
                 Target::Tcp(host, port) => {
-                    copy(client, TcpStream::connect((host, port)).await).await
+                    copy(client, TcpStream::connect((host, port)).await).await;
                 }
             }
         }));

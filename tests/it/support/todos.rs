@@ -24,6 +24,11 @@ pub fn titles(todos: &[Todo]) -> Vec<&str> {
     todos.iter().map(|todo| &*todo.title).collect()
 }
 
+/// So that answers of different rpcs can stand in one list.
+pub fn without_message<T>(response: Response<T>) -> Response<()> {
+    response.map(drop)
+}
+
 impl Client {
     pub async fn try_create_todo(&self, todo: Option<Todo>) -> Answer<CreateTodoResponse> {
         self.todos().create_todo(CreateTodoRequest { todo }).await

@@ -14,5 +14,10 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("{what}: not in time"));
+    in_time(what, asking).await;
+}
+
+/// Waits for what must come, but not for ever.
+pub async fn in_time<T>(what: &str, coming: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, coming).await.unwrap_or_else(|_| panic!("{what}: not in time"))
 }

@@ -44,6 +44,7 @@ impl App {
 impl Wire {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("the server answers");
+        stream.set_nodelay(true).expect("set");
         let (sender, connection) =
             handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
         tokio::spawn(connection);

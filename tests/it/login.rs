@@ -1,0 +1,265 @@
+//! Logging in: who may, and what comes of it.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
+
+use argon2::Params;
+use fast_zero::config::Config;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde::Deserialize;
+use tonic::transport::Endpoint;
+use uuid::Uuid;
+
+use crate::support::{
+    App, Client, PASSWORD,
+    app::{SECRET_KEY, config},
+    assert::{assert_invalid, assert_unauthenticated},
+    parallel::at_once,
+    time::{assert_since, system_time, time_in},
+};
+
+#[tokio::test]
+async fn one_logs_in_by_username_or_address_in_any_case_and_trimmed() {
+    let app = App::start().await;
+    let user = app.anonymous().sign_up("Ana", "José@example.com", PASSWORD).await;
+    for login in [
+        "Ana",
+        "ana",
+        "ANA",
+        "  aNa\u{3000}",
+        "José@example.com",
+        "JOSÉ@EXAMPLE.COM",
+        "josé@example.com",
+        "jose\u{301}@example.com",
+        " José@Example.com ",
+    ] {
+        let client = app.logged_in(login).await;
+        assert_eq!(client.get_user("me").await, user, "{login:?}");
+    }
+}
+
+#[tokio::test]
+async fn empty_fields_are_named() {
+    let app = App::start().await;
+    app.create_user("ana").await;
+    for (login, password, bad) in [
+        ("", "", &["login", "password"][..]),
+        ("", PASSWORD, &["login"]),
+        ("ana", "", &["password"]),
+    ] {
+        assert_invalid(app.anonymous().try_log_in(login, password).await, bad);
+    }
+}
+
+/// Logins that fail, whatever is wrong with them.
+fn wrong_logins() -> Vec<(String, String)> {
+    let (right, long) = ("ana".to_owned(), "a".repeat(1_000));
+    let wrong_password = |password: &str| (right.clone(), password.to_owned());
+    let wrong_login = |login: &str| (login.to_owned(), PASSWORD.to_owned());
+    vec![
+        wrong_password("another password"),
+        wrong_password("x"),
+        wrong_password(&long),
+        wrong_password(&PASSWORD.to_uppercase()),
+        wrong_password(&format!("{PASSWORD} ")),
+        wrong_password(&format!(" {PASSWORD}")),
+        wrong_password(&format!("{PASSWORD}\0")),
+        wrong_password(&format!("{PASSWORD}\n")),
+        wrong_password(&PASSWORD[..8]),
+        wrong_password("🦀🦀🦀🦀🦀🦀🦀🦀"),
+        wrong_login("nobody"),
+        wrong_login("nobody@example.com"),
+        wrong_login("a"),
+        wrong_login("@"),
+        wrong_login(&long),
+        wrong_login(&format!("{long}@example.com")),
+        wrong_login("ana\0"),
+        wrong_login("\0ana"),
+        wrong_login("ana\u{7f}"),
+        wrong_login("a\nna"),
+        wrong_login("ana%"),
+        wrong_login("an_"),
+        wrong_login("ana' or '1'='1"),
+        wrong_login("🦀"),
+        (long.clone(), long),
+    ]
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_the_refusal_is_the_same() {
+    let app = App::start().await;
+    app.create_user("ana").await;
+    for (login, password) in wrong_logins() {
+        let refused = app.anonymous().try_log_in(&login, &password).await;
+        let refused = assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+        assert_eq!(refused.message(), "Incorrect email or password", "{login:?} {password:?}");
+    }
+    assert_eq!(app.select::<i64>("select count(*) from sessions").await, 0);
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_the_refusal_comes_after_the_same_work() {
+    // Some 50 ms, besides which the rest of the work is nothing.
+    let hashing_cost = Params::new(32 * 1024, 3, 1, Some(32)).expect("good parameters");
+    let app = App::start_with(Config { hashing_cost, ..config() }).await;
+    app.create_user("ana").await;
+    let mut fastest = BTreeMap::new();
+    for _ in 0..5 {
+        for (login, password) in [
+            ("ana", "another password"),
+            ("ana", &*"a".repeat(1_000)),
+            ("nobody", PASSWORD),
+            ("nobody@example.com", PASSWORD),
+            (&*"a".repeat(1_000), PASSWORD),
+            ("ana\0", PASSWORD),
+        ] {
+            let begun = Instant::now();
+            let refused = app.anonymous().try_log_in(login, password).await;
+            let took = begun.elapsed();
+            assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+            let fastest = fastest.entry((login.to_owned(), password.to_owned())).or_insert(took);
+            *fastest = took.min(*fastest);
+        }
+    }
+    let wrong_password = fastest[&("ana".to_owned(), "another password".to_owned())];
+    assert!(fastest.values().all(|took| *took > wrong_password / 2), "{fastest:?}");
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Claims {
+    iss: String,
+    aud: String,
+    sub: String,
+    sid: String,
+    jti: String,
+    iat: u64,
+    exp: u64,
+}
+
+#[tokio::test]
+async fn a_login_answers_with_the_tokens_of_a_new_session() {
+    const MINUTES: u32 = 7;
+    const DAYS: u32 = 3;
+    let settings = Config {
+        access_token_expire_minutes: MINUTES,
+        refresh_token_expire_days: DAYS,
+        token_issuer: "the issuer".into(),
+        token_audience: "the audience".into(),
+        ..config()
+    };
+    let app = App::start_with(settings).await;
+    let begun = SystemTime::now();
+    let ana = app.signed_up("ana").await;
+    let tokens = ana.tokens();
+    assert_eq!(tokens.token_type, "Bearer");
+    assert_since(begun, Duration::from_mins(MINUTES.into()), tokens.access_token_expire_time);
+    let days = Duration::from_hours(u64::from(DAYS) * 24);
+    assert_since(begun, days, tokens.refresh_token_expire_time);
+    let session = ana.list_sessions().await.remove(0);
+    assert_eq!(session.id, tokens.session_id);
+
+    let header = jsonwebtoken::decode_header(&tokens.access_token).expect("a JWT");
+    assert_eq!((header.alg, header.typ.as_deref()), (Algorithm::HS256, Some("at+jwt")));
+    assert!(header.kid.is_some_and(|kid| !kid.is_empty() && !SECRET_KEY.contains(&kid)));
+    let mut validation = Validation::new(Algorithm::HS256);
+    validation.set_issuer(&["the issuer"]);
+    validation.set_audience(&["the audience"]);
+    let key = DecodingKey::from_secret(SECRET_KEY.as_bytes());
+    let token = jsonwebtoken::decode(&tokens.access_token, &key, &validation).expect("good");
+    let claims: Claims = token.claims;
+    assert_eq!((&*claims.iss, &*claims.aud), ("the issuer", "the audience"));
+    assert_eq!((&claims.sub, &claims.sid), (&ana.user_id(), &tokens.session_id));
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    assert_eq!(at(claims.exp), system_time(tokens.access_token_expire_time));
+    assert_eq!(claims.exp - claims.iat, u64::from(MINUTES) * 60);
+
+    let other = app.logged_in("ana").await.tokens().clone();
+    let other = jsonwebtoken::decode::<Claims>(&other.access_token, &key, &validation);
+    let other = other.expect("good").claims;
+    assert_ne!(other.jti, claims.jti);
+    assert_ne!(other.sid, claims.sid);
+}
+
+#[tokio::test]
+async fn a_session_says_where_its_login_came_from() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let user_agent = "a browser, ".repeat(100);
+    let endpoint = Endpoint::from_shared(format!("http://{}", app.address)).expect("an address");
+    let endpoint = endpoint.user_agent(&*user_agent).expect("a header");
+    let browser = Client::new(endpoint.connect().await.expect("connected"));
+    let begun = SystemTime::now();
+    let browser = browser.logged_in("ana", PASSWORD).await.expect("logged in");
+
+    let sessions = ana.list_sessions().await;
+    let [session, _] = &sessions[..] else { panic!("{sessions:?}") };
+    assert_eq!(session.id, browser.tokens().session_id);
+    assert_eq!(Uuid::parse_str(&session.id).expect("a UUID").to_string(), session.id);
+    assert_eq!(session.user_agent, user_agent[..256]);
+    assert_eq!(session.peer, "127.0.0.1");
+    assert_eq!(session.create_time, Some(time_in(&session.id)));
+    assert_since(begun, Duration::ZERO, session.create_time);
+    assert_since(begun, Duration::ZERO, session.last_used_time);
+    assert_eq!(session.expire_time, browser.tokens().refresh_token_expire_time);
+}
+
+#[tokio::test]
+async fn beyond_a_hundred_live_sessions_the_oldest_ends() {
+    let app = App::start().await;
+    let (first, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
+    let second = app.logged_in("ana").await;
+    for _ in 0..98 {
+        app.logged_in("ana").await;
+    }
+    assert_eq!(first.list_sessions().await.len(), 100);
+    assert!(first.is_alive().await && second.is_alive().await);
+
+    let last = app.logged_in("ana").await;
+    assert!(!first.is_alive().await);
+    let refused = first.try_refresh(&first.tokens().refresh_token).await;
+    assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+    let sessions = last.list_sessions().await;
+    assert_eq!(sessions.len(), 100);
+    assert_eq!(sessions[0].id, last.tokens().session_id);
+    assert_eq!(sessions[99].id, second.tokens().session_id);
+    assert!(second.is_alive().await && bob.is_alive().await);
+}
+
+#[tokio::test]
+async fn logins_at_once_do_not_leave_more_than_a_hundred_sessions() {
+    let app = App::start().await;
+    app.create_user("ana").await;
+    for sessions in [30, 60, 90, 100] {
+        let logins = (0..30).map(|_| {
+            let caller = app.anonymous();
+            async move { caller.logged_in("ana", PASSWORD).await }
+        });
+        for login in at_once(logins).await {
+            login.expect("logged in");
+        }
+        assert_eq!(app.select::<i64>("select count(*) from sessions").await, sessions);
+    }
+}
+
+#[tokio::test]
+async fn a_login_removes_the_users_expired_sessions_and_counts_only_live_ones() {
+    let app = App::start().await;
+    let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
+    for _ in 0..99 {
+        app.logged_in("ana").await;
+    }
+    app.execute(
+        "update sessions set expires_at = now() - interval '1 s'
+         where id in (select id from sessions order by id desc limit 50)
+            or user_id = (select id from users where username = 'bob')",
+    )
+    .await;
+    let last = app.logged_in("ana").await;
+    assert_eq!(last.list_sessions().await.len(), 51);
+    assert!(ana.is_alive().await && !bob.is_alive().await);
+    let expired = "select count(*) from sessions where expires_at < now()";
+    assert_eq!(app.select::<i64>(expired).await, 1, "that of bob");
+}

@@ -1,0 +1,78 @@
+//! The rpcs on users, in the words that tests need.
+
+use fast_zero::proto::user::v1::{
+    CreateUserRequest, CreateUserResponse, DeleteUserRequest, DeleteUserResponse, GetUserRequest,
+    GetUserResponse, ListUsersRequest, ListUsersResponse, UpdateUserRequest, UpdateUserResponse,
+    User,
+};
+use prost_types::FieldMask;
+
+use super::{Client, todos::Answer};
+
+/// The caller's own account with these writable fields and nothing else.
+pub fn me(username: &str, email: &str) -> User {
+    User { id: "me".into(), username: username.into(), email: email.into(), ..User::default() }
+}
+
+pub fn usernames(users: &[User]) -> Vec<&str> {
+    users.iter().map(|user| &*user.username).collect()
+}
+
+impl Client {
+    pub async fn try_sign_up(
+        &self,
+        username: &str,
+        email: &str,
+        password: &str,
+    ) -> Answer<CreateUserResponse> {
+        let request = CreateUserRequest {
+            username: username.to_owned(),
+            email: email.to_owned(),
+            password: password.to_owned(),
+        };
+        self.users().create_user(request).await
+    }
+
+    pub async fn sign_up(&self, username: &str, email: &str, password: &str) -> User {
+        let response = self.try_sign_up(username, email, password).await.expect("signed up");
+        response.into_inner().user.expect("a user")
+    }
+
+    pub async fn try_get_user(&self, id: &str) -> Answer<GetUserResponse> {
+        self.users().get_user(GetUserRequest { id: id.to_owned() }).await
+    }
+
+    pub async fn get_user(&self, id: &str) -> User {
+        let response = self.try_get_user(id).await.expect("found");
+        response.into_inner().user.expect("a user")
+    }
+
+    pub async fn try_list_users(&self, request: ListUsersRequest) -> Answer<ListUsersResponse> {
+        self.users().list_users(request).await
+    }
+
+    /// One page.
+    pub async fn list_users(&self, request: ListUsersRequest) -> ListUsersResponse {
+        self.try_list_users(request).await.expect("listed").into_inner()
+    }
+
+    pub async fn try_update_user(
+        &self,
+        user: Option<User>,
+        mask: Option<&[&str]>,
+    ) -> Answer<UpdateUserResponse> {
+        let paths = |mask: &[&str]| mask.iter().map(|path| (*path).to_owned()).collect();
+        let update_mask = mask.map(|mask| FieldMask { paths: paths(mask) });
+        self.users().update_user(UpdateUserRequest { user, update_mask }).await
+    }
+
+    pub async fn update_user(&self, user: User, mask: Option<&[&str]>) -> User {
+        let response = self.try_update_user(Some(user), mask).await.expect("updated");
+        response.into_inner().user.expect("a user")
+    }
+
+    pub async fn try_delete_user(&self, id: &str, etag: &str) -> Answer<DeleteUserResponse> {
+        let request = DeleteUserRequest { id: id.to_owned(), etag: etag.to_owned() };
+        self.users().delete_user(request).await
+    }
+}
