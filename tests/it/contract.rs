@@ -345,11 +345,11 @@ async fn a_call_ends_at_its_deadline_whatever_it_waits_for() {
     let held = app.lock_todo(&todo.id).await;
     let wire = app.wire().await.with_token_of(&ana);
     let update = update_of(Todo { title: "new".into(), ..todo.clone() });
-    for (deadline, longest) in [("300m", 1_300), ("1m", 1_000), ("1n", 1_000), ("0S", 1_000)] {
+    for deadline in ["300m", "1m", "1n", "0S"] {
         let begun = Instant::now();
         let answer = wire.clone().with("grpc-timeout", deadline).call(UPDATE_TODO, &update).await;
         assert_refused(answer, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
-        assert!(begun.elapsed() < Duration::from_millis(longest), "{deadline}");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{deadline}: {:?}", begun.elapsed());
     }
     held.release().await;
     // The connections that the calls left behind serve others again.
