@@ -12,7 +12,10 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Frame;
 use hyper::body::Incoming;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::TaskTracker,
+};
 use tonic::{Code, Status, body::Body, service::Routes};
 use tower::Service;
 use tracing::{Instrument, Span, field};
@@ -51,6 +54,7 @@ pub struct Gateway {
     /// The services of the contract: there when the database is.
     api: OnceLock<Api>,
     stopping: CancellationToken,
+    calls: TaskTracker,
 }
 
 /// The services of the contract, and who may call them.
@@ -65,7 +69,8 @@ pub struct Api {
 impl Gateway {
     /// Serves `open` only. Streams end when `stopping` is cancelled.
     pub fn new(open: Routes, stopping: CancellationToken) -> Result<Self, Error> {
-        Ok(Self { methods: Methods::of_contract()?, open, api: OnceLock::new(), stopping })
+        let (methods, api) = (Methods::of_contract()?, OnceLock::new());
+        Ok(Self { methods, open, api, stopping, calls: TaskTracker::new() })
     }
 
     /// Serves the contract from now on. May be called once; later calls change nothing.
@@ -73,8 +78,15 @@ impl Gateway {
         let _ = self.api.set(api);
     }
 
+    /// Waits until no call is under way.
+    pub async fn calls_end(&self) {
+        self.calls.close();
+        self.calls.wait().await;
+    }
+
     /// Answers a call.
     pub async fn answer(&self, mut request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
+        let _under_way = self.calls.token();
         let request_id = request_id(request.headers());
         request.extensions_mut().insert(Peer(peer));
         let access = self.methods.access(request.uri().path());
@@ -157,7 +169,7 @@ async fn call(mut routes: Routes, request: Request<Incoming>) -> Response<Body> 
 /// caller likes.
 fn method_name(path: &str) -> &str {
     let name = path.strip_prefix('/').unwrap_or(path);
-    name.get(..MAX_METHOD_LENGTH).unwrap_or(name)
+    &name[..name.floor_char_boundary(MAX_METHOD_LENGTH)]
 }
 
 /// The caller's request id, if it is one, or a new one.

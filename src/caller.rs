@@ -43,12 +43,13 @@ impl Caller {
 /// A revocation that another replica made is in force after this time at the latest.
 pub const FRESH_FOR: Duration = Duration::from_secs(5);
 
-/// Users whose sessions are remembered: some 300 bytes each, so 6 MiB at the most.
-const MAX_USERS: usize = 20_000;
+/// Users whose sessions are remembered: some 300 bytes for one with a single session, 2 KiB
+/// for one with as many as are remembered, so 20 MiB at the very most.
+const MAX_USERS: usize = 10_000;
 
-/// Sessions of one user that are remembered. A user has at most 100 live ones; the
-/// rest is room for some that ended.
-const MAX_SESSIONS_PER_USER: usize = 128;
+/// Sessions of one user that are remembered: more are rarely in use within the same few
+/// seconds.
+const MAX_SESSIONS_PER_USER: usize = 16;
 
 /// The sessions that this process has looked up lately, so that most calls need no
 /// look-up, and calls that need the same one at the same time share it.
@@ -142,6 +143,9 @@ fn find(sessions: &UserSessions, session_id: SessionId) -> Found {
             Some(seen) => Found::Fresh(seen),
             None => Found::Stale(entry.look_up.clone()),
         };
+    }
+    if entries.len() >= MAX_SESSIONS_PER_USER {
+        entries.retain(|entry| entry.seen.is_some_and(Seen::is_fresh));
     }
     if entries.len() >= MAX_SESSIONS_PER_USER {
         entries.clear();

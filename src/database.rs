@@ -1,6 +1,6 @@
 //! The database: how it is reached, waited for, migrated and used.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use deadpool::{
     Runtime,
@@ -14,6 +14,7 @@ use sqlx::{
 };
 use tokio::{
     runtime::Handle,
+    task::JoinSet,
     time::{Instant, timeout},
 };
 
@@ -48,6 +49,9 @@ const SESSION_LIMITS: [(&str, &str); 4] = [
 /// other one.
 const FIRST_RETRY_AFTER: Duration = Duration::from_millis(50);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// The pause between two looks at a schema that somebody else brings up to date.
+const SCHEMA_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// SQLSTATE classes that waiting does not mend: the credentials are refused, or there
 /// is no such database.
@@ -85,13 +89,20 @@ impl Database {
         Ok(Self { pool })
     }
 
-    /// Opens all connections, so that no call has to wait for one to open.
+    /// Opens all connections, so that no call has to wait for one to open. One is enough
+    /// to go on with: the database may have no more to give at the moment.
     pub async fn warm_up(&self) -> Result<(), Error> {
-        let mut connections = Vec::new();
+        let mut opening = JoinSet::new();
         for _ in 0..self.pool.status().max_size {
-            connections.push(self.acquire().await?);
+            let database = self.clone();
+            opening.spawn(async move { database.acquire().await });
         }
-        Ok(())
+        // Held until all are there: otherwise the same one would be taken twice.
+        let opened = opening.join_all().await;
+        if opened.iter().any(Result::is_ok) {
+            return Ok(());
+        }
+        opened.into_iter().next().map_or(Ok(()), |first| first.map(drop))
     }
 
     /// Does some work on a connection.
@@ -112,7 +123,7 @@ impl Database {
                 self.discard_idle();
             }
             // It may have been left in the middle of something.
-            Err(Error::Internal(_)) => drop(Object::take(object)),
+            Err(Error::Internal(_) | Error::DeadlineExceeded) => drop(Object::take(object)),
             _ => {}
         }
         result
@@ -148,9 +159,15 @@ pub async fn complete<T: Send + 'static>(
     tokio::spawn(work.in_current_span()).await.map_err(Error::internal)?
 }
 
-#[derive(Debug)]
 struct Manager {
     options: PgConnectOptions,
+}
+
+/// The options would show a password.
+impl fmt::Debug for Manager {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Manager").finish_non_exhaustive()
+    }
 }
 
 impl managed::Manager for Manager {
@@ -201,7 +218,15 @@ pub async fn wait_for(
             return Err(error);
         };
         if Instant::now() + retry_after > give_up_at {
-            return Err(Error::DatabaseUnavailable(cause));
+            return Err(Error::DatabaseUnavailable(
+                format!(
+                    "the database at {}:{} did not answer in time (DATABASE_WAIT_SECONDS): {}",
+                    options.get_host(),
+                    options.get_port(),
+                    Chain(&*cause)
+                )
+                .into(),
+            ));
         }
         tracing::warn!(
             cause = %Chain(&*cause),
@@ -222,19 +247,25 @@ fn is_final(error: &sqlx::Error) -> bool {
     FINAL_CLASSES.iter().any(|class| code.starts_with(class))
 }
 
-/// Brings the schema up to date; waits while another replica does.
+/// Brings the schema up to date. Waits for another replica that does, and for locks, for
+/// `patience` at the most; the work itself may take as long as it needs.
 pub async fn migrate(options: &PgConnectOptions, patience: Duration) -> Result<(), Error> {
+    // Zero would mean no limit.
+    let lock_timeout = format!("{}ms", patience.as_millis().max(1_000));
+    let options = options.clone().options([
+        ("lock_timeout", &*lock_timeout),
+        // The migrator creates its table if it is not there, and PostgreSQL notes when it
+        // is.
+        ("client_min_messages", "warning"),
+    ]);
     // A pool, because a future that holds a borrowed connection here is not `Send`.
-    // The migrator creates its table if it is not there, and PostgreSQL notes when it is.
-    let options = options.clone().options([("client_min_messages", "warning")]);
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
-    let migrated = timeout(patience, MIGRATIONS.run(&pool)).await;
+    let migrated = MIGRATIONS.run(&pool).await;
     pool.close().await;
     match migrated {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(MigrateError::Execute(error))) => Err(Error::from(error)),
-        Ok(Err(error)) => Err(Error::internal(error)),
-        Err(_) => Err(Error::internal("the migrations did not end in time")),
+        Ok(()) => Ok(()),
+        Err(MigrateError::Execute(error)) => Err(Error::from(error)),
+        Err(error) => Err(Error::internal(error)),
     }
 }
 
@@ -243,16 +274,15 @@ pub async fn wait_for_schema(
     connection: &mut PgConnection,
     patience: Duration,
 ) -> Result<(), Error> {
-    let migrated = timeout(patience, async {
-        while !is_migrated(connection).await? {
-            tracing::warn!("waiting for the schema: `fast-zero migrate` brings it up to date");
-            tokio::time::sleep(MAX_RETRY_AFTER).await;
+    let give_up_at = Instant::now() + patience;
+    while !is_migrated(connection).await? {
+        if Instant::now() >= give_up_at {
+            return Err(Error::internal("the database's schema is not the one that is needed"));
         }
-        Ok(())
-    });
-    migrated
-        .await
-        .map_err(|_| Error::internal("the database's schema is not the one that is needed"))?
+        tracing::warn!("waiting for the schema: `fast-zero migrate` brings it up to date");
+        tokio::time::sleep(SCHEMA_RETRY_AFTER).await;
+    }
+    Ok(())
 }
 
 /// Refuses a database that cannot hold all texts, and warns of one whose own functions
@@ -344,8 +374,8 @@ impl From<sqlx::Error> for Error {
             // Statement or lock timeout.
             (_, "57014" | "55P03") => Self::DeadlineExceeded,
             // Connection trouble; out of connections, memory or disk; stopped or
-            // starting; read-only; deadlock or serialization failure.
-            ("08" | "53" | "57" | "58", _) | (_, "25006" | "40P01" | "40001") => {
+            // starting; read-only; cut in a transaction; deadlock or serialization failure.
+            ("08" | "53" | "57" | "58", _) | (_, "25006" | "25P03" | "40P01" | "40001") => {
                 Self::DatabaseUnavailable(error.into())
             }
             _ => Self::internal(error),

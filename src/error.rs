@@ -197,9 +197,8 @@ impl From<Error> for Status {
 }
 
 /// Completes the details of an error, if these headers or trailers tell of one: the
-/// request's id, and
-/// the reason where the gRPC library or the health service made the error. Gives the
-/// call's code.
+/// request's id, and the reason where the gRPC library or the health service made the
+/// error. Gives the call's code.
 pub(crate) fn complete_details(headers: &mut HeaderMap, request_id: &str) -> Code {
     let Some(status) = Status::from_header_map(headers) else {
         return Code::Ok;

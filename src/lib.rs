@@ -14,11 +14,15 @@
 //!                    └── todo::service ── todo::store ─┘
 //! ```
 //!
-//! A feature is a folder: [`user`], [`auth`], [`todo`]. In it, `mod.rs` says what the
+//! A feature is a folder: [`user`], [`auth`], [`mod@todo`]. In it, `mod.rs` says what the
 //! things are and what they may look like, `service.rs` turns messages of the contract
 //! into those and back, `store.rs` holds the SQL. What features share lies beside them:
 //! [`text`], [`id`], [`etag`], [`mask`], [`pagination`], [`validation`], [`error`] and
 //! [`password`]. Of `auth`, the other features know only [`caller`].
+//!
+//! Around them: [`config`], [`keys`] and [`telemetry`] at the start, [`health`] and
+//! [`shutdown`] while it runs, [`probe`] from outside, and `embedded`, the private
+//! PostgreSQL of development.
 //!
 //! # What always holds
 //!

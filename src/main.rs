@@ -1,8 +1,16 @@
-//! The command line. The only place that reads the environment and ends the process.
+//! The command line. The only place that reads the settings and ends the process.
 
-use std::{net::SocketAddr, pin::pin, process::ExitCode};
+use std::{
+    env,
+    io::{self, Write},
+    net::SocketAddr,
+    pin::pin,
+    process::ExitCode,
+};
 
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{
+    Arg, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable, error::ErrorKind,
+};
 #[cfg(feature = "embedded")]
 use fast_zero::embedded;
 use fast_zero::{
@@ -11,7 +19,7 @@ use fast_zero::{
     error::{Cause, Chain, Error},
     keys::Keyring,
     probe::{self, Outcome},
-    server::{self, Backing},
+    server::{Backing, Server},
     shutdown::Shutdown,
     telemetry,
 };
@@ -115,20 +123,25 @@ impl Failure {
                 })
             }
             Self::Config(cause) => {
-                eprintln!("error: {}", Chain(&*cause));
+                tell(&*cause);
                 ExitCode::from(78)
             }
             Self::Runtime(cause) => {
-                eprintln!("error: {}", Chain(&*cause));
+                tell(&*cause);
                 ExitCode::FAILURE
             }
         }
     }
 }
 
+/// The last words of the process; nobody may be there to read them.
+fn tell(cause: &(dyn std::error::Error + 'static)) {
+    let _ = writeln!(io::stderr(), "error: {}", Chain(cause));
+}
+
 fn run() -> Result<ExitCode, Failure> {
     load_dotenv()?;
-    let arguments = Arguments::try_parse().map_err(Failure::Usage)?;
+    let arguments = parse_arguments().map_err(Failure::Usage)?;
     let config = arguments.config;
     telemetry::start(&config);
     match arguments.command.unwrap_or(Command::Serve) {
@@ -147,6 +160,18 @@ fn run() -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// A variable that is empty is as good as not set: that is what compose makes of one that
+/// is not.
+fn parse_arguments() -> Result<Arguments, clap::Error> {
+    let is_empty = |arg: &Arg| {
+        let value = arg.get_env().and_then(env::var_os);
+        value.is_some_and(|value| value.is_empty())
+    };
+    let command = Arguments::command()
+        .mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    Arguments::from_arg_matches(&command.try_get_matches()?)
 }
 
 /// Variables that are set already stay as they are.
@@ -213,7 +238,9 @@ impl Source {
     /// Tells a newcomer what to do next; those with a database of their own know.
     fn greet(&self, address: SocketAddr) {
         if self.private.is_some() {
-            println!(
+            // Nobody may be there to read it.
+            let _ = writeln!(
+                io::stdout(),
                 "fast-zero serves gRPC at {address} on a private PostgreSQL. Try:\n\n    \
                  grpcurl -plaintext -d '{{\"username\": \"ana\", \"email\": \"ana@example.com\", \
                  \"password\": \"correct horse\"}}' {address} fastzero.user.v1.UserService/CreateUser\n"
@@ -237,22 +264,26 @@ impl Source {
 }
 
 async fn serve(config: &Config) -> Result<ExitCode, Failure> {
+    // Before anything is started for nothing.
+    config.database()?;
+    config.keyring()?;
     let shutdown = Shutdown::on_signals()?;
     let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| {
         Failure::Runtime(format!("cannot listen on {}: {error}", config.listen_addr).into())
     })?;
+    let server = Server::start(listener, config).await?;
     let mut source = tokio::select! {
         source = Source::open(config) => source?,
         () = shutdown.requested.cancelled() => return Ok(ExitCode::SUCCESS),
     };
-    let result = serve_from(&mut source, listener, config, &shutdown).await;
+    let result = serve_from(&mut source, server, config, &shutdown).await;
     source.close().await;
     result
 }
 
 async fn serve_from(
     source: &mut Source,
-    listener: TcpListener,
+    server: Server,
     config: &Config,
     shutdown: &Shutdown,
 ) -> Result<ExitCode, Failure> {
@@ -263,8 +294,7 @@ async fn serve_from(
         // Nobody listens when the process is about to end.
         let _ = announce.send(address);
     };
-    let mut running =
-        pin!(server::run(listener, config, backing, announce, shutdown.requested.clone()));
+    let mut running = pin!(server.run(config, backing, announce, shutdown.requested.clone()));
     tokio::select! {
         ended = &mut running => return Ok(ended.map(|()| ExitCode::SUCCESS)?),
         Ok(address) = announced => source.greet(config::local_addr(address)),

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use argon2::{
@@ -132,9 +132,9 @@ struct Shared {
     cost: Params,
     /// Compared with when there is no user: takes as long, and is never right.
     dummy: PasswordHash,
-    threads: usize,
     /// One permit for each password that is hashed or waits.
     places: Arc<Semaphore>,
+    all_places: usize,
     /// One permit for each password that is hashed.
     running: Arc<Semaphore>,
     /// Memory that the next hash finds ready, while passwords wait: 19 MiB of fresh
@@ -147,12 +147,13 @@ impl Hasher {
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "a proven invariant")]
     pub fn new(threads: usize, cost: Params) -> Self {
+        let all_places = threads * (1 + QUEUE_PER_THREAD);
         let dummy = phc(&cost, &random::<SALT_BYTES>(), &random::<OUTPUT_BYTES>());
         Self(Arc::new(Shared {
             cost,
             dummy: dummy.expect("random bytes of these lengths make a hash"),
-            threads,
-            places: Arc::new(Semaphore::new(threads * (1 + QUEUE_PER_THREAD))),
+            places: Arc::new(Semaphore::new(all_places)),
+            all_places,
             running: Arc::new(Semaphore::new(threads)),
             spare: Mutex::default(),
         }))
@@ -162,7 +163,7 @@ impl Hasher {
     /// [`Error::Overloaded`] when it is full.
     pub fn admit(&self) -> Result<Place, Error> {
         let permit = self.0.places.clone().try_acquire_owned().map_err(|_| Error::Overloaded)?;
-        Ok(Place { shared: self.0.clone(), permit })
+        Ok(Place { shared: self.0.clone(), permit: Some(permit) })
     }
 }
 
@@ -170,7 +171,18 @@ impl Hasher {
 #[derive(Debug)]
 pub struct Place {
     shared: Arc<Shared>,
-    permit: OwnedSemaphorePermit,
+    /// Taken when it is dropped.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// The last one gives the memory back: an idle service holds none.
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.permit.take();
+        if self.shared.places.available_permits() == self.shared.all_places {
+            self.shared.spare().clear();
+        }
+    }
 }
 
 impl Place {
@@ -189,17 +201,16 @@ impl Place {
         self.run(move |shared| shared.verify(&attempt, stored.as_ref())).await
     }
 
-    /// Runs on a thread of its own. The permits go along: a call that is dropped
+    /// Runs on a thread of its own. The place goes along: a call that is dropped
     /// does not stop its hash, which must still count.
     async fn run<T: Send + 'static>(
         self,
         work: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let Self { shared, permit } = self;
-        let running = shared.running.clone().acquire_owned().await.map_err(Error::internal)?;
+        let running = self.shared.running.clone().acquire_owned().await.map_err(Error::internal)?;
         let hashing = tokio::task::spawn_blocking(move || {
-            let result = work(&shared);
-            drop((running, permit));
+            let result = work(&self.shared);
+            drop((running, self));
             result
         });
         hashing.await.map_err(Error::internal)?
@@ -250,28 +261,19 @@ impl Shared {
                 &mut memory[..],
             )
             .map_err(Error::internal)?;
-        self.keep_memory(memory);
+        self.spare().push(memory);
         Ok(output)
     }
 
     fn take_memory(&self, blocks: usize) -> Vec<Block> {
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut memory = spare.unwrap_or_default();
+        let mut memory = self.spare().pop().unwrap_or_default();
         memory.reserve(MIN_RESERVED_BLOCKS.max(blocks).saturating_sub(memory.len()));
         memory.resize(blocks, Block::new());
         memory
     }
 
-    /// Keeps the memory for a password that waits; an idle service holds none.
-    fn keep_memory(&self, memory: Vec<Block>) {
-        let places = self.threads * (1 + QUEUE_PER_THREAD);
-        let taken = places.saturating_sub(self.places.available_permits());
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken > self.threads {
-            spare.push(memory);
-        } else {
-            spare.clear();
-        }
+    fn spare(&self) -> MutexGuard<'_, Vec<Vec<Block>>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

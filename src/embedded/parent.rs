@@ -68,6 +68,8 @@ impl Embedded {
         for secret in SECRETS {
             command.env_remove(secret);
         }
+        // Away from a `.env` that would give it the secrets again.
+        command.current_dir("/");
         // Ctrl-C goes to the group of processes in the foreground: the server must be
         // able to finish its calls before it ends its database.
         command.process_group(0);

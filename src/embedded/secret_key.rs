@@ -8,11 +8,11 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::keys::MIN_SECRET_BYTES;
+
 use super::{Error, folders, privileges::ServiceUser};
 
 const FILE: &str = "secret_key";
-/// The least that the text may be, in bytes: RFC 7518, section 3.2, for HS256.
-const LEAST: usize = 32;
 
 /// The signing key of the data in `data_dir`, or in the user's own folder if there is
 /// none: the one that is kept there, or a new one that is kept from now on.
@@ -30,7 +30,7 @@ pub fn kept_secret_key(data_dir: Option<&Path>) -> Result<SecretString, Error> {
         // Another process may have been faster: its key is the one.
         read(&file)?.unwrap_or_default()
     };
-    if kept.expose_secret().len() < LEAST {
+    if kept.expose_secret().len() < MIN_SECRET_BYTES {
         return Err(Error::SecretKey { file });
     }
     Ok(kept)
@@ -73,7 +73,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a temporary folder");
         let folder = place.path().join("data");
         let key = kept_secret_key(Some(&folder)).expect("a new key");
-        assert!(key.expose_secret().len() >= LEAST);
+        assert!(key.expose_secret().len() >= MIN_SECRET_BYTES);
         let again = kept_secret_key(Some(&folder)).expect("the kept key");
         assert_eq!(again.expose_secret(), key.expose_secret());
         for (path, mode) in [(folder.join(FILE), 0o600), (folder, 0o700)] {

@@ -1,5 +1,7 @@
 //! To-dos: what they are made of, and how they are listed.
 
+use std::collections::BTreeSet;
+
 use time::OffsetDateTime;
 
 use crate::{
@@ -154,9 +156,11 @@ impl Filter {
 
     /// Reads the states to list.
     pub fn parse_states(numbers: &[i32]) -> Result<Option<Vec<i16>>, Invalid> {
-        let states: Result<Vec<_>, _> =
-            numbers.iter().map(|number| State::parse(*number)).collect();
-        let numbers: Vec<_> = states?.into_iter().map(State::number).collect();
+        let states: Result<BTreeSet<_>, _> =
+            numbers.iter().map(|number| State::parse(*number).map(State::number)).collect();
+        // Each once, however often the request names it: the database compares every row
+        // with all of them.
+        let numbers: Vec<_> = states?.into_iter().collect();
         Ok((!numbers.is_empty()).then_some(numbers))
     }
 }

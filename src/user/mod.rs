@@ -65,6 +65,10 @@ impl Username {
     }
 }
 
+/// What a mail server takes as an address, in characters (RFC 5321, section 4.5.3.1.3,
+/// less the angle brackets).
+pub const MAX_EMAIL_LENGTH: usize = 254;
+
 /// A plain e-mail address (RFC 5321, with the letters of RFC 6531).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Email(String);
@@ -76,17 +80,21 @@ impl Email {
             "must be a plain e-mail address like name@domain.example of at most 254 characters",
         );
 
-        let address = text::parse(raw, Lines::One, 1..=254)?;
+        let address = text::parse(raw, Lines::One, 1..=MAX_EMAIL_LENGTH)?;
         let options =
             Options::default().with_required_tld().without_domain_literal().without_display_text();
         let address = EmailAddress::parse_with_options(&address, options).map_err(|_| ALLOWED)?;
         let (local, domain) = (address.local_part(), address.domain().to_lowercase());
         // No top-level domain consists of digits: this is an IPv4 address.
-        let is_ip = domain.rsplit('.').next().is_some_and(|label| label.parse::<u8>().is_ok());
+        let last = domain.rsplit('.').next().unwrap_or_default();
+        let is_ip = last.bytes().all(|byte| byte.is_ascii_digit());
         if local.starts_with('"') || is_ip {
             return Err(ALLOWED);
         }
-        Ok(Self(format!("{local}@{domain}")))
+        let address = format!("{local}@{domain}");
+        // Lower case may be longer.
+        text::check_length(&address, 1..=MAX_EMAIL_LENGTH)?;
+        Ok(Self(address))
     }
 
     /// As kept.
@@ -165,6 +173,7 @@ mod tests {
             "ana@localhost",
             "ana@[127.0.0.1]",
             "ana@127.0.0.1",
+            "ana@1.2.3.400",
             "Ana <ana@example.com>",
             "\"ana luz\"@example.com",
             "ana luz@example.com",

@@ -52,7 +52,12 @@ const MAY_USE: [MayUse; 7] = [
     // PostgreSQL reads is about the machine: folders, programs, and where it is itself.
     (
         "std::env",
-        &[("folders.rs", "std::env"), ("install.rs", "std::env"), ("parent.rs", "std::env")],
+        &[
+            ("main.rs", "std::env"),
+            ("folders.rs", "std::env"),
+            ("install.rs", "std::env"),
+            ("parent.rs", "std::env"),
+        ],
     ),
 ];
 

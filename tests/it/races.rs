@@ -9,7 +9,7 @@ use std::{
 };
 
 use argon2::Params;
-use fast_zero::{config::Config, proto::user::v1::User};
+use fast_zero::{config::Config, password, proto::user::v1::User};
 use tokio::{task::JoinHandle, time::timeout};
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -20,7 +20,7 @@ use crate::support::{
     assert::{assert_refused, assert_unauthenticated},
     lock::RowLock,
     parallel::at_once,
-    todos::titled,
+    todos::{Answer, titled},
     users::me,
     wait::eventually,
 };
@@ -276,10 +276,28 @@ async fn calls_that_are_given_up_at_any_moment_leave_nothing_behind() {
     assert_unauthenticated(wrong, "INCORRECT_CREDENTIALS");
 }
 
+#[tokio::test]
+async fn a_statement_that_nobody_waits_for_any_more_holds_up_no_other_call() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let mut lock = app.hold("select from users for update").await;
+    let given_up = tokio::spawn({
+        let ana = ana.clone();
+        async move { ana.try_update_user(Some(me("new", "")), None).await }
+    });
+    lock.until_queue_of(1).await;
+    given_up.abort();
+    for _ in 0..3 * config().database_max_connections {
+        ana.get_user("me").await;
+    }
+    lock.until_queue_of(1).await;
+    lock.release().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logins_beyond_the_queue_are_refused_while_other_calls_are_answered() {
-    // Some 50 ms for a hash.
-    let hashing_cost = Params::new(32 * 1024, 3, 1, Some(32)).expect("good parameters");
+    // Some 25 ms for a hash: the queue lasts for half a second.
+    let hashing_cost = password::default_cost();
     let settings = Config { hashing_threads: 1, hashing_cost, ..config() };
     let app = App::start_with(settings).await;
     let ana = app.signed_up("ana").await;
@@ -300,14 +318,20 @@ async fn logins_beyond_the_queue_are_refused_while_other_calls_are_answered() {
     ana.create_todo("meanwhile").await;
     assert!(answered.load(Ordering::Relaxed) < 200, "logins still wait");
 
-    let (logged_in, refused): (Vec<_>, Vec<_>) =
-        logins.await.expect("no panic").into_iter().partition(Result::is_ok);
-    assert!(!logged_in.is_empty() && !refused.is_empty());
+    let answers = logins.await.expect("no panic");
+    assert!(answers.iter().any(Result::is_ok));
+    // A login that had a place may still be too late, where the machine has much else to do.
+    let late =
+        |answer: &Answer<_>| answer.as_ref().is_err_and(|s| s.code() == Code::DeadlineExceeded);
+    let refused: Vec<_> =
+        answers.into_iter().filter(|answer| answer.is_err() && !late(answer)).collect();
+    assert!(!refused.is_empty());
     for refused in refused {
         let refused = assert_refused(refused, Code::ResourceExhausted, "OVERLOADED");
         let details = refused.get_error_details();
         let delay = details.retry_info().and_then(|retry| retry.retry_delay);
         assert!(delay.is_some_and(|delay| !delay.is_zero()), "{refused:?}");
     }
-    app.logged_in("ana").await;
+    let login = async || app.anonymous().try_log_in("ana", PASSWORD).await;
+    eventually("logins are admitted again", async || login().await.is_ok()).await;
 }

@@ -69,7 +69,6 @@ async fn bad_usage_and_bad_values_have_codes_of_their_own() {
         ("SHUTDOWN_GRACE_SECONDS", "1.5", "invalid digit"),
         ("LOG_FORMAT", "xml", "pretty, json"),
         ("RUST_LOG", "fast_zero=loud", "invalid"),
-        ("TOKEN_ISSUER", "", "value is required"),
     ] {
         let (code, output) = Run::new(&[]).env(variable, value).finish().await;
         assert_eq!(code, CONFIG, "{variable}={value}: {output}");
@@ -156,6 +155,25 @@ async fn a_flag_comes_before_a_variable_and_a_variable_before_the_file() {
         let (code, output) = run.finish().await;
         assert_eq!(code, CONFIG, "{output}");
         assert!(output.contains(&bad(source)), "{source}: {output}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_variable_is_not_set() {
+    let database = TestDatabase::create().await;
+    let mut run = Run::server(&database.url());
+    for variable in ["HASHING_THREADS", "LOG_FORMAT", "REFLECTION", "RUST_LOG", "TOKEN_ISSUER"] {
+        run = run.env(variable, "");
+    }
+    run.start().address().await;
+}
+
+#[tokio::test]
+async fn a_start_that_waits_for_nothing_still_starts() {
+    for migrate in ["true", "false"] {
+        let database = TestDatabase::create().await;
+        let run = Run::server(&database.url()).env("DATABASE_WAIT_SECONDS", "0");
+        run.env("MIGRATE_ON_START", migrate).start().address().await;
     }
 }
 

@@ -1,5 +1,7 @@
 //! Access tokens: which are good, and how others are refused.
 
+use std::time::SystemTime;
+
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use fast_zero::proto::auth::v1::{IntrospectTokenResponse, LogoutScope};
@@ -8,7 +10,8 @@ use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use crate::support::{
-    App, Client,
+    App, Client, PASSWORD,
+    app::SECRET_KEY,
     assert::{assert_invalid, assert_unauthenticated},
     time::system_time,
     tokens::{Jwt, from_now, quoted, signed},
@@ -70,7 +73,6 @@ async fn ended_sessions(app: &App, ana: &Client) -> Vec<Bad> {
 fn wrong_signatures(ana: &Client) -> Vec<Bad> {
     let jwt = Jwt::for_session_of(ana);
     let with = |algorithm: &str| jwt.clone().header("alg", quoted(algorithm));
-    let key = crate::support::app::SECRET_KEY;
     let good = jwt.signed();
     let (payload, signature) = good.rsplit_once('.').expect("it is signed");
     let other_claims = jwt.clone().claim("exp", from_now(900)).signed();
@@ -79,9 +81,9 @@ fn wrong_signatures(ana: &Client) -> Vec<Bad> {
         invalid("no algorithm, no signature", with("none").unsigned()),
         invalid("no algorithm in odd case", with("nOnE").unsigned()),
         invalid("no algorithm, but signed", with("none").signed()),
-        invalid("HS384 with the key", with("HS384").signed_with(hmac::HMAC_SHA384, key)),
-        invalid("HS512 with the key", with("HS512").signed_with(hmac::HMAC_SHA512, key)),
-        invalid("HS384 that calls itself HS256", jwt.signed_with(hmac::HMAC_SHA384, key)),
+        invalid("HS384 with the key", with("HS384").signed_with(hmac::HMAC_SHA384, SECRET_KEY)),
+        invalid("HS512 with the key", with("HS512").signed_with(hmac::HMAC_SHA512, SECRET_KEY)),
+        invalid("HS384 that calls itself HS256", jwt.signed_with(hmac::HMAC_SHA384, SECRET_KEY)),
         invalid("HS256 that calls itself HS512", with("HS512").signed()),
         invalid("RS256 with the key", with("RS256").signed()),
         invalid("EdDSA with the key", with("EdDSA").signed()),
@@ -252,14 +254,14 @@ async fn an_expired_token_is_refused_with_the_servers_time() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let token = Jwt::for_session_of(&ana).claim("exp", from_now(-60)).signed();
-    let begun = std::time::SystemTime::now();
+    let begun = SystemTime::now();
     let refused = ana.with_token(&token).try_get_user("me").await;
     let refused = assert_unauthenticated(refused, "TOKEN_EXPIRED");
     let details = refused.get_error_details();
     let metadata = &details.error_info().expect("ErrorInfo").metadata;
     let server_time: Timestamp = metadata["server_time"].parse().expect("RFC 3339");
     let server_time = system_time(Some(server_time));
-    assert!((begun..=std::time::SystemTime::now()).contains(&server_time));
+    assert!((begun..=SystemTime::now()).contains(&server_time));
 }
 
 #[tokio::test]
@@ -330,7 +332,7 @@ async fn public_methods_do_not_look_at_tokens() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let garbage = ana.clone().with_token("garbage");
-    garbage.sign_up("bob", "bob@example.com", crate::support::PASSWORD).await;
-    garbage.try_log_in("bob", crate::support::PASSWORD).await.expect("logged in");
+    garbage.sign_up("bob", "bob@example.com", PASSWORD).await;
+    garbage.try_log_in("bob", PASSWORD).await.expect("logged in");
     garbage.refresh(&ana.tokens().refresh_token).await;
 }

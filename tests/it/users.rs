@@ -1,6 +1,9 @@
 //! Accounts: signing up, looking up, changing and deleting them.
 
-use std::{collections::BTreeSet, time::SystemTime};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::SystemTime,
+};
 
 use fast_zero::proto::{
     auth::v1::LogoutScope,
@@ -399,10 +402,10 @@ async fn skip_leaves_out_further_users_before_a_page() {
 #[tokio::test]
 async fn who_stays_is_listed_once_while_others_sign_up_and_delete_their_accounts() {
     let app = App::start().await;
-    let (mut stay, mut leave) = (Vec::new(), Vec::new());
+    let (mut stay, mut leave) = (Vec::new(), VecDeque::new());
     for n in 0..6 {
         stay.push(app.create_user(&format!("stay{n}")).await.username);
-        leave.push(app.signed_up(&format!("leave{n}")).await);
+        leave.push_back(app.signed_up(&format!("leave{n}")).await);
     }
     let caller = app.logged_in("stay0").await;
     let mut request = ListUsersRequest { page_size: 2, ..<_>::default() };
@@ -415,10 +418,8 @@ async fn who_stays_is_listed_once_while_others_sign_up_and_delete_their_accounts
             break;
         }
         // The last one of the page, and one who would have come later.
-        for index in [0, leave.len().wrapping_sub(1)] {
-            if index < leave.len() {
-                leave.remove(index).try_delete_user("me", "").await.expect("deleted");
-            }
+        for user in [leave.pop_front(), leave.pop_back()].into_iter().flatten() {
+            user.try_delete_user("me", "").await.expect("deleted");
         }
         // Once only, or the list would never end.
         if seen.len() == 2 {

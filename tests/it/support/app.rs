@@ -11,7 +11,7 @@ use fast_zero::{
     config::Config,
     keys::{Keyring, SigningKey},
     proto::user::v1::{CreateUserRequest, User},
-    server::{self, Backing},
+    server::{Backing, Server},
 };
 use sqlx::{PgConnection, postgres::PgConnectOptions};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -182,8 +182,9 @@ async fn serve(
     };
     let running = tokio::spawn(async move {
         let backing = Backing { database, keyring };
-        let served = server::run(listener, &config, backing, announce, stop).await;
-        served.expect("the server starts and stops");
+        let server = Server::start(listener, &config).await.expect("the server starts");
+        let ended = server.run(&config, backing, announce, stop).await;
+        ended.expect("the server starts and stops");
     });
     (announced.await.expect("the server starts"), shutdown, running)
 }
