@@ -286,6 +286,13 @@ mod tests {
     }
 
     #[test]
+    fn states_to_list_count_once() {
+        assert_eq!(Filter::parse_states(&[]), Ok(None));
+        assert_eq!(Filter::parse_states(&[4, 1, 4, 4, 1]), Ok(Some(vec![1, 4])));
+        assert!(Filter::parse_states(&[4, 0]).is_err());
+    }
+
+    #[test]
     fn orders_are_read() {
         use Direction::{Falling, Rising};
         for (raw, order) in [
