@@ -124,7 +124,9 @@ async fn whatever_is_wrong_the_refusal_comes_after_the_same_work() {
         }
     }
     let wrong_password = fastest[&("ana".to_owned(), "another password".to_owned())];
-    assert!(fastest.values().all(|took| *took > wrong_password / 2), "{fastest:?}");
+    // Without the hash, a refusal would come in a fiftieth of the time; a machine that has
+    // much else to do may double any of them.
+    assert!(fastest.values().all(|took| *took > wrong_password / 5), "{fastest:?}");
 }
 
 #[derive(Debug, Deserialize)]
