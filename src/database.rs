@@ -201,10 +201,7 @@ fn settle_in_background(mut object: Object<Manager>) {
 
 /// Waits until the database answers, for `patience` at the most, and logs each
 /// attempt. Ends at once where waiting does not help.
-pub async fn wait_for(
-    options: &PgConnectOptions,
-    patience: Duration,
-) -> Result<PgConnection, Error> {
+async fn wait_for(options: &PgConnectOptions, patience: Duration) -> Result<PgConnection, Error> {
     let give_up_at = Instant::now() + patience;
     let mut retry_after = FIRST_RETRY_AFTER;
     loop {
@@ -247,6 +244,13 @@ fn is_final(error: &sqlx::Error) -> bool {
     FINAL_CLASSES.iter().any(|class| code.starts_with(class))
 }
 
+/// Waits for the database, and refuses one that the service cannot use.
+pub async fn reach(options: &PgConnectOptions, patience: Duration) -> Result<PgConnection, Error> {
+    let mut connection = wait_for(options, patience).await?;
+    check_encoding(&mut connection).await?;
+    Ok(connection)
+}
+
 /// Brings the schema up to date. Waits for another replica that does, and for locks, for
 /// `patience` at the most; the work itself may take as long as it needs.
 pub async fn migrate(options: &PgConnectOptions, patience: Duration) -> Result<(), Error> {
@@ -287,7 +291,7 @@ pub async fn wait_for_schema(
 
 /// Refuses a database that cannot hold all texts, and warns of one whose own functions
 /// do not know the case of letters outside of ASCII.
-pub async fn check_encoding(connection: &mut PgConnection) -> Result<(), Error> {
+async fn check_encoding(connection: &mut PgConnection) -> Result<(), Error> {
     let encoding =
         sqlx::query_scalar!(r#"select current_setting('server_encoding') as "encoding!""#)
             .fetch_one(&mut *connection)

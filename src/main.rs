@@ -310,8 +310,7 @@ async fn migrate(config: &Config) -> Result<ExitCode, Failure> {
     let source = Source::open(config).await?;
     let patience = config.database_wait();
     let migrated = async {
-        let mut connection = database::wait_for(&source.database, patience).await?;
-        database::check_encoding(&mut connection).await?;
+        database::reach(&source.database, patience).await?;
         database::migrate(&source.database, patience).await
     };
     let result = migrated.await.map_err(Error::into_cause);

@@ -185,8 +185,7 @@ async fn prepare_once(
     give_up_at: Instant,
 ) -> Result<Database, Error> {
     let patience = || give_up_at.saturating_duration_since(Instant::now());
-    let mut connection = database::wait_for(options, patience()).await?;
-    database::check_encoding(&mut connection).await?;
+    let mut connection = database::reach(options, patience()).await?;
     if config.migrate_on_start {
         database::migrate(options, patience()).await?;
     } else {

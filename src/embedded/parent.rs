@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Error, Options, folders};
+use super::{Error, folders};
 
 /// How long the child may take to print the URL: longer than its own limits together
 /// (fetching, unpacking, the making of the data folder, the start), each of which tells
@@ -47,23 +47,10 @@ impl Embedded {
     /// error.
     pub async fn start(data_dir: Option<&Path>) -> Result<Self, Error> {
         let program = env::current_exe().map_err(Error::io("finding", "this program"))?;
-        let data_dir = data_dir.map(Path::to_path_buf);
-        Self::start_from(&program, &Options { data_dir, lifeline: true, temporary: false }).await
-    }
-
-    /// As [`Self::start`], with another build of this program, which a test's own
-    /// program is not. There is always a lifeline.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
-    pub async fn start_from(program: &Path, options: &Options) -> Result<Self, Error> {
-        let mut command = Command::new(program);
+        let mut command = Command::new(&program);
         command.args(["postgres", "--lifeline"]);
-        if options.temporary {
-            command.arg("--temporary");
-        }
-        if let Some(data_dir) = &options.data_dir {
-            command.env("FASTZERO_DATA_DIR", folders::data_folder(Some(data_dir))?);
+        if data_dir.is_some() {
+            command.env("FASTZERO_DATA_DIR", folders::data_folder(data_dir)?);
         }
         for secret in SECRETS {
             command.env_remove(secret);
@@ -74,7 +61,7 @@ impl Embedded {
         // able to finish its calls before it ends its database.
         command.process_group(0);
         let (mut child, lifeline, stdout) =
-            spawn(&mut command).map_err(Error::io("starting", program))?;
+            spawn(&mut command).map_err(Error::io("starting", &program))?;
         match timeout(START_LIMIT, read_url(stdout)).await {
             Ok(Some(url)) => Ok(Self { child, lifeline, url }),
             Ok(None) => {

@@ -10,14 +10,10 @@ use crate::support::{
     app::{config, keyring},
     assert::{assert_invalid, assert_refused},
     postgres::TestDatabase,
+    text::control_characters,
     time::{system_time, time_in},
     todos::{titled, titles, without_message},
 };
-
-/// Everything that Unicode calls a control character (general category Cc).
-fn control_characters() -> impl Iterator<Item = char> {
-    ('\0'..='\u{1f}').chain('\u{7f}'..='\u{9f}')
-}
 
 fn described(description: &str) -> Todo {
     Todo { description: description.to_owned(), ..titled("a") }

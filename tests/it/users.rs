@@ -16,16 +16,12 @@ use uuid::Uuid;
 use crate::support::{
     App, Client, PASSWORD,
     assert::{assert_invalid, assert_refused, assert_unauthenticated},
+    text::control_characters,
     time::{assert_since, system_time, time_in},
     users::{me, usernames},
 };
 
 const NOBODY: &str = "01890000-0000-7000-8000-000000000000";
-
-/// Everything that Unicode calls a control character (general category Cc).
-fn control_characters() -> impl Iterator<Item = char> {
-    ('\0'..='\u{1f}').chain('\u{7f}'..='\u{9f}')
-}
 
 #[tokio::test]
 async fn a_sign_up_answers_with_the_account_as_it_is_kept() {

@@ -13,6 +13,7 @@ pub mod process;
 pub mod proxy;
 pub mod sql;
 pub mod statements;
+pub mod text;
 pub mod time;
 pub mod todos;
 pub mod tokens;
