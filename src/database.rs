@@ -35,15 +35,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the database itself allows a statement: longer than any deadline, so that it
-/// ends only what nobody waits for any more.
-const SESSION_LIMITS: [(&str, &str); 4] = [
-    ("statement_timeout", "10s"),
-    ("lock_timeout", "5s"),
-    ("idle_in_transaction_session_timeout", "10s"),
-    // All statements are prepared and keep their plan: planning a list anew at each
-    // call would cost more than running it.
-    ("plan_cache_mode", "force_generic_plan"),
-];
+/// ends only what nobody waits for any more. Set by a statement, because a pooler such as
+/// PgBouncer refuses them among the parameters that open a connection.
+///
+/// All statements are prepared and keep their plan: planning a list anew at each call
+/// would cost more than running it.
+const SESSION_SETTINGS: &str = "set statement_timeout = '10s'; \
+                                set lock_timeout = '5s'; \
+                                set idle_in_transaction_session_timeout = '10s'; \
+                                set plan_cache_mode = force_generic_plan";
 
 /// The pause after the first attempt to reach the database; it doubles up to the
 /// other one.
@@ -66,7 +66,9 @@ pub fn parse_url(url: &str) -> Result<PgConnectOptions, Cause> {
     if !matches!(scheme, "postgres" | "postgresql") {
         return Err("its scheme is neither postgres nor postgresql".into());
     }
-    Ok(format!("{scheme}://{rest}").parse()?)
+    let options: PgConnectOptions = format!("{scheme}://{rest}").parse()?;
+    // Nothing here is a floating-point number, and PgBouncer refuses the parameter.
+    Ok(options.extra_float_digits(None))
 }
 
 /// A few connections that calls take turns with.
@@ -78,7 +80,7 @@ pub struct Database {
 impl Database {
     /// Opens no connection yet.
     pub fn new(options: PgConnectOptions, max_connections: usize) -> Result<Self, Error> {
-        let options = options.application_name("fast-zero").options(SESSION_LIMITS);
+        let options = options.application_name("fast-zero");
         let pool = Pool::builder(Manager { options })
             .max_size(max_connections)
             .wait_timeout(Some(ACQUIRE_TIMEOUT))
@@ -137,7 +139,7 @@ impl Database {
 
     /// Opens a connection beside those that calls use.
     pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        self.pool.manager().options.connect().await
+        self.pool.manager().connect().await
     }
 
     async fn acquire(&self) -> Result<Object<Manager>, Error> {
@@ -163,6 +165,14 @@ struct Manager {
     options: PgConnectOptions,
 }
 
+impl Manager {
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut connection = self.options.connect().await?;
+        sqlx::raw_sql(SESSION_SETTINGS).execute(&mut connection).await?;
+        Ok(connection)
+    }
+}
+
 /// The options would show a password.
 impl fmt::Debug for Manager {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -175,7 +185,7 @@ impl managed::Manager for Manager {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<PgConnection, sqlx::Error> {
-        self.options.connect().await
+        self.connect().await
     }
 
     /// No ping: it would cost each call a round trip, and a connection may break right
@@ -257,6 +267,7 @@ pub async fn migrate(options: &PgConnectOptions, patience: Duration) -> Result<(
     // Zero would mean no limit.
     let lock_timeout = format!("{}ms", patience.as_millis().max(1_000));
     let options = options.clone().options([
+        ("statement_timeout", "0"),
         ("lock_timeout", &*lock_timeout),
         // The migrator creates its table if it is not there, and PostgreSQL notes when it
         // is.
