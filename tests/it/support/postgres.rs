@@ -1,9 +1,10 @@
-//! The PostgreSQL that the tests run on: from `TEST_DATABASE_URL`, or a private one that
-//! ends with the run, however it ends.
+//! The PostgreSQL that the tests run on: from `TEST_DATABASE_URL`, or in a container where
+//! an engine has the image, or a private one. The latter two end with the run, however it
+//! ends.
 
 use std::{
     env,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader, Write},
     process::{Child, Command, Stdio},
     sync::{
         LazyLock,
@@ -17,6 +18,8 @@ use fast_zero::database::{self, MIGRATIONS};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
+
+use super::container;
 
 /// One PostgreSQL for the run.
 struct Postgres {
@@ -119,10 +122,14 @@ async fn drop_leftovers(admin: &PgConnectOptions) {
 impl Postgres {
     async fn start() -> Self {
         let (admin, private) = if let Ok(url) = env::var("TEST_DATABASE_URL") {
-            eprintln!("tests run on the PostgreSQL of TEST_DATABASE_URL");
+            tell("tests run on the PostgreSQL of TEST_DATABASE_URL");
             (database::parse_url(&url).expect("TEST_DATABASE_URL is a URL"), None)
+        } else if container::is_possible().await {
+            let container = container::start().await;
+            tell(&format!("tests run on PostgreSQL in the container {}", container.id));
+            (container.options, None)
         } else {
-            eprintln!("tests run on a private PostgreSQL");
+            tell("tests run on a private PostgreSQL");
             let (url, child) = start_private();
             (database::parse_url(&url).expect("it prints its URL"), Some(child))
         };
@@ -130,6 +137,12 @@ impl Postgres {
         let template = create_template(&admin).await;
         Self { admin, template, _private: private }
     }
+}
+
+/// Writes a line that is seen: the harness keeps what a test prints by the macros to
+/// itself if the test passes.
+pub fn tell(line: &str) {
+    writeln!(io::stderr(), "{line}").expect("written");
 }
 
 fn start_private() -> (String, Child) {
