@@ -1,0 +1,31 @@
+# syntax=docker/dockerfile:1
+
+FROM rust:1.95-slim-trixie AS build
+WORKDIR /fast-zero
+COPY . .
+ARG FASTZERO_COMMIT=unknown
+ARG TARGETPLATFORM
+# The caches keep the dependencies, compiled, whatever changes in the sources. cargo tells
+# by its time whether a file has changed, and a cache may be younger than this checkout.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,id=fast-zero-$TARGETPLATFORM,target=/fast-zero/target,sharing=locked \
+    find . -path ./target -prune -o -type f -exec touch {} + \
+    && cargo build --release --locked --no-default-features \
+    && cp target/release/fast-zero /bin/fast-zero
+
+FROM gcr.io/distroless/cc-debian13:nonroot
+ARG FASTZERO_COMMIT=unknown
+LABEL org.opencontainers.image.title="fast-zero" \
+      org.opencontainers.image.description="Users, authentication and to-dos over gRPC, on PostgreSQL" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+      org.opencontainers.image.revision=$FASTZERO_COMMIT
+COPY --from=ghcr.io/grpc-ecosystem/grpc-health-probe:v0.4.56 /ko-app/grpc-health-probe /bin/grpc_health_probe
+COPY --from=build /bin/fast-zero /bin/fast-zero
+ENV LISTEN_ADDR=0.0.0.0:50051
+EXPOSE 50051
+USER 65532:65532
+STOPSIGNAL SIGTERM
+# Twice as long as the subcommand's own limits.
+HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=2 \
+    CMD ["/bin/fast-zero", "healthcheck"]
+ENTRYPOINT ["/bin/fast-zero"]
