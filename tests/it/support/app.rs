@@ -10,7 +10,7 @@ use clap::Parser;
 use fast_zero::{
     config::Config,
     keys::{Keyring, SigningKey},
-    proto::user::v1::{CreateUserRequest, User},
+    proto::user::v1::User,
     server::{Backing, Server},
 };
 use sqlx::{PgConnection, postgres::PgConnectOptions};
@@ -113,24 +113,14 @@ impl App {
         Client::new(self.channel.clone())
     }
 
-    /// Creates a user with the password [`PASSWORD`] and an address at example.com, and
-    /// logs in.
+    /// As [`Client::signed_up`].
     pub async fn signed_up(&self, username: &str) -> Client {
-        let user = self.create_user(username).await;
-        let mut client = self.logged_in(username).await;
-        client.user = Some(user);
-        client
+        self.anonymous().signed_up(username).await
     }
 
-    /// Creates a user with the password [`PASSWORD`] and an address at example.com.
+    /// As [`Client::create_user`].
     pub async fn create_user(&self, username: &str) -> User {
-        let request = CreateUserRequest {
-            username: username.to_owned(),
-            email: format!("{username}@example.com"),
-            password: PASSWORD.to_owned(),
-        };
-        let response = self.anonymous().users().create_user(request).await.expect("signed up");
-        response.into_inner().user.expect("a user")
+        self.anonymous().create_user(username).await
     }
 
     /// Opens another session of a user that has the password [`PASSWORD`].

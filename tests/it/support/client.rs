@@ -3,7 +3,7 @@
 use fast_zero::proto::{
     auth::v1::{LoginRequest, TokenSet, auth_service_client::AuthServiceClient},
     todo::v1::{CreateTodoRequest, Todo, todo_service_client::TodoServiceClient},
-    user::v1::{User, user_service_client::UserServiceClient},
+    user::v1::{CreateUserRequest, User, user_service_client::UserServiceClient},
 };
 use tonic::{
     Request, Status,
@@ -22,7 +22,7 @@ pub struct Client {
     metadata: Metadata,
     /// Of the login, if there was one.
     pub tokens: Option<TokenSet>,
-    /// Of the sign-up, if it was made by [`super::App::signed_up`].
+    /// Of the sign-up, if it was made by [`Self::signed_up`].
     pub user: Option<User>,
 }
 
@@ -70,6 +70,26 @@ impl Client {
         self
     }
 
+    /// Creates a user with the password [`PASSWORD`] and an address at example.com, and
+    /// logs in.
+    pub async fn signed_up(&self, username: &str) -> Self {
+        let user = self.create_user(username).await;
+        let mut client = self.logged_in(username, PASSWORD).await.expect("logged in");
+        client.user = Some(user);
+        client
+    }
+
+    /// Creates a user with the password [`PASSWORD`] and an address at example.com.
+    pub async fn create_user(&self, username: &str) -> User {
+        let request = CreateUserRequest {
+            username: username.to_owned(),
+            email: format!("{username}@example.com"),
+            password: PASSWORD.to_owned(),
+        };
+        let response = self.users().create_user(request).await.expect("signed up");
+        response.into_inner().user.expect("a user")
+    }
+
     /// Logs in; the caller that comes of it has the access token.
     pub async fn logged_in(&self, login: &str, password: &str) -> Result<Self, Status> {
         let request = LoginRequest { login: login.to_owned(), password: password.to_owned() };
@@ -92,7 +112,7 @@ impl Client {
         TodoServiceClient::with_interceptor(self.channel.clone(), self.metadata.clone())
     }
 
-    /// The id of the user that [`super::App::signed_up`] created.
+    /// The id of the user that [`Self::signed_up`] created.
     pub fn user_id(&self) -> String {
         self.user.as_ref().expect("a caller that signed up").id.clone()
     }

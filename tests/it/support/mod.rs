@@ -5,6 +5,7 @@ pub mod app;
 pub mod assert;
 pub mod auth;
 pub mod client;
+pub mod compose;
 pub mod container;
 pub mod health;
 pub mod lock;
