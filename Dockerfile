@@ -5,9 +5,10 @@ WORKDIR /fast-zero
 COPY . .
 ARG FASTZERO_COMMIT=unknown
 ARG TARGETPLATFORM
-# The caches keep the dependencies, compiled, whatever changes in the sources. cargo tells
-# by its time whether a file has changed, and a cache may be younger than this checkout.
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
+# The caches keep the dependencies, each compiled once, whatever changes in the sources; a
+# layer of them would be compiled anew when one of them changes. cargo tells by its time
+# whether a file has changed, and a cache may be younger than this checkout.
+RUN --mount=type=cache,id=fast-zero-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=fast-zero-$TARGETPLATFORM,target=/fast-zero/target,sharing=locked \
     find . -path ./target -prune -o -type f -exec touch {} + \
     && cargo build --release --locked --no-default-features \

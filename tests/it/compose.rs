@@ -13,21 +13,26 @@ use sqlx::PgConnection;
 use tokio::time::sleep;
 use tonic::{Code, Status};
 
-use crate::readme::{commands, has_grpcurl};
-use crate::support::{
-    Client, PASSWORD,
-    assert::assert_refused,
-    compose::{
-        DATABASE_PASSWORD, Stack, docker, docker_command, engine_answers, finish, free_port,
-        inspect, succeeded, text,
+use crate::{
+    readme::{commands, has_grpcurl},
+    support::{
+        Client, PASSWORD,
+        app::SECRET_KEY,
+        assert::assert_refused,
+        compose::{
+            DATABASE_PASSWORD, Stack, docker, docker_command, engine_answers, finish, free_port,
+            inspect, succeeded, text,
+        },
+        parallel::at_once,
+        todos::{titled, titles, without_message},
+        wait::eventually,
     },
-    todos::{titled, without_message},
-    wait::eventually,
 };
 
 const BASE: &str = "compose.yaml";
 const REPLICAS: &str = "deploy/compose.replicas.yaml";
 const SECRETS: &str = "deploy/compose.secrets.yaml";
+const TESTS: &str = "deploy/compose.tests.yaml";
 
 const APP: &str = "fastzero_app";
 const DATABASE: &str = "fastzero_database";
@@ -63,8 +68,8 @@ async fn an_outage_of_the_database_is_told_and_survived() {
 
     let ana = stack.anonymous().await.signed_up("ana").await;
     let todo = ana.create_todo("Stay").await;
-    stack.compose(&["stop", DATABASE]).await;
     let begun = Instant::now();
+    stack.compose(&["kill", DATABASE]).await;
     let refused = [
         timed(ana.try_get_todo(&todo.id)).await.map(without_message),
         timed(ana.try_list_todos(ListTodosRequest::default())).await.map(without_message),
@@ -94,15 +99,22 @@ async fn the_commands_of_the_readme_work_as_pasted() {
         return;
     }
     let stack = Stack::bare(&[BASE]);
-    let (alone, network) =
-        (format!("{}-alone", stack.project), format!("{}_default", stack.project));
-    let published = stack.port.to_string();
-    let commands = [commands("In containers"), commands("A tour")].join("\n");
+    let alone = format!("{}-alone", stack.project);
+    let containers = commands("In containers");
+    // The tour comes where it is spoken of; what comes after the backup is not in it.
+    let (before, after) = containers.split_once(BACKUP).expect("there is a backup");
+    let (backup, after) = after.split_once('\n').expect("there is more");
+    let commands =
+        [before, &commands("A tour"), "\n", BACKUP, backup, "\n", AFTER_THE_BACKUP, after];
     let commands = commands
-        .replace("localhost:50051", &format!("localhost:{published}"))
+        .concat()
+        .replace("docker compose down\n", NEW_VOLUME)
+        .replace("cargo run", env!("CARGO_BIN_EXE_fast-zero"))
+        .replace("localhost:50051", &format!("localhost:{}", stack.port))
+        .replace("localhost:5432", &format!("localhost:{}", stack.database_port))
         .replace("50052", &free_port().to_string())
         .replace("fast-zero-alone", &alone)
-        .replace("fast-zero_default", &network);
+        .replace("fast-zero_", &format!("{}_", stack.project));
     let mut shell = stack.command("bash");
     // As at a terminal, but ending at the first command that fails.
     shell.args(["-euo", "pipefail", "-c", &commands]);
@@ -113,7 +125,25 @@ async fn the_commands_of_the_readme_work_as_pasted() {
     for shown in ["status: SERVING", "\"status\": \"SERVING\"", "(healthy)", "TODO_STATE_DONE"] {
         assert!(output.contains(shown), "{shown} is not in:\n{output}");
     }
+    let anonymous = stack.anonymous().await;
+    let ana = anonymous.logged_in("ana", "correct horse").await.expect("ana was restored");
+    let todos = ana.list_todos(ListTodosRequest::default()).await.todos;
+    assert_eq!(titles(&todos), ["Read lib.rs"]);
+    let refused = anonymous.auth().login(login("bob")).await;
+    assert_refused(refused, Code::Unauthenticated, "INCORRECT_CREDENTIALS");
 }
+
+/// How the backup of the README begins.
+const BACKUP: &str = "docker compose exec -T fastzero_database sh -c 'pg_dump";
+
+/// What a restored database does not have.
+const AFTER_THE_BACKUP: &str = r#"grpcurl -plaintext \
+    -d '{"username": "bob", "email": "bob@example.com", "password": "correct horse battery"}' \
+    localhost:50051 fastzero.user.v1.UserService/CreateUser
+"#;
+
+/// What the README tells to do before a new major version starts.
+const NEW_VOLUME: &str = "docker compose down\nsed -i 's/pgdata/pgdata19/' compose.yaml\n";
 
 /// Every answer comes in time, whatever it is.
 async fn timed<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
@@ -150,10 +180,8 @@ async fn a_stop_lets_calls_finish() {
         let container = container.clone();
         async move { docker(&["stop", &container]).await }
     });
-    eventually("the server stops", async || {
-        stack.compose(&["logs", APP]).await.contains("\"stopping\"")
-    })
-    .await;
+    eventually("the server stops", async || docker_logs(&container).await.contains("\"stopping\""))
+        .await;
     sqlx::raw_sql("commit").execute(&mut sql).await.expect("released");
     deleting.await.expect("no panic").expect("a call under way is answered");
     stopping.await.expect("no panic");
@@ -202,8 +230,12 @@ async fn compose_names_what_is_missing() {
     assert!(!refused.status.success());
     assert!(text(&refused).contains("variable SECRET_KEY is missing"), "{}", text(&refused));
 
-    let stack = Stack::configured(&[BASE]);
-    assert_eq!(stack.compose(&["config", "--quiet"]).await, "");
+    for files in [&[BASE][..], &[BASE, REPLICAS], &[BASE, SECRETS], &[TESTS]] {
+        let stack = Stack::configured(files);
+        let checked = stack.try_compose(&["config", "--quiet"]).await;
+        assert!(checked.status.success(), "{files:?}");
+        assert_eq!(text(&checked), "", "{files:?}");
+    }
 }
 
 #[tokio::test]
@@ -289,18 +321,27 @@ async fn the_image_holds_the_service_and_little_else() {
     let dockerfile = std::fs::read_to_string(stack.path("Dockerfile")).expect("it is there");
     let base = dockerfile.rsplit("FROM ").next().and_then(|stage| stage.lines().next());
     let base = base.expect("the last stage has a base");
+    if !finish(docker_command(&["image", "inspect", base])).await.status.success() {
+        docker(&["pull", "--quiet", base]).await;
+    }
     let size = async |image| inspect(image, "{{.Size}}").await.parse::<u64>().expect("a number");
     let added = size(image).await - size(base).await;
     println!("the image has {added} bytes on top of its base");
     assert!(added < IMAGE_SIZE, "{added} bytes");
 
     let container = docker(&["create", image]).await;
-    let list = format!("docker export {} | tar -tv --numeric-owner", container.trim());
+    let history = docker(&["history", "--no-trunc", image]).await;
+    let export = format!("docker export {}", container.trim());
+    let list =
+        format!("{export} | tar -tv --numeric-owner && ! {export} | grep -qa '{SECRET_KEY}'");
     let mut listing = stack.command("bash");
     listing.args(["-o", "pipefail", "-c", &list]);
     let files = finish(listing).await;
     docker(&["rm", container.trim()]).await;
     let files = succeeded(files);
+    for secret in [SECRET_KEY, DATABASE_PASSWORD] {
+        assert!(!history.contains(secret), "{history}");
+    }
     assert!(files.contains("bin/fast-zero\n"), "{files}");
     for file in files.lines() {
         let mut columns = file.split_whitespace();
@@ -377,13 +418,17 @@ async fn two_replicas_share_the_calls() {
         let replica = replicas[0].clone();
         async move { docker(&["stop", &replica]).await }
     });
-    while !stopping.is_finished() {
-        get_with_a_retry(&ana, &todo.id).await;
-    }
+    let callers = (0..8).map(|_| {
+        let (ana, id) = (ana.clone(), todo.id.clone());
+        async move {
+            for _ in 0..500 {
+                get_with_a_retry(&ana, &id).await;
+            }
+        }
+    });
+    at_once(callers).await;
     stopping.await.expect("no panic");
-    for _ in 0..40 {
-        get_with_a_retry(&ana, &todo.id).await;
-    }
+    get_with_a_retry(&ana, &todo.id).await;
 
     let before = reached(&replicas[0]).await;
     docker(&["start", &replicas[0]]).await;

@@ -14,6 +14,9 @@ use crate::support::{
     wait::{eventually, in_time},
 };
 
+/// Set for the run that is killed.
+const IS_TO_BE_KILLED: &str = "FASTZERO_TEST_IS_TO_BE_KILLED";
+
 #[tokio::test]
 async fn a_run_that_is_killed_leaves_no_container() {
     if !container::is_possible().await {
@@ -23,6 +26,7 @@ async fn a_run_that_is_killed_leaves_no_container() {
     let mut run = Command::new(env::current_exe().expect("this program"))
         .args(["--exact", "container::waits_to_be_killed", "--ignored"])
         .env_remove("TEST_DATABASE_URL")
+        .env(IS_TO_BE_KILLED, "")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
@@ -42,6 +46,9 @@ async fn a_run_that_is_killed_leaves_no_container() {
 #[tokio::test]
 #[ignore = "it does nothing but wait"]
 async fn waits_to_be_killed() {
+    if env::var_os(IS_TO_BE_KILLED).is_none() {
+        return;
+    }
     let _database = TestDatabase::create().await;
     sleep(Duration::from_mins(1)).await;
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -11,10 +11,7 @@ use std::{
 use fast_zero::database;
 use sqlx::{ConnectOptions, PgConnection};
 use tempfile::TempDir;
-use tokio::{
-    task::spawn_blocking,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
@@ -42,6 +39,9 @@ pub const DATABASE_PASSWORD: &str = "p%40/:#@ $HOME ?&=+";
 /// How long a container may take for anything.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// How long a command may take: one may build the image from nothing.
+const COMMAND_LIMIT: Duration = Duration::from_mins(30);
+
 /// A project of its own, on ports of its own, from a copy of the sources. Nothing is left
 /// of it when this is dropped, but for the image.
 pub struct Stack {
@@ -49,9 +49,9 @@ pub struct Stack {
     /// Its name, with which those of its containers and networks begin.
     pub project: String,
     files: Vec<&'static str>,
-    /// Where the service is published.
+    /// Where the service and its database are published.
     pub port: u16,
-    database_port: u16,
+    pub database_port: u16,
 }
 
 /// Whether a Docker engine answers; says so if none does.
@@ -71,6 +71,13 @@ impl Stack {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         for source in SOURCES.into_iter().chain(["src"]) {
             copy(&root.join(source), &folder.path().join(source));
+        }
+        // A run that is killed leaves containers; they must not come back with the engine.
+        for file in ["compose.yaml", "deploy/compose.replicas.yaml"] {
+            let file = folder.path().join(file);
+            let text = fs::read_to_string(&file).expect("it is there");
+            fs::write(file, text.replace("restart: unless-stopped", "restart: \"no\""))
+                .expect("written");
         }
         let project = format!("fast-zero-test-{}", Uuid::now_v7().simple());
         let (port, database_port) = (free_port(), free_port());
@@ -95,7 +102,7 @@ impl Stack {
     }
 
     /// A file of the copy.
-    pub fn path(&self, name: &str) -> std::path::PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -202,10 +209,11 @@ pub async fn inspect(id: &str, format: &str) -> String {
     docker(&["inspect", "--format", format, id]).await.trim().to_owned()
 }
 
-/// Waits for the end of a command, without holding the others.
-pub async fn finish(mut command: Command) -> Output {
-    let output = spawn_blocking(move || command.output());
-    output.await.expect("no panic").expect("the program is there")
+/// Waits for the end of a command.
+pub async fn finish(command: Command) -> Output {
+    let mut command = tokio::process::Command::from(command);
+    let output = timeout(COMMAND_LIMIT, command.kill_on_drop(true).output());
+    output.await.expect("it ends in time").expect("the program is there")
 }
 
 /// What a command that did not fail wrote to its output.

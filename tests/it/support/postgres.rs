@@ -19,7 +19,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::Pg
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use super::container;
+use super::container::{self, Container};
 
 /// One PostgreSQL for the run.
 struct Postgres {
@@ -124,8 +124,7 @@ impl Postgres {
         let (admin, private) = if let Ok(url) = env::var("TEST_DATABASE_URL") {
             tell("tests run on the PostgreSQL of TEST_DATABASE_URL");
             (database::parse_url(&url).expect("TEST_DATABASE_URL is a URL"), None)
-        } else if container::is_possible().await {
-            let container = container::start().await;
+        } else if let Some(container) = leased_container().await {
             tell(&format!("tests run on PostgreSQL in the container {}", container.id));
             (container.options, None)
         } else {
@@ -137,6 +136,10 @@ impl Postgres {
         let template = create_template(&admin).await;
         Self { admin, template, _private: private }
     }
+}
+
+async fn leased_container() -> Option<Container> {
+    if container::is_possible().await { container::start().await } else { None }
 }
 
 /// Writes a line that is seen: the harness keeps what a test prints by the macros to
