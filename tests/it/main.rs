@@ -2,6 +2,7 @@
 
 mod architecture;
 mod compose;
+mod cancellation;
 mod container;
 mod contract;
 #[cfg(feature = "embedded")]

@@ -1,16 +1,13 @@
 //! What happens at the same moment.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use argon2::Params;
 use fast_zero::{config::Config, password, proto::user::v1::User};
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::task::JoinHandle;
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -210,70 +207,6 @@ async fn calls_of_a_user_who_is_being_deleted_are_unauthenticated() {
     assert_unauthenticated(ana.try_delete_user("me", "").await, ended);
     assert_unauthenticated(ana.try_change_password(PASSWORD, NEW).await, ended);
     assert_unauthenticated(ana.try_create_todo(Some(titled("late"))).await, ended);
-}
-
-/// One of several kinds of calls; whatever comes of it.
-async fn any_call(kind: usize, ana: Client, bob: Client) {
-    match kind % 9 {
-        0 => drop(ana.try_get_user("me").await),
-        1 => drop(ana.try_update_user(Some(me("ana", "")), None).await),
-        2 => drop(ana.try_create_todo(Some(titled("any"))).await),
-        3 => drop(ana.try_log_in("bob", PASSWORD).await),
-        4 => drop(ana.try_change_password(PASSWORD, NEW).await),
-        5 => drop(ana.try_change_password(NEW, PASSWORD).await),
-        6 => drop(ana.try_refresh(&bob.tokens().refresh_token).await),
-        7 => drop(ana.try_revoke(&bob.tokens().session_id).await),
-        _ => drop(ana.try_list_todos(<_>::default()).await),
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_are_given_up_at_any_moment_leave_nothing_behind() {
-    let app = App::start().await;
-    let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
-    for round in 0..100 {
-        let calls = (0..100).map(|n| {
-            // Up to 8 ms: longer than most calls take.
-            let micros = (round * 100 + n) * 7_919 % 8_000;
-            let (ana, bob) = (ana.clone(), bob.clone());
-            async move {
-                if n % 2 == 0 {
-                    let ana = ana.with("grpc-timeout", &format!("{micros}u"));
-                    any_call(n / 2, ana, bob).await;
-                } else {
-                    let given_up = Duration::from_micros(u64::try_from(micros).expect("small"));
-                    let _ = timeout(given_up, any_call(n / 2, ana, bob)).await;
-                }
-            }
-        });
-        at_once(calls).await;
-    }
-
-    let open = "select count(*) from pg_stat_activity
-        where datname = current_database() and state like 'idle in transaction%'";
-    eventually("no transaction is open", async || app.select::<i64>(open).await == 0).await;
-    // All connections and all places in the hashing queue are free again.
-    let mut lock = app.hold("select from users for update").await;
-    let calls = (0..config().database_max_connections).map(|_| {
-        let ana = ana.clone();
-        async move { ana.update_user(me("ana", ""), None).await }
-    });
-    let calls = tokio::spawn(at_once(calls.collect::<Vec<_>>()));
-    lock.until_queue_of(config().database_max_connections.into()).await;
-    lock.release().await;
-    calls.await.expect("updated");
-    let logins = (0..32).map(|_| {
-        let anonymous = app.anonymous();
-        async move { anonymous.try_log_in("bob", PASSWORD).await }
-    });
-    for login in at_once(logins).await {
-        login.expect("logged in");
-    }
-    let login = async |password| app.anonymous().try_log_in("ana", password).await;
-    let (old, new) = (login(PASSWORD).await, login(NEW).await);
-    let (right, wrong) = if old.is_ok() { (old, new) } else { (new, old) };
-    right.expect("one of both is the password");
-    assert_unauthenticated(wrong, "INCORRECT_CREDENTIALS");
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ pub mod parallel;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod random;
 pub mod sql;
 pub mod statements;
 pub mod text;
