@@ -5,183 +5,24 @@
 use std::{
     env,
     fs::{self, File, Permissions},
-    io::{BufRead, BufReader, Read},
+    io::Read,
     os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    path::Path,
+    process::Stdio,
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::{Pid, geteuid},
 };
-use sqlx::{
-    Connection, PgConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
+use sqlx::{Connection, PgConnection, postgres::PgPoolOptions};
+
+use crate::support::embedded::{
+    PAUSE, Postgres, START_LIMIT, data_folder, fast_zero, find_data_folder, is_alive, pid, place,
+    until, until_gone,
 };
-use tempfile::TempDir;
-
-/// A first start fetches PostgreSQL.
-const START_LIMIT: Duration = Duration::from_mins(10);
-/// What the documentation promises: no process of PostgreSQL's is left after it.
-const END_LIMIT: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(10);
-
-/// A place for data folders that every user can enter; a test run by root has the
-/// child become another user.
-fn place() -> TempDir {
-    let place = tempfile::tempdir_in("/tmp").expect("a temporary folder");
-    fs::set_permissions(place.path(), Permissions::from_mode(0o755)).expect("its owner");
-    place
-}
-
-/// `fast-zero` with arguments, away from the `.env` of this repository.
-fn fast_zero(arguments: &[&str], data: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fast-zero"));
-    command
-        .args(arguments)
-        .current_dir("/")
-        .env("FASTZERO_DATA_DIR", data)
-        .env("RUST_LOG", "warn")
-        // The worst of the usual locales: by itself it folds only ASCII.
-        .env("LC_ALL", "C")
-        .env_remove("DATABASE_URL")
-        .env_remove("DATABASE_URL_FILE")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    command
-}
-
-/// A `fast-zero postgres` that runs. Dropped, it ends by its lifeline.
-struct Postgres {
-    process: Child,
-    lifeline: Option<ChildStdin>,
-    url: String,
-}
-
-impl Postgres {
-    fn start(data: &Path) -> Self {
-        Self::run(fast_zero(&["postgres", "--lifeline"], data))
-    }
-
-    fn temporary() -> Self {
-        Self::run(fast_zero(&["postgres", "--lifeline", "--temporary"], Path::new("/nowhere")))
-    }
-
-    fn run(mut command: Command) -> Self {
-        let mut process = command.spawn().expect("the program");
-        let lifeline = process.stdin.take();
-        let mut stdout = BufReader::new(process.stdout.take().expect("piped"));
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
-            let mut line = String::new();
-            let _ = stdout.read_line(&mut line);
-            let _ = sender.send(line);
-        });
-        let line = receiver.recv_timeout(START_LIMIT).expect("an answer in time");
-        let url = line.trim_end().to_owned();
-        assert!(url.starts_with("postgresql://"), "the URL is the first that is printed: {url}");
-        Self { process, lifeline, url }
-    }
-
-    async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&self.url).await.expect("PostgreSQL answers at the URL")
-    }
-
-    /// One value as text.
-    async fn ask(&self, query: &'static str) -> String {
-        sqlx::query_scalar(query).fetch_one(&mut self.connect().await).await.expect(query)
-    }
-
-    fn options(&self) -> PgConnectOptions {
-        self.url.parse().expect("a URL")
-    }
-
-    fn socket_folder(&self) -> PathBuf {
-        self.options().get_socket().expect("a socket").clone()
-    }
-
-    /// Writes a row, and reads it.
-    async fn keep(&self, word: &str) {
-        let mut connection = self.connect().await;
-        sqlx::query("create table kept (word text)").execute(&mut connection).await.expect("new");
-        let insert = sqlx::query("insert into kept values ($1)").bind(word);
-        insert.execute(&mut connection).await.expect("a table");
-    }
-
-    async fn kept(&self) -> String {
-        self.ask("select word from kept").await
-    }
-
-    /// The numbers of all processes of PostgreSQL's that have one in its statistics, and
-    /// of the main one.
-    async fn processes(&self) -> Vec<i32> {
-        let mut connection = self.connect().await;
-        let mut pids: Vec<i32> = sqlx::query_scalar("select pid from pg_stat_activity")
-            .fetch_all(&mut connection)
-            .await
-            .expect("the processes");
-        let main = "select split_part(pg_read_file('postmaster.pid'), E'\n', 1)::int";
-        pids.push(sqlx::query_scalar(main).fetch_one(&mut connection).await.expect(main));
-        pids
-    }
-
-    /// Ends it by its lifeline.
-    fn stop(mut self) -> ExitStatus {
-        self.lifeline.take();
-        self.wait()
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        until("the child has ended", || self.process.try_wait().expect("a child"))
-    }
-
-    fn kill(mut self) {
-        self.process.kill().expect("a child");
-        self.process.wait().expect("a child");
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        self.lifeline.take();
-        if !thread::panicking() {
-            self.wait();
-        }
-    }
-}
-
-/// Waits for something that is to happen within [`END_LIMIT`].
-fn until<T>(what: &str, mut happened: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(value) = happened() {
-            return value;
-        }
-        assert!(began.elapsed() < END_LIMIT, "{what}: not within {END_LIMIT:?}");
-        thread::sleep(PAUSE);
-    }
-}
-
-fn until_gone(processes: &[i32]) {
-    until("PostgreSQL has ended", || (!processes.iter().any(|&pid| is_alive(pid))).then_some(()));
-}
-
-fn pid(process: &Child) -> Pid {
-    Pid::from_raw(i32::try_from(process.id()).expect("a process"))
-}
-
-/// A process that has ended, but that nobody has waited for, is not alive.
-fn is_alive(pid: i32) -> bool {
-    let ended = || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(") ").next().is_some_and(|state| state.starts_with('Z'))
-    };
-    kill(Pid::from_raw(pid), None).is_ok() && !ended()
-}
 
 /// Runs a `fast-zero postgres` that is to fail, and returns what it says.
 fn refused(data: &Path) -> String {
@@ -194,18 +35,6 @@ fn refused(data: &Path) -> String {
     child.stderr.take().expect("piped").read_to_string(&mut said[1]).expect("text");
     assert_eq!(said[0], "", "there is no URL");
     said[1].clone()
-}
-
-/// The data folder of PostgreSQL's own, whichever version it is.
-fn data_folder(home: &Path) -> PathBuf {
-    find_data_folder(home).expect("a folder of a version")
-}
-
-fn find_data_folder(home: &Path) -> Option<PathBuf> {
-    let versioned = |entry: &fs::DirEntry| {
-        entry.file_name().to_string_lossy().starts_with("postgres-") && entry.path().is_dir()
-    };
-    Some(fs::read_dir(home).ok()?.flatten().find(versioned)?.path())
 }
 
 fn mode(path: &Path) -> u32 {

@@ -7,6 +7,8 @@ pub mod auth;
 pub mod client;
 pub mod compose;
 pub mod container;
+#[cfg(feature = "embedded")]
+pub mod embedded;
 pub mod health;
 pub mod lock;
 pub mod parallel;
