@@ -6,6 +6,8 @@ mod cancellation;
 mod container;
 mod contract;
 #[cfg(feature = "embedded")]
+mod durability;
+#[cfg(feature = "embedded")]
 mod embedded;
 mod health;
 mod lifecycle;

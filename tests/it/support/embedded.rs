@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{sys::signal::kill, unistd::Pid};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tempfile::TempDir;
 
@@ -134,6 +137,15 @@ impl Postgres {
     pub fn kill(mut self) {
         self.process.kill().expect("a child");
         self.process.wait().expect("a child");
+    }
+
+    /// Kills PostgreSQL, whose data are in `home`, and then it.
+    pub fn crash(self, home: &Path) {
+        let pid_file = fs::read_to_string(data_folder(home).join("postmaster.pid"));
+        let pid_file = pid_file.expect("it runs");
+        let main = pid_file.lines().next().and_then(|pid| pid.parse().ok());
+        kill(Pid::from_raw(main.expect("a number")), Signal::SIGKILL).expect("it runs");
+        self.kill();
     }
 }
 
