@@ -81,19 +81,19 @@ impl Email {
         );
 
         let address = text::parse(raw, Lines::One, 1..=MAX_EMAIL_LENGTH)?;
+        let (local, domain) = address.rsplit_once('@').ok_or(ALLOWED)?;
+        let address = format!("{local}@{}", domain.to_lowercase());
+        // Lower case may be longer, or no longer in the normalisation form.
+        let address = text::parse(&address, Lines::One, 1..=MAX_EMAIL_LENGTH)?;
         let options =
             Options::default().with_required_tld().without_domain_literal().without_display_text();
-        let address = EmailAddress::parse_with_options(&address, options).map_err(|_| ALLOWED)?;
-        let (local, domain) = (address.local_part(), address.domain().to_lowercase());
+        let parsed = EmailAddress::parse_with_options(&address, options).map_err(|_| ALLOWED)?;
         // No top-level domain consists of digits: this is an IPv4 address.
-        let last = domain.rsplit('.').next().unwrap_or_default();
+        let last = parsed.domain().rsplit('.').next().unwrap_or_default();
         let is_ip = last.bytes().all(|byte| byte.is_ascii_digit());
-        if local.starts_with('"') || is_ip {
+        if parsed.local_part().starts_with('"') || is_ip {
             return Err(ALLOWED);
         }
-        let address = format!("{local}@{domain}");
-        // Lower case may be longer.
-        text::check_length(&address, 1..=MAX_EMAIL_LENGTH)?;
         Ok(Self(address))
     }
 
@@ -143,6 +143,8 @@ impl Cursor for UserId {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -183,6 +185,8 @@ mod tests {
             "ana\0@example.com",
             "a@b@example.com",
             &format!("ana@{}.com", "a.".repeat(130)),
+            // Its lower case has a combining dot, which no domain has.
+            "ana@İ.com",
         ] {
             assert!(Email::parse(bad).is_err(), "{bad:?}");
         }
@@ -192,5 +196,34 @@ mod tests {
     fn names_are_compared_without_case() {
         let folded = |raw| Email::parse(raw).map(|email| email.folded());
         assert_eq!(folded("JOSÉ@example.com"), folded("josé@EXAMPLE.com"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_username_is_taken_as_it_is_or_refused(
+            raw in prop_oneof![any::<String>(), "[A-Za-z0-9._-]{0,40}", "[ -~é]{2,5}"]
+        ) {
+            if let Ok(username) = Username::parse(&raw) {
+                prop_assert_eq!(username.as_str(), &raw);
+                prop_assert!((3..=32).contains(&raw.len()) && raw.is_ascii());
+                // No login with it is taken for an address.
+                prop_assert!(!raw.contains('@'));
+            }
+        }
+
+        #[test]
+        fn an_address_that_is_kept_is_taken_again(
+            raw in prop_oneof![
+                any::<String>(),
+                "[ ]?[a-zA-Z.+é\"]{1,8}@[a-zA-ZÉİΣß0-9.-]{1,12}\\.[a-zA-Z0-9İΣ]{1,4}[ ]?",
+                "\\PC{1,10}@\\PC{1,10}\\.\\PC{1,5}",
+            ]
+        ) {
+            if let Ok(email) = Email::parse(&raw) {
+                prop_assert!(email.as_str().contains('@'));
+                prop_assert!(email.as_str().chars().count() <= MAX_EMAIL_LENGTH);
+                prop_assert_eq!(Email::parse(email.as_str()), Ok(email));
+            }
+        }
     }
 }
