@@ -327,6 +327,31 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_timeout_is_a_count_of_its_unit(
+            count in prop_oneof![0_u64..10, 0_u64..10_000, 0_u64..100_000_000], width in 1_usize..=8, unit in 0_usize..6
+        ) {
+            let (unit, nanoseconds) = [
+                ("H", 3_600_000_000_000), ("M", 60_000_000_000), ("S", 1_000_000_000),
+                ("m", 1_000_000), ("u", 1_000), ("n", 1_u128),
+            ][unit];
+            let value = format!("{count:0width$}{unit}");
+            let expected = (u128::from(count) * nanoseconds).min(DEFAULT_DEADLINE.as_nanos());
+            let read = deadline(&headers(GRPC_TIMEOUT, &value)).expect("good");
+            prop_assert_eq!(read.as_nanos(), expected);
+        }
+
+        #[test]
+        fn any_request_id_is_taken_over_or_replaced(
+            id in prop_oneof!["[!-~]{0,140}", "[ -~]{0,40}", "[ -~é🦀]{0,10}"]
+        ) {
+            let visible = id.bytes().all(|byte| (b'!'..=b'~').contains(&byte));
+            let good = visible && (1..=MAX_REQUEST_ID_LENGTH).contains(&id.len());
+            let taken = request_id(&headers(REQUEST_ID, &id));
+            prop_assert_eq!(taken == id.as_str(), good);
+            prop_assert!(!taken.is_empty() && taken.len() <= MAX_REQUEST_ID_LENGTH);
+        }
+
+        #[test]
         fn any_timeout_is_read_or_refused(value in "[ -~]{0,12}") {
             let _ = deadline(&headers(GRPC_TIMEOUT, &value));
         }

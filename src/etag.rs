@@ -45,6 +45,8 @@ pub fn format(version: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -54,6 +56,24 @@ mod tests {
         for garbage in ["07", "+7", " 7", "7 ", "0", "-1", "x", "\"7\"", "99999999999999999999"] {
             let guard = Guard::parse(garbage);
             assert!(!matches!(guard, Guard::None | Guard::Version(1..)), "{garbage}: {guard:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_version_is_read_back(version in FIRST_VERSION..) {
+            prop_assert_eq!(Guard::parse(&format(version)), Guard::Version(version));
+        }
+
+        #[test]
+        fn only_an_etag_matches_a_version(etag in prop_oneof![any::<String>(), "[0-9+-]{1,21}"]) {
+            match Guard::parse(&etag) {
+                Guard::None => prop_assert_eq!(etag, ""),
+                Guard::Version(version) if version >= FIRST_VERSION => {
+                    prop_assert_eq!(etag, format(version));
+                }
+                Guard::Version(_) => {}
+            }
         }
     }
 }

@@ -83,6 +83,8 @@ fn create_time(uuid: Uuid) -> OffsetDateTime {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -106,6 +108,26 @@ mod tests {
         let padded = format!(" {text}");
         for other in ["", "me", "1", &simple, &braced, &urn, &upper, &padded, "٣"] {
             assert!(TodoId::parse(other).is_err(), "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_id_is_read_back(number: u128) {
+            let id = TodoId::from_uuid(Uuid::from_u128(number));
+            prop_assert_eq!(TodoId::parse(&id.to_string()), Ok(id));
+            // Also of an id that holds no instant.
+            let _ = id.create_time();
+        }
+
+        #[test]
+        fn what_is_taken_for_an_id_is_spelled_like_one(
+            text in prop_oneof![any::<String>(), "[0-9a-fA-F{}:urnid-]{32,45}",
+                "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"]
+        ) {
+            if let Ok(id) = TodoId::parse(&text) {
+                prop_assert_eq!(id.to_string(), text);
+            }
         }
     }
 }

@@ -45,6 +45,8 @@ impl Mask {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(paths: Option<&[&str]>) -> Result<Mask, Invalid> {
@@ -66,6 +68,48 @@ mod tests {
         assert_eq!(parse(Some(&["*"])), Ok(Mask(vec!["title", "state"])));
         for bad in [&["id"][..], &["*", "title"], &["title", ""], &["todo.title"], &["TITLE"]] {
             assert!(parse(Some(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Paths of which some are writable fields.
+    fn paths() -> impl Strategy<Value = Vec<String>> {
+        let path = prop_oneof![
+            4 => Just("title".to_owned()),
+            4 => Just("state".to_owned()),
+            1 => Just("*".to_owned()),
+            1 => "(title|state|id)[.,* ]?(title|TITLE)?",
+            1 => any::<String>(),
+        ];
+        prop::collection::vec(path, 0..5)
+    }
+
+    proptest! {
+        #[test]
+        fn a_mask_is_taken_if_it_names_writable_fields_only(paths in paths(), set: (bool, bool)) {
+            let writable = [("title", set.0), ("state", set.1)];
+            let named = |field: &str| paths.iter().any(|path| path == field);
+            let expected: Vec<_> = writable
+                .iter()
+                .filter(|(name, set)| match &*paths {
+                    [] => *set,
+                    [all] if all == "*" => true,
+                    _ => named(name),
+                })
+                .map(|(name, _)| *name)
+                .collect();
+            let stranger = |path: &&String| !["title", "state"].contains(&path.as_str());
+            let strangers = paths.iter().filter(stranger).count();
+            let good = !expected.is_empty() && (strangers == 0 || paths == ["*"]);
+
+            match Mask::parse(Some(&FieldMask { paths: paths.clone() }), writable) {
+                Ok(mask) => {
+                    prop_assert!(good);
+                    for (name, _) in writable {
+                        prop_assert_eq!(mask.covers(name), expected.contains(&name));
+                    }
+                }
+                Err(_) => prop_assert!(!good),
+            }
         }
     }
 }

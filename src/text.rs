@@ -147,6 +147,42 @@ mod tests {
         }
 
         #[test]
+        fn what_is_taken_keeps_the_rules(
+            text in prop_oneof![any::<String>(), "[a\u{301}é \u{3000}\u{2000}\r\n\t\0]{0,8}"],
+            many: bool, min in 0_usize..3, max in 3_usize..12,
+        ) {
+            let (lines, allowed) =
+                if many { (Lines::Many, "\n\t") } else { (Lines::One, "") };
+            if let Ok(text) = parse(&text, lines, min..=max) {
+                let refused = |char: char| char.is_control() && !allowed.contains(char);
+                prop_assert!(!text.contains(refused));
+                prop_assert_eq!(text.trim(), &text);
+                prop_assert_eq!(text.nfc().collect::<String>(), &*text);
+                prop_assert!((min..=max).contains(&text.chars().count()));
+                prop_assert_eq!(parse(&text, lines, min..=max), Ok(text));
+            }
+        }
+
+        #[test]
+        fn what_a_text_is_searched_for_is_taken_as_the_text_is(
+            text in prop_oneof![any::<String>(), "[a\u{301}é \r\n\t\0]{0,8}"], many: bool
+        ) {
+            let lines = if many { Lines::Many } else { Lines::One };
+            let kept = parse(&text, lines, 0..=200);
+            match parse_filter(&text, lines, 200) {
+                // Not trimmed, so it may be longer than what is kept.
+                Ok(wanted) => {
+                    let wanted = wanted.unwrap_or_default();
+                    prop_assert!(wanted.contains(&fold(&kept.expect("it fits"))));
+                }
+                Err(_) => prop_assert!(
+                    kept.is_err() || nfc(&text).chars().count() > 200,
+                    "{text:?}"
+                ),
+            }
+        }
+
+        #[test]
         fn folding_twice_is_folding_once(text in "\\PC{0,40}") {
             let once = fold(&nfc(&text));
             prop_assert_eq!(fold(&once), once);

@@ -130,6 +130,7 @@ fn bearer_token(headers: &HeaderMap) -> Result<&str, Error> {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -163,6 +164,42 @@ mod tests {
         let methods = Methods::of_contract().expect("good descriptors");
         for path in PUBLIC_METHODS {
             assert_eq!(methods.access(path), Some(Access::Public), "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_token_is_what_follows_the_scheme(
+            scheme in "[Bb][Ee][Aa][Rr][Ee][Rr]", spaces in " {1,3}", end in " {0,3}",
+            wanted in "[!-~]([ -~]{0,20}[!-~])?",
+        ) {
+            let value = format!("{scheme}{spaces}{wanted}{end}");
+            let headers = [(AUTHORIZATION, HeaderValue::try_from(value).expect("a header"))];
+            let headers = HeaderMap::from_iter(headers);
+            prop_assert_eq!(bearer_token(&headers).expect("a token"), wanted);
+        }
+
+        #[test]
+        fn any_authorization_is_read_or_refused(
+            values in prop::collection::vec(
+                ("([Bb]earer|Basic|)[ \t]{0,2}", prop::collection::vec(0x20_u8..=0xff, 0..40)), 0..3)
+        ) {
+            let mut headers = HeaderMap::new();
+            for (scheme, rest) in &values {
+                let bytes = [scheme.as_bytes(), rest].concat();
+                // DEL is the only byte from there on that no header has.
+                let Ok(value) = HeaderValue::from_bytes(&bytes) else { continue };
+                headers.append(AUTHORIZATION, value);
+            }
+            match bearer_token(&headers) {
+                Ok(token) => {
+                    prop_assert!(!token.is_empty() && headers.len() == 1);
+                    prop_assert_eq!(token.trim_ascii(), token);
+                }
+                Err(error) => prop_assert!(
+                    matches!(error, Error::NotAuthenticated | Error::TokenInvalid), "{error}"
+                ),
+            }
         }
     }
 }

@@ -260,6 +260,54 @@ mod tests {
         }
 
         #[test]
+        fn an_access_token_is_read_back(user: u128, session: u128, lived in 0_i64..30 * 60) {
+            let caller = Caller {
+                user_id: UserId::from_uuid(Uuid::from_u128(user)),
+                session_id: SessionId::from_uuid(Uuid::from_u128(session)),
+            };
+            let (tokens, now) = (tokens(), clock::now());
+            let (token, expires_at) = tokens.issue(caller, now).expect("a token");
+            let verified = tokens.verify(&token, now + Duration::seconds(lived)).expect("good");
+            prop_assert_eq!(verified, Verified { caller, expires_at });
+        }
+
+        #[test]
+        fn a_changed_access_token_is_refused(at: prop::sample::Index, byte in "[-A-Za-z0-9_.=é]") {
+            let (tokens, now) = (tokens(), clock::now());
+            let (token, _) = tokens.issue(caller(), now).expect("a token");
+            let at = at.index(token.len());
+            let changed = format!("{}{byte}{}", &token[..at], &token[at + 1..]);
+            prop_assert_eq!(tokens.verify(&changed, now).is_ok(), changed == token);
+            let added = format!("{}{byte}{}", &token[..at], &token[at..]);
+            prop_assert!(tokens.verify(&added, now).is_err());
+        }
+
+        #[test]
+        fn what_a_signed_token_says_is_taken_or_refused(
+            exp in prop_oneof![any::<i64>(), -10_i64..10], sub: String, sid: String, good: bool
+        ) {
+            let (tokens, now) = (tokens(), clock::now());
+            let exp = if (-10..10).contains(&exp) { now.unix_timestamp() + exp } else { exp };
+            let id = || Uuid::now_v7().to_string();
+            let (sub, sid) = if good { (id(), id()) } else { (sub, sid) };
+            let (iss, aud) = ("fast-zero".to_owned(), "fast-zero".to_owned());
+            let claims = Claims { iss, aud, sub, sid, jti: String::new(), iat: i64::MIN, exp };
+            let token = jsonwebtoken::encode(&tokens.header, &claims, &tokens.signing);
+            let is_a_time = OffsetDateTime::from_unix_timestamp(exp).is_ok();
+            match tokens.verify(&token.expect("a token"), now) {
+                Ok(verified) => {
+                    prop_assert!(good && exp > now.unix_timestamp() - LEEWAY_SECONDS);
+                    prop_assert_eq!(verified.expires_at.unix_timestamp(), exp);
+                }
+                Err(Error::TokenExpired) => {
+                    prop_assert!(good && exp <= now.unix_timestamp() - LEEWAY_SECONDS);
+                }
+                Err(Error::TokenInvalid) => prop_assert!(!(good && is_a_time)),
+                Err(other) => prop_assert!(false, "{other}"),
+            }
+        }
+
+        #[test]
         fn garbage_is_no_token(text in "\\PC{0,120}") {
             prop_assert_eq!(RefreshTokens::new(&keyring()).read(&text), None);
             prop_assert!(tokens().verify(&text, clock::now()).is_err());

@@ -265,6 +265,8 @@ impl Cursor for Place {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::clock;
 
@@ -321,5 +323,35 @@ mod tests {
         }
         assert_eq!(Place::from_bytes(&[]), None);
         assert_eq!(Place::from_bytes(&[3; 17]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_is_read_or_refused(
+            raw in prop_oneof![any::<String>(), "(create_time|update_time|title|desc|,| |\t|\0){0,4}"]
+        ) {
+            if OrderBy::parse(&raw).is_ok() {
+                let words: Vec<_> = raw.split_ascii_whitespace().collect();
+                prop_assert!(words.len() <= 2 && words.get(1).is_none_or(|word| *word == "desc"));
+            }
+        }
+
+        #[test]
+        fn any_place_survives_its_page_token(id: u128, title: String) {
+            let id = TodoId::from_uuid(uuid::Uuid::from_u128(id));
+            let place = Place { id, key: Key::Title(title) };
+            prop_assert_eq!(Place::from_bytes(&place.to_bytes()), Some(place));
+        }
+
+        #[test]
+        fn any_bytes_are_a_place_or_none(
+            kind in 0_u8..4, bytes in prop::collection::vec(any::<u8>(), 14..35)
+        ) {
+            let bytes = [&[kind], &bytes[..]].concat();
+            if let Some(place) = Place::from_bytes(&bytes) {
+                let again = Place::from_bytes(&place.to_bytes());
+                prop_assert_eq!(again, Some(place));
+            }
+        }
     }
 }
