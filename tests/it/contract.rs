@@ -32,7 +32,7 @@ const UPDATE_TODO: &str = "/fastzero.todo.v1.TodoService/UpdateTodo";
 const NO_ID: &str = "01890000-0000-7000-8000-000000000000";
 
 /// The methods that the contract marks as public.
-const PUBLIC: [&str; 3] = [
+pub const PUBLIC: [&str; 3] = [
     "/fastzero.auth.v1.AuthService/Login",
     "/fastzero.auth.v1.AuthService/RefreshToken",
     "/fastzero.user.v1.UserService/CreateUser",

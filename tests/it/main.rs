@@ -9,6 +9,7 @@ mod contract;
 mod durability;
 #[cfg(feature = "embedded")]
 mod embedded;
+mod fuzz;
 mod health;
 mod lifecycle;
 mod login;

@@ -11,6 +11,7 @@ pub mod container;
 pub mod embedded;
 pub mod health;
 pub mod lock;
+pub mod messages;
 pub mod parallel;
 pub mod postgres;
 pub mod process;

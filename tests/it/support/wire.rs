@@ -20,7 +20,7 @@ use tonic::{
     body::Body,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    metadata::{MetadataKey, MetadataValue},
+    metadata::{Ascii, MetadataKey, MetadataValue},
 };
 use tower::Service;
 
@@ -31,7 +31,7 @@ use super::{App, Client, todos::Answer};
 pub struct Wire {
     connection: Connection,
     origin: Uri,
-    metadata: Vec<(&'static str, String)>,
+    metadata: Vec<(&'static str, MetadataValue<Ascii>)>,
 }
 
 impl App {
@@ -53,8 +53,14 @@ impl Wire {
     }
 
     /// The same caller with one more metadata entry, after those it has.
-    pub fn with(mut self, key: &'static str, value: impl Into<String>) -> Self {
-        self.metadata.push((key, value.into()));
+    pub fn with(self, key: &'static str, value: impl Into<String>) -> Self {
+        let value = MetadataValue::try_from(value.into()).expect("a metadata value");
+        self.with_value(key, value)
+    }
+
+    /// The same caller with one more metadata entry, which may be no text.
+    pub fn with_value(mut self, key: &'static str, value: MetadataValue<Ascii>) -> Self {
+        self.metadata.push((key, value));
         self
     }
 
@@ -67,8 +73,7 @@ impl Wire {
     pub async fn call(&self, path: &str, message: &[u8]) -> Answer<Vec<u8>> {
         let mut request = Request::new(message.to_vec());
         for (key, value) in &self.metadata {
-            let value = MetadataValue::try_from(value).expect("a metadata value");
-            request.metadata_mut().append(MetadataKey::from_static(key), value);
+            request.metadata_mut().append(MetadataKey::from_static(key), value.clone());
         }
         let mut grpc = Grpc::with_origin(self.connection.clone(), self.origin.clone());
         grpc.ready().await.expect("the connection lives");
