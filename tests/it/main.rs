@@ -1,8 +1,8 @@
 //! Tests against the real server and a real PostgreSQL.
 
 mod architecture;
-mod compose;
 mod cancellation;
+mod compose;
 mod container;
 mod contract;
 #[cfg(feature = "embedded")]
