@@ -4,6 +4,7 @@ FROM rust:1.95-slim-trixie AS build
 WORKDIR /fast-zero
 COPY . .
 ARG FASTZERO_COMMIT=unknown
+ARG PROFILE=release
 ARG TARGETPLATFORM
 # The caches keep the dependencies, each compiled once, whatever changes in the sources; a
 # layer of them would be compiled anew when one of them changes. cargo tells by its time
@@ -11,8 +12,8 @@ ARG TARGETPLATFORM
 RUN --mount=type=cache,id=fast-zero-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=fast-zero-$TARGETPLATFORM,target=/fast-zero/target,sharing=locked \
     find . -path ./target -prune -o -type f -exec touch {} + \
-    && cargo build --release --locked --no-default-features \
-    && cp target/release/fast-zero /bin/fast-zero
+    && cargo build --profile "$PROFILE" --locked --no-default-features \
+    && cp "target/$PROFILE/fast-zero" /bin/fast-zero
 
 FROM gcr.io/distroless/cc-debian13:nonroot
 ARG FASTZERO_COMMIT=unknown
