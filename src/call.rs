@@ -12,9 +12,10 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Frame;
 use hyper::body::Incoming;
+use ipnet::IpNet;
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
-    task::TaskTracker,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 use tonic::{Code, Status, body::Body, service::Routes};
 use tower::Service;
@@ -22,6 +23,7 @@ use tracing::{Instrument, Span, field};
 use uuid::Uuid;
 
 use crate::{
+    admission::Admission,
     auth::{
         Peer,
         guard::{Access, Authenticator, Methods},
@@ -45,16 +47,50 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
+/// The metadata entry in which each proxy notes whom it speaks for.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
 /// Takes every call in.
 #[derive(Debug)]
 pub struct Gateway {
     methods: Methods,
+    admission: Admission,
+    trusted_proxies: Vec<IpNet>,
     /// Health and reflection: there from the start.
     open: Routes,
     /// The services of the contract: there when the database is.
     api: OnceLock<Api>,
-    stopping: CancellationToken,
     calls: TaskTracker,
+}
+
+/// The connection over which a call comes.
+#[derive(Debug)]
+pub struct Origin {
+    ip: IpAddr,
+    calls: TaskTracker,
+    /// Cancelled when the connection is told to end: streams do.
+    ending: CancellationToken,
+    /// Cancelled when an answer is not read.
+    stuck: CancellationToken,
+}
+
+impl Origin {
+    /// A connection from this address, whose streams end when `ending` is cancelled.
+    #[must_use]
+    pub fn new(ip: IpAddr, ending: CancellationToken) -> Self {
+        Self { ip, calls: TaskTracker::new(), ending, stuck: CancellationToken::new() }
+    }
+
+    /// Whether no call is under way on it.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// Waits until an answer is not read in time.
+    pub async fn is_stuck(&self) {
+        self.stuck.cancelled().await;
+    }
 }
 
 /// The services of the contract, and who may call them.
@@ -67,10 +103,41 @@ pub struct Api {
 }
 
 impl Gateway {
-    /// Serves `open` only. Streams end when `stopping` is cancelled.
-    pub fn new(open: Routes, stopping: CancellationToken) -> Result<Self, Error> {
-        let (methods, api) = (Methods::of_contract()?, OnceLock::new());
-        Ok(Self { methods, open, api, stopping, calls: TaskTracker::new() })
+    /// Serves `open` only. Takes the word of `trusted_proxies` for whom they speak.
+    pub fn new(open: Routes, max_calls: usize, trusted_proxies: Vec<IpNet>) -> Result<Self, Error> {
+        Ok(Self {
+            methods: Methods::of_contract()?,
+            admission: Admission::new(max_calls),
+            trusted_proxies,
+            open,
+            api: OnceLock::new(),
+            calls: TaskTracker::new(),
+        })
+    }
+
+    /// Whether this is the address of a proxy that is to be believed.
+    #[must_use]
+    pub fn trusts(&self, ip: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(&ip))
+    }
+
+    /// Who calls: the one that connected, or whom trusted proxies name. Each adds whom it
+    /// heard the call from at the end; what comes before an address that is not trusted
+    /// may be made up.
+    fn peer(&self, headers: &HeaderMap, connected: IpAddr) -> IpAddr {
+        let entries = headers.get_all(FORWARDED_FOR).iter().rev();
+        let entries = entries.filter_map(|entry| entry.to_str().ok());
+        let mut peer = connected;
+        for address in entries.flat_map(|entry| entry.rsplit(',')) {
+            if !self.trusts(peer) {
+                break;
+            }
+            let Ok(address) = address.trim().parse::<IpAddr>() else {
+                break;
+            };
+            peer = address.to_canonical();
+        }
+        peer
     }
 
     /// Serves the contract from now on. May be called once; later calls change nothing.
@@ -85,9 +152,10 @@ impl Gateway {
     }
 
     /// Answers a call.
-    pub async fn answer(&self, mut request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
-        let _under_way = self.calls.token();
+    pub async fn answer(&self, mut request: Request<Incoming>, origin: &Origin) -> Response<Body> {
+        let _under_way = (self.calls.token(), origin.calls.token());
         let request_id = request_id(request.headers());
+        let peer = self.peer(request.headers(), origin.ip);
         request.extensions_mut().insert(Peer(peer));
         let access = self.methods.access(request.uri().path());
         let span = tracing::info_span!(
@@ -100,7 +168,7 @@ impl Gateway {
         async {
             let mut log = CallLog::begin(access);
             let id = request_id.to_str().unwrap_or_default();
-            let response = self.answer_in_time(request, access, id).await;
+            let response = self.answer_in_time(request, origin, access, id).await;
             let mut response = response.unwrap_or_else(|error| Status::from(error).into_http());
             log.code = error::complete_details(response.headers_mut(), id);
             response.headers_mut().insert(REQUEST_ID, request_id.clone());
@@ -113,12 +181,13 @@ impl Gateway {
     async fn answer_in_time(
         &self,
         request: Request<Incoming>,
+        origin: &Origin,
         access: Option<Access>,
         request_id: &str,
     ) -> Result<Response<Body>, Error> {
         let deadline = deadline(request.headers());
         let limit = *deadline.as_ref().unwrap_or(&DEFAULT_DEADLINE);
-        let route = self.route(request, access, request_id, deadline);
+        let route = self.route(request, origin, access, request_id, deadline);
         tokio::time::timeout(limit, route).await.map_err(|_| Error::DeadlineExceeded)?
     }
 
@@ -126,6 +195,7 @@ impl Gateway {
     async fn route(
         &self,
         mut request: Request<Incoming>,
+        origin: &Origin,
         access: Option<Access>,
         request_id: &str,
         deadline: Result<Duration, Error>,
@@ -134,8 +204,9 @@ impl Gateway {
         if access == Access::Open {
             deadline?;
             let response = call(self.open.clone(), request).await;
-            return Ok(response.map(|body| self.open_body(body, request_id)));
+            return Ok(response.map(|body| OpenBody::wrap(body, request_id, origin)));
         }
+        let _admitted = self.admission.enter().await?;
         let api = self.api.get();
         let api =
             api.ok_or_else(|| Error::DatabaseUnavailable("the service is starting".into()))?;
@@ -146,15 +217,8 @@ impl Gateway {
         }
         // Only now: who may not call is not told what is wrong with the call.
         deadline?;
-        Ok(call(api.routes.clone(), request).await)
-    }
-
-    fn open_body(&self, body: Body, request_id: &str) -> Body {
-        Body::new(OpenBody {
-            body: Some(body),
-            request_id: request_id.to_owned(),
-            stopping: Box::pin(self.stopping.clone().cancelled_owned()),
-        })
+        let response = call(api.routes.clone(), request).await;
+        self.admission.answer(response, &origin.stuck).await
     }
 }
 
@@ -241,12 +305,24 @@ impl Drop for CallLog {
 }
 
 /// The body of an answer of health or reflection, which may be a stream: errors at its
-/// end get their details, and when the server stops, it ends after what it had to say.
+/// end get their details, and when the connection ends, it ends after what it had to say.
 struct OpenBody {
     /// `None` after the end.
     body: Option<Body>,
     request_id: String,
-    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    _under_way: TaskTrackerToken,
+}
+
+impl OpenBody {
+    fn wrap(body: Body, request_id: &str, origin: &Origin) -> Body {
+        Body::new(Self {
+            body: Some(body),
+            request_id: request_id.to_owned(),
+            ending: Box::pin(origin.ending.clone().cancelled_owned()),
+            _under_way: origin.calls.token(),
+        })
+    }
 }
 
 impl http_body::Body for OpenBody {
@@ -267,7 +343,7 @@ impl http_body::Body for OpenBody {
             },
             Poll::Ready(end) => return Poll::Ready(end),
             Poll::Pending => {
-                ready!(self.stopping.as_mut().poll(context));
+                ready!(self.ending.as_mut().poll(context));
                 self.body = None;
                 let response: Response<Body> = Status::from(Error::Stopping).into_http();
                 response.into_parts().0.headers

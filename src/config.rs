@@ -10,12 +10,13 @@ use std::{
 };
 
 use clap::{Args, ValueEnum, builder::TypedValueParser};
+use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    database,
+    connection, database,
     error::Chain,
     keys::{Keyring, MIN_SECRET_BYTES, SigningKey},
     password,
@@ -88,9 +89,37 @@ pub struct Config {
     #[arg(long, env, global = true, default_value_t = 60, value_parser = clap::value_parser!(u32).range(0..=MAX_WAIT_SECONDS))]
     pub database_wait_seconds: u32,
 
+    /// How long to go on serving at the stop, while health already says NOT_SERVING, in seconds: until balancers have seen it
+    #[arg(long, env, global = true, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=MAX_WAIT_SECONDS))]
+    pub shutdown_delay_seconds: u32,
+
     /// How long calls under way may take to finish at the stop, in seconds
     #[arg(long, env, global = true, default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=MAX_WAIT_SECONDS))]
     pub shutdown_grace_seconds: u32,
+
+    /// Calls under way at once; as many wait for half a second, more are turned away
+    #[arg(long, env, global = true, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_concurrent_calls: u16,
+
+    /// Connections open at once
+    #[arg(long, env, global = true, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
+    pub max_connections: u32,
+
+    /// Connections open at once from one address, or one IPv6 network (/64)
+    #[arg(long, env, global = true, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
+    pub max_connections_per_peer: u32,
+
+    /// How long a connection may be without a call, in seconds
+    #[arg(long, env, global = true, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTION_SECONDS))]
+    pub connection_idle_seconds: u32,
+
+    /// How long a connection may live, give or take a tenth, in seconds: callers connect anew, to new replicas too
+    #[arg(long, env, global = true, default_value_t = 1_800, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTION_SECONDS))]
+    pub connection_max_age_seconds: u32,
+
+    /// Networks of proxies, like 10.0.0.0/8,fd00::/8, that say in x-forwarded-for whom they speak for
+    #[arg(long, env, global = true, value_delimiter = ',', value_parser = parse_network)]
+    pub trusted_proxies: Vec<IpNet>,
 
     /// Whether to serve gRPC server reflection
     #[arg(long, env, global = true, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
@@ -122,6 +151,10 @@ const MAX_REFRESH_TOKEN_DAYS: i64 = 3_650;
 const MAX_HASHING_THREADS: i64 = 1_024;
 /// Well above what one PostgreSQL serves well.
 const MAX_DATABASE_CONNECTIONS: i64 = 1_000;
+/// More than there are ports of one address.
+const MAX_CONNECTIONS: i64 = 100_000;
+/// A day.
+const MAX_CONNECTION_SECONDS: i64 = 86_400;
 /// An hour: longer than anybody waits.
 const MAX_WAIT_SECONDS: i64 = 3_600;
 
@@ -194,6 +227,23 @@ impl Config {
     #[must_use]
     pub fn database_wait(&self) -> Duration {
         Duration::from_secs(self.database_wait_seconds.into())
+    }
+
+    /// [`Self::shutdown_delay_seconds`]
+    #[must_use]
+    pub fn shutdown_delay(&self) -> Duration {
+        Duration::from_secs(self.shutdown_delay_seconds.into())
+    }
+
+    /// What connections may be and do.
+    #[must_use]
+    pub fn connection_limits(&self) -> connection::Limits {
+        connection::Limits {
+            total: self.max_connections as usize,
+            per_peer: self.max_connections_per_peer as usize,
+            max_age: Duration::from_secs(self.connection_max_age_seconds.into()),
+            idle: Duration::from_secs(self.connection_idle_seconds.into()),
+        }
     }
 
     /// [`Self::shutdown_grace_seconds`]
@@ -281,6 +331,13 @@ fn secret() -> impl TypedValueParser<Value = SecretString> {
 fn parse_address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse()
         .map_err(|_| "must be an IP address and a port, like 127.0.0.1:50051 or [::1]:50051")
+}
+
+/// A network, or one address.
+fn parse_network(text: &str) -> Result<IpNet, &'static str> {
+    let text = text.trim();
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| "must be a network, like 10.0.0.0/8 or fd00::/8, or an IP address")
 }
 
 fn parse_filter(text: &str) -> Result<String, tracing_subscriber::filter::ParseError> {

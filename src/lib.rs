@@ -3,8 +3,9 @@
 //! # Layout
 //!
 //! `main` reads the settings and runs a subcommand; [`server`] wires everything. A call
-//! comes in through [`call`], which gives it an id and a deadline, has [`auth::guard`]
-//! find out who calls, and passes it to a service:
+//! comes in over a [`connection`] and through [`call`], which gives it an id and a
+//! deadline, has [`admission`] let it in and [`auth::guard`] find out who calls, and passes
+//! it to a service:
 //!
 //! ```text
 //! main ── server ── call ── auth::guard
@@ -38,11 +39,13 @@
 //!   [`error`].
 //! - An error's cause goes to the log, never to the caller; a secret goes to neither.
 
+pub mod admission;
 pub mod auth;
 pub mod call;
 pub mod caller;
 pub mod clock;
 pub mod config;
+pub mod connection;
 pub mod database;
 #[cfg(feature = "embedded")]
 pub mod embedded;

@@ -1,15 +1,10 @@
 //! Everything is wired here: services, connections, start and stop.
 
-use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-};
 use sqlx::postgres::PgConnectOptions;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -21,6 +16,7 @@ use crate::{
     call::{Api, Gateway},
     caller::LiveSessions,
     config::Config,
+    connection::Acceptor,
     database::{self, Database},
     error::{Cause, Chain, Error},
     health::Reporter,
@@ -37,19 +33,8 @@ use crate::{
 };
 
 /// The largest request, in bytes. The largest good one has a description of 10 000
-/// characters, 40 kB.
+/// characters, 40 kB; more is read to say what is wrong with it.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
-
-/// The largest metadata of a request, in bytes.
-const MAX_HEADER_BYTES: u32 = 16 * 1024;
-
-/// Calls under way at once on one connection.
-const MAX_STREAMS_PER_CONNECTION: u32 = 256;
-
-/// A connection on which nothing moves is asked after this time whether it is still
-/// there, and closed when it does not answer.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_mins(1);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the stop waits for connections on which no call is under way to say goodbye.
 /// One that never said anything, or a client that is gone, does not hold it longer.
@@ -57,10 +42,6 @@ const GOODBYE: Duration = Duration::from_millis(300);
 
 /// The pause before the start is begun anew because the database went away in its midst.
 const PREPARE_RETRY_AFTER: Duration = Duration::from_millis(500);
-
-/// The pause after a connection could not be accepted: when the process has too many
-/// files open, trying again at once would take a whole core.
-const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// What the service stands on.
 #[derive(Clone)]
@@ -96,6 +77,8 @@ impl Server {
     /// Begins to accept connections.
     pub async fn start(listener: TcpListener, config: &Config) -> Result<Self, Cause> {
         let address = listener.local_addr()?;
+        let limits = config.connection_limits();
+        limits.allow_files();
         let (reporter, health) = Reporter::new().await;
         let mut open = Routes::new(health);
         if config.reflection {
@@ -104,10 +87,11 @@ impl Server {
                 .add_service(reflection().build_v1alpha()?);
         }
         let (closing, cutting) = (CancellationToken::new(), CancellationToken::new());
-        let gateway = Gateway::new(open, closing.clone()).map_err(Error::into_cause)?;
-        let gateway = Arc::new(gateway);
-        let accepting = accept(listener, gateway.clone(), closing.clone(), cutting.clone());
-        let connections = tokio::spawn(accepting);
+        let max_calls = usize::from(config.max_concurrent_calls);
+        let gateway = Gateway::new(open, max_calls, config.trusted_proxies.clone());
+        let gateway = Arc::new(gateway.map_err(Error::into_cause)?);
+        let acceptor = Acceptor::new(gateway.clone(), limits, closing.clone(), cutting.clone());
+        let connections = tokio::spawn(acceptor.run(listener));
         Ok(Self { address, gateway, reporter, connections, closing, cutting })
     }
 
@@ -137,13 +121,15 @@ impl Server {
             // It must not say SERVING after what is said next.
             let _ = follow.await;
         }
-        self.stop(config.shutdown_grace()).await;
+        self.stop(config.shutdown_delay(), config.shutdown_grace()).await;
         Ok(())
     }
 
-    /// Lets the calls under way finish, for `grace` at the most.
-    async fn stop(self, grace: Duration) {
+    /// Says that it is going, waits for `delay` until that is known, and lets the calls
+    /// under way finish, for `grace` at the most.
+    async fn stop(self, delay: Duration, grace: Duration) {
         self.reporter.report(false).await;
+        tokio::time::sleep(delay).await;
         self.closing.cancel();
         let calls_end = async {
             self.gateway.calls_end().await;
@@ -243,63 +229,4 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
-}
-
-/// Accepts connections until the server closes, then lets them finish.
-async fn accept(
-    listener: TcpListener,
-    gateway: Arc<Gateway>,
-    closing: CancellationToken,
-    cutting: CancellationToken,
-) {
-    let graceful = GracefulShutdown::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = closing.cancelled() => break,
-        };
-        match accepted.and_then(without_delay) {
-            Ok((stream, peer)) => {
-                let connection = connection(stream, peer, gateway.clone(), &graceful);
-                tokio::spawn(cutting.clone().run_until_cancelled_owned(connection));
-            }
-            Err(error) => {
-                tracing::warn!(cause = %error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
-            }
-        }
-    }
-    drop(listener);
-    graceful.shutdown().await;
-}
-
-/// Answers are small, and somebody waits for them.
-fn without_delay((stream, peer): (TcpStream, SocketAddr)) -> io::Result<(TcpStream, SocketAddr)> {
-    stream.set_nodelay(true).map(|()| (stream, peer))
-}
-
-fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    gateway: Arc<Gateway>,
-    graceful: &GracefulShutdown,
-) -> impl Future<Output = ()> + Send + 'static {
-    let ip = peer.ip().to_canonical();
-    let service = service_fn(move |request: http::Request<Incoming>| {
-        let gateway = gateway.clone();
-        async move { Ok::<_, Infallible>(gateway.answer(request, ip).await) }
-    });
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .max_header_list_size(MAX_HEADER_BYTES)
-        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    let connection = graceful.watch(connection);
-    async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(cause = %error, %peer, "a connection broke");
-        }
-    }
 }

@@ -12,6 +12,7 @@ mod embedded;
 mod fuzz;
 mod health;
 mod lifecycle;
+mod limits;
 mod login;
 mod pages;
 mod passwords;

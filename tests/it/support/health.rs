@@ -9,7 +9,7 @@ use tonic_health::pb::{
 use super::App;
 
 /// An open Watch.
-pub struct Watch(Streaming<HealthCheckResponse>);
+pub struct Watch(pub Streaming<HealthCheckResponse>);
 
 impl App {
     /// Watches a service.
