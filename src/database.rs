@@ -388,9 +388,11 @@ impl From<sqlx::Error> for Error {
         match (&code[..2], &*code) {
             // Statement or lock timeout.
             (_, "57014" | "55P03") => Self::DeadlineExceeded,
-            // Connection trouble; out of connections, memory or disk; stopped or
-            // starting; read-only; cut in a transaction; deadlock or serialization failure.
-            ("08" | "53" | "57" | "58", _) | (_, "25006" | "25P03" | "40P01" | "40001") => {
+            // Connection trouble; no longer let in, or no longer there; out of connections,
+            // memory or disk; stopped or starting, or taking no connections; read-only; cut
+            // in a transaction; deadlock or serialization failure.
+            ("08" | "28" | "3D" | "53" | "57" | "58", _)
+            | (_, "55000" | "25006" | "25P03" | "40P01" | "40001") => {
                 Self::DatabaseUnavailable(error.into())
             }
             _ => Self::internal(error),

@@ -14,6 +14,7 @@ mod health;
 mod lifecycle;
 mod limits;
 mod login;
+mod outages;
 mod pages;
 mod passwords;
 mod races;
