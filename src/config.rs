@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum, builder::TypedValueParser};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
+use tokio_rustls::rustls::ClientConfig;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     error::Chain,
     keys::{Keyring, MIN_SECRET_BYTES, SigningKey},
     password,
+    tls::{self, Tls},
 };
 
 /// All settings. Each is a flag, and an environment variable of the same name.
@@ -28,6 +30,18 @@ pub struct Config {
     /// Address and port on which gRPC is served
     #[arg(long, env, global = true, default_value = "127.0.0.1:50051", value_parser = parse_address)]
     pub listen_addr: SocketAddr,
+
+    /// Certificate that the server shows, and those between it and its authority, in PEM; without it, there is no TLS
+    #[arg(long, env, global = true)]
+    pub tls_cert_file: Option<PathBuf>,
+
+    /// Private key of the certificate, in PEM
+    #[arg(long, env, global = true)]
+    pub tls_key_file: Option<PathBuf>,
+
+    /// Authorities of the clients' certificates, in PEM; with it, a client without a certificate is refused
+    #[arg(long, env, global = true)]
+    pub tls_client_ca_file: Option<PathBuf>,
 
     /// PostgreSQL to use, postgresql://user:password@host/database; without it, a private one is started
     #[arg(long, env, global = true, hide_env_values = true, value_parser = secret())]
@@ -190,6 +204,12 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+impl From<tls::Error> for ConfigError {
+    fn from(error: tls::Error) -> Self {
+        Self { variable: error.setting, problem: error.problem }
+    }
+}
+
 impl Config {
     /// The database to use; `None` for a private one.
     pub fn database(&self) -> Result<Option<PgConnectOptions>, ConfigError> {
@@ -215,6 +235,47 @@ impl Config {
         let previous = secret_of(variable, self.secret_key_previous.as_ref(), file)?;
         let previous = previous.map(|previous| signing_key(variable, previous)).transpose()?;
         Ok(Keyring::new(signing_key("SECRET_KEY", current)?, previous))
+    }
+
+    /// TLS as the server speaks it; `None` in the clear.
+    pub fn tls(&self) -> Result<Option<Tls>, ConfigError> {
+        Ok(self.tls_files()?.map(Tls::load).transpose()?)
+    }
+
+    /// TLS as a client of this very server speaks it, which shows a certificate of its own
+    /// (its file and that of its key) or else the server's.
+    pub fn tls_client(
+        &self,
+        own: Option<(PathBuf, PathBuf)>,
+    ) -> Result<Option<ClientConfig>, ConfigError> {
+        let own = own.map(|(certificate, key)| tls::Pair {
+            certificate: tls::File { setting: "--cert", path: certificate },
+            key: tls::File { setting: "--key", path: key },
+        });
+        let files = self.tls_files()?;
+        if files.is_none() && own.is_some() {
+            return Err(missing("TLS_CERT_FILE", "--cert"));
+        }
+        Ok(files.map(|files| files.client(own.as_ref())).transpose()?)
+    }
+
+    fn tls_files(&self) -> Result<Option<tls::Files>, ConfigError> {
+        let file = |setting, path: &Option<PathBuf>| {
+            let path = path.clone().filter(|path| !path.as_os_str().is_empty())?;
+            Some(tls::File { setting, path })
+        };
+        let certificate = file("TLS_CERT_FILE", &self.tls_cert_file);
+        let key = file("TLS_KEY_FILE", &self.tls_key_file);
+        let client_ca = file("TLS_CLIENT_CA_FILE", &self.tls_client_ca_file);
+        match (certificate, key, client_ca) {
+            (Some(certificate), Some(key), client_ca) => {
+                Ok(Some(tls::Files { server: tls::Pair { certificate, key }, client_ca }))
+            }
+            (None, None, None) => Ok(None),
+            (Some(_), None, _) => Err(missing("TLS_KEY_FILE", "TLS_CERT_FILE")),
+            (None, Some(_), _) => Err(missing("TLS_CERT_FILE", "TLS_KEY_FILE")),
+            (None, None, Some(_)) => Err(missing("TLS_CERT_FILE", "TLS_CLIENT_CA_FILE")),
+        }
     }
 
     /// Where a client on this machine finds the server.
@@ -263,6 +324,11 @@ pub fn required(variable: &'static str) -> ConfigError {
         _ => "must be set: this binary is built without the private PostgreSQL",
     };
     ConfigError { variable, problem: problem.to_owned() }
+}
+
+/// A setting that makes no sense alone.
+fn missing(variable: &'static str, where_set: &str) -> ConfigError {
+    ConfigError { variable, problem: format!("must be set where {where_set} is") }
 }
 
 /// An address that one can connect to, for one that is listened on.

@@ -24,7 +24,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::call::{Gateway, Origin};
+use crate::{
+    call::{Gateway, Origin},
+    tls::Tls,
+};
 
 /// The largest metadata of a request, in bytes.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
@@ -36,7 +39,7 @@ const MAX_STREAMS: u32 = 256;
 /// connection: the default of HTTP/2, enough for requests, which are small.
 const WINDOW: u32 = 64 * 1024;
 
-/// How long a connection may take until it speaks HTTP/2.
+/// How long a connection may take until it speaks HTTP/2, TLS included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a client says first (RFC 9113, section 3.4).
@@ -95,6 +98,8 @@ impl Limits {
 pub struct Acceptor {
     gateway: Arc<Gateway>,
     limits: Limits,
+    /// Without it, connections are in the clear.
+    tls: Option<Arc<Tls>>,
     places: Arc<Semaphore>,
     peers: Arc<Peers>,
     open: TaskTracker,
@@ -109,12 +114,14 @@ impl Acceptor {
     pub fn new(
         gateway: Arc<Gateway>,
         limits: Limits,
+        tls: Option<Arc<Tls>>,
         closing: CancellationToken,
         cutting: CancellationToken,
     ) -> Self {
         let places = Arc::new(Semaphore::new(limits.total));
         let peers = Arc::new(Peers { limit: limits.per_peer, open: Mutex::default() });
-        Self { gateway, limits, places, peers, open: TaskTracker::new(), closing, cutting }
+        let open = TaskTracker::new();
+        Self { gateway, limits, tls, places, peers, open, closing, cutting }
     }
 
     /// Accepts connections until `closing`, then waits for their end.
@@ -145,10 +152,26 @@ impl Acceptor {
             tracing::debug!(%peer, "a connection too many");
             return;
         };
+        match self.tls.clone() {
+            None => self.spawn(begin(stream), peer, place),
+            Some(tls) => self.spawn(begin_with_tls(stream, tls), peer, place),
+        }
+    }
+
+    /// Serves what begins so. A task of one kind takes no room for the other.
+    fn spawn<S>(
+        &self,
+        beginning: impl Future<Output = io::Result<S>> + Send + 'static,
+        peer: SocketAddr,
+        place: Place,
+    ) where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let (gateway, limits) = (self.gateway.clone(), self.limits);
         let ending = self.closing.child_token();
         let connection = async move {
-            if let Err(error) = serve(stream, ip, gateway, limits, ending).await {
+            let ip = peer.ip().to_canonical();
+            if let Err(error) = serve(beginning, ip, gateway, limits, ending).await {
                 tracing::debug!(cause = %error, %peer, "a connection broke");
             }
             drop(place);
@@ -223,13 +246,13 @@ pub fn network(ip: IpAddr) -> IpAddr {
 }
 
 async fn serve(
-    stream: TcpStream,
+    beginning: impl Future<Output = io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
     ip: IpAddr,
     gateway: Arc<Gateway>,
     limits: Limits,
     ending: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let stream = timeout(HANDSHAKE_TIMEOUT, begin(stream)).await??;
+    let stream = timeout(HANDSHAKE_TIMEOUT, beginning).await??;
     let origin = Arc::new(Origin::new(ip, ending.clone()));
     let begun = Arc::new(AtomicUsize::new(0));
     let service = {
@@ -266,9 +289,27 @@ async fn serve(
     }
 }
 
-/// Waits until the client speaks HTTP/2: hyper itself would wait for ever.
-async fn begin(stream: TcpStream) -> io::Result<impl AsyncRead + AsyncWrite + Unpin> {
-    let (mut read, write) = stream.into_split();
+/// Waits until the client speaks HTTP/2. The halves of a plain stream need no lock between
+/// them, as those of TLS do.
+async fn begin(stream: TcpStream) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin> {
+    let (read, write) = stream.into_split();
+    speak(read, write).await
+}
+
+/// Waits until the client speaks HTTP/2 over TLS.
+async fn begin_with_tls(
+    stream: TcpStream,
+    tls: Arc<Tls>,
+) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin> {
+    let (read, write) = tokio::io::split(tls.accept(stream).await?);
+    speak(read, write).await
+}
+
+/// Reads the preface: hyper itself would wait for it for ever.
+async fn speak(
+    mut read: impl AsyncRead + Send + Unpin,
+    write: impl AsyncWrite + Send + Unpin,
+) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin> {
     let mut preface = [0; PREFACE.len()];
     read.read_exact(&mut preface).await?;
     if preface != *PREFACE {

@@ -3,9 +3,9 @@
 //! # Layout
 //!
 //! `main` reads the settings and runs a subcommand; [`server`] wires everything. A call
-//! comes in over a [`connection`] and through [`call`], which gives it an id and a
-//! deadline, has [`admission`] let it in and [`auth::guard`] find out who calls, and passes
-//! it to a service:
+//! comes in over a [`connection`], which may speak [`tls`], and through [`call`], which
+//! gives it an id and a deadline, has [`admission`] let it in and [`auth::guard`] find out
+//! who calls, and passes it to a service:
 //!
 //! ```text
 //! main ── server ── call ── auth::guard
@@ -63,6 +63,7 @@ pub mod server;
 pub mod shutdown;
 pub mod telemetry;
 pub mod text;
+pub mod tls;
 pub mod todo;
 pub mod user;
 pub mod validation;

@@ -4,6 +4,7 @@ use std::{
     env,
     io::{self, Write},
     net::SocketAddr,
+    path::PathBuf,
     pin::pin,
     process::ExitCode,
 };
@@ -58,6 +59,12 @@ enum Command {
         /// Service to ask about; by default the server as a whole
         #[arg(long, default_value = "")]
         service: String,
+        /// Certificate to show to a server with TLS_CLIENT_CA_FILE, in PEM; by default the one in TLS_CERT_FILE
+        #[arg(long, requires = "key")]
+        cert: Option<PathBuf>,
+        /// Private key of that certificate, in PEM
+        #[arg(long, requires = "cert")]
+        key: Option<PathBuf>,
     },
     /// Run the private PostgreSQL alone: print its URL, stay until a signal
     #[cfg(feature = "embedded")]
@@ -147,9 +154,10 @@ fn run() -> Result<ExitCode, Failure> {
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => on_runtime(serve(&config)),
         Command::Migrate => on_runtime(migrate(&config)),
-        Command::Healthcheck { addr, service } => {
+        Command::Healthcheck { addr, service, cert, key } => {
             let address = addr.unwrap_or_else(|| config.local_addr().to_string());
-            on_runtime(async { Ok(exit_code(probe::probe(&address, &service).await)) })
+            let tls = config.tls_client(cert.zip(key))?;
+            on_runtime(async { Ok(exit_code(probe::probe(&address, &service, tls).await)) })
         }
         // Has a runtime of its own: it changes the user first, which must come before
         // the first thread.
@@ -236,13 +244,16 @@ impl Source {
     }
 
     /// Tells a newcomer what to do next; those with a database of their own know.
-    fn greet(&self, address: SocketAddr) {
+    fn greet(&self, config: &Config, address: SocketAddr) {
         if self.private.is_some() {
+            let file = config.tls_cert_file.as_ref().filter(|file| !file.as_os_str().is_empty());
+            let trust =
+                file.map_or("-plaintext".to_owned(), |file| format!("-cacert {}", file.display()));
             // Nobody may be there to read it.
             let _ = writeln!(
                 io::stdout(),
                 "fast-zero serves gRPC at {address} on a private PostgreSQL. Try:\n\n    \
-                 grpcurl -plaintext -d '{{\"username\": \"ana\", \"email\": \"ana@example.com\", \
+                 grpcurl {trust} -d '{{\"username\": \"ana\", \"email\": \"ana@example.com\", \
                  \"password\": \"correct horse\"}}' {address} fastzero.user.v1.UserService/CreateUser\n"
             );
         }
@@ -267,6 +278,7 @@ async fn serve(config: &Config) -> Result<ExitCode, Failure> {
     // Before anything is started for nothing.
     config.database()?;
     config.keyring()?;
+    config.tls()?;
     let shutdown = Shutdown::on_signals()?;
     let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| {
         Failure::Runtime(format!("cannot listen on {}: {error}", config.listen_addr).into())
@@ -297,7 +309,7 @@ async fn serve_from(
     let mut running = pin!(server.run(config, backing, announce, shutdown.requested.clone()));
     tokio::select! {
         ended = &mut running => return Ok(ended.map(|()| ExitCode::SUCCESS)?),
-        Ok(address) = announced => source.greet(config::local_addr(address)),
+        Ok(address) = announced => source.greet(config, config::local_addr(address)),
     }
     tokio::select! {
         ended = running => Ok(ended.map(|()| ExitCode::SUCCESS)?),

@@ -90,7 +90,12 @@ impl Server {
         let max_calls = usize::from(config.max_concurrent_calls);
         let gateway = Gateway::new(open, max_calls, config.trusted_proxies.clone());
         let gateway = Arc::new(gateway.map_err(Error::into_cause)?);
-        let acceptor = Acceptor::new(gateway.clone(), limits, closing.clone(), cutting.clone());
+        let tls = config.tls()?.map(Arc::new);
+        if let Some(tls) = tls.clone() {
+            tokio::spawn(closing.clone().run_until_cancelled_owned(tls.follow()));
+        }
+        let acceptor =
+            Acceptor::new(gateway.clone(), limits, tls, closing.clone(), cutting.clone());
         let connections = tokio::spawn(acceptor.run(listener));
         Ok(Self { address, gateway, reporter, connections, closing, cutting })
     }

@@ -9,7 +9,7 @@ use std::{
 /// A crate or a module, and who alone may use it: the files, each with how much of it.
 type MayUse = (&'static str, &'static [(&'static str, &'static str)]);
 
-const MAY_USE: [MayUse; 7] = [
+const MAY_USE: [MayUse; 8] = [
     // Everything is wired in `server`, and nothing but `main` knows it.
     ("crate::server", &[]),
     ("fast_zero::server", &[("main.rs", "fast_zero::server")]),
@@ -46,6 +46,15 @@ const MAY_USE: [MayUse; 7] = [
             ("config.rs", "sqlx::postgres::PgConnectOptions"),
             ("main.rs", "sqlx::postgres::PgConnectOptions"),
             ("server.rs", "sqlx::postgres::PgConnectOptions"),
+        ],
+    ),
+    // TLS stops at `tls.rs`, but for what the health check speaks.
+    (
+        "tokio_rustls",
+        &[
+            ("tls.rs", "tokio_rustls"),
+            ("probe.rs", "tokio_rustls"),
+            ("config.rs", "tokio_rustls::rustls::ClientConfig"),
         ],
     ),
     // Settings are read with the arguments, into the configuration. What the private

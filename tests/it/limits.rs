@@ -39,10 +39,10 @@ use crate::support::{
 };
 
 /// What a client says first, and its settings, of which there are none.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// A connection that has said this.
-async fn raw(address: SocketAddr, said: &[u8]) -> TcpStream {
+pub async fn raw(address: SocketAddr, said: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.expect("connected");
     // The server may close it at once.
     let _ = stream.write_all(said).await;
@@ -50,7 +50,7 @@ async fn raw(address: SocketAddr, said: &[u8]) -> TcpStream {
 }
 
 /// Waits until the server closes a connection; what it said before.
-async fn closed(stream: &mut TcpStream) -> Vec<u8> {
+pub async fn closed(stream: &mut TcpStream) -> Vec<u8> {
     let mut said = Vec::new();
     match in_time("the end of the connection", stream.read_to_end(&mut said)).await {
         Ok(_) => {}

@@ -24,6 +24,7 @@ mod sessions;
 mod settings;
 mod statements;
 mod support;
+mod tls;
 mod todos;
 mod tokens;
 mod updates;

@@ -11,6 +11,9 @@ async fn the_help_names_every_setting() {
     assert_eq!(code, Some(0));
     for variable in [
         "LISTEN_ADDR",
+        "TLS_CERT_FILE",
+        "TLS_KEY_FILE",
+        "TLS_CLIENT_CA_FILE",
         "DATABASE_URL",
         "DATABASE_URL_FILE",
         "SECRET_KEY",

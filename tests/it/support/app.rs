@@ -89,8 +89,12 @@ impl App {
         keyring: Keyring,
     ) -> Self {
         statements::count_from_now_on();
+        let has_tls =
+            config.tls_cert_file.as_ref().is_some_and(|file| !file.as_os_str().is_empty());
         let (address, shutdown, running) = serve(way, config, keyring).await;
-        let channel = connect(address).await;
+        // Where there is TLS, callers connect for themselves.
+        let channel =
+            if has_tls { endpoint(address).connect_lazy() } else { connect(address).await };
         Self { address, database, channel, shutdown, running }
     }
 
@@ -181,8 +185,11 @@ async fn serve(
 
 /// A new connection to a server.
 pub async fn connect(address: SocketAddr) -> Channel {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("a good address");
-    endpoint.connect().await.expect("the server answers")
+    endpoint(address).connect().await.expect("the server answers")
+}
+
+fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint::from_shared(format!("http://{address}")).expect("a good address")
 }
 
 /// A name that no other user of this run has.
