@@ -24,10 +24,8 @@ use uuid::Uuid;
 
 use crate::{
     admission::Admission,
-    auth::{
-        Peer,
-        guard::{Access, Authenticator, Methods},
-    },
+    auth::guard::{Access, Authenticator, Methods},
+    caller::Peer,
     error::{self, Error},
     validation::{Invalid, Violations},
 };

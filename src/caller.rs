@@ -1,6 +1,7 @@
-//! Who calls, and whether their session is alive.
+//! Who calls, from where, and whether their session is alive.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -36,6 +37,19 @@ impl Caller {
     /// The user that a request names: an id, or `me` for the caller.
     pub fn resolve(&self, id: &str) -> Result<UserId, crate::validation::Invalid> {
         if id == "me" { Ok(self.user_id) } else { UserId::parse(id) }
+    }
+}
+
+/// The address that a call comes from, without the port; an IPv4 address is one even
+/// on an IPv6 socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
+impl Peer {
+    /// Where a call comes from.
+    pub fn of<T>(request: &Request<T>) -> Result<Self, Error> {
+        let peer = request.extensions().get::<Self>().copied();
+        peer.ok_or_else(|| Error::internal("a method was called from nowhere"))
     }
 }
 

@@ -131,6 +131,10 @@ pub struct Config {
     #[arg(long, env, global = true, default_value_t = 1_800, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTION_SECONDS))]
     pub connection_max_age_seconds: u32,
 
+    /// Sign-ups, and refused changes of a name, in a minute from one address, or one IPv6 network (/64)
+    #[arg(long, env, global = true, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub sign_ups_per_peer_per_minute: u32,
+
     /// Networks of proxies, like 10.0.0.0/8,fd00::/8, that say in x-forwarded-for whom they speak for
     #[arg(long, env, global = true, value_delimiter = ',', value_parser = parse_network)]
     pub trusted_proxies: Vec<IpNet>,

@@ -42,6 +42,10 @@ pub enum Error {
     EmailExists,
     EtagMismatch,
     Overloaded,
+    /// With the time after which the next one is taken.
+    TooManyAttempts {
+        retry_after: Duration,
+    },
     DeadlineExceeded,
     /// With what the log is to say; it goes no further.
     DatabaseUnavailable(Cause),
@@ -88,6 +92,7 @@ impl Error {
             Self::EmailExists => ErrorReason::EmailExists,
             Self::EtagMismatch => ErrorReason::EtagMismatch,
             Self::Overloaded => ErrorReason::Overloaded,
+            Self::TooManyAttempts { .. } => ErrorReason::TooManyAttempts,
             Self::DeadlineExceeded => ErrorReason::DeadlineExceeded,
             Self::DatabaseUnavailable(_) => ErrorReason::DatabaseUnavailable,
             Self::Internal(_) => ErrorReason::Internal,
@@ -111,7 +116,7 @@ impl Error {
             Self::UserNotFound | Self::SessionNotFound | Self::TodoNotFound => Code::NotFound,
             Self::UsernameExists | Self::EmailExists => Code::AlreadyExists,
             Self::EtagMismatch => Code::Aborted,
-            Self::Overloaded => Code::ResourceExhausted,
+            Self::Overloaded | Self::TooManyAttempts { .. } => Code::ResourceExhausted,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::DatabaseUnavailable(_) | Self::Stopping => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
@@ -122,6 +127,7 @@ impl Error {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Overloaded => Some(RETRY_OVERLOADED_AFTER),
+            Self::TooManyAttempts { retry_after } => Some(*retry_after),
             Self::DatabaseUnavailable(_) => Some(RETRY_DATABASE_AFTER),
             // Another replica, or the next one here, may answer at once.
             Self::Stopping => Some(Duration::ZERO),
@@ -159,6 +165,7 @@ impl fmt::Display for Error {
                 formatter.write_str("The resource has changed: its etag is another one")
             }
             Self::Overloaded => formatter.write_str("Too much to do at the moment"),
+            Self::TooManyAttempts { .. } => formatter.write_str("Too many attempts"),
             Self::DeadlineExceeded => formatter.write_str("The deadline has passed"),
             Self::DatabaseUnavailable(_) => {
                 formatter.write_str("The database is not available at the moment")

@@ -19,7 +19,9 @@
 //! things are and what they may look like, `service.rs` turns messages of the contract
 //! into those and back, `store.rs` holds the SQL. What features share lies beside them:
 //! [`text`], [`id`], [`etag`], [`mask`], [`pagination`], [`validation`], [`error`] and
-//! [`password`]. Of `auth`, the other features know only [`caller`].
+//! [`password`]. Of `auth`, the other features know only [`caller`]. How often somebody may
+//! guess or ask is counted in memory: passwords in [`auth::attempts`], names in
+//! [`user::sign_ups`].
 //!
 //! Around them: [`config`], [`keys`] and [`telemetry`] at the start, [`health`] and
 //! [`shutdown`] while it runs, [`probe`] from outside, and `embedded`, the private

@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::{
-    auth::{AccessTokens, RefreshTokens, guard::Authenticator, service::AuthService},
+    auth::{
+        AccessTokens, RefreshTokens, attempts::Attempts, guard::Authenticator, service::AuthService,
+    },
     call::{Api, Gateway},
     caller::LiveSessions,
     config::Config,
@@ -29,7 +31,7 @@ use crate::{
         user::v1::user_service_server::UserServiceServer,
     },
     todo::service::TodoService,
-    user::service::UserService,
+    user::{service::UserService, sign_ups::SignUps},
 };
 
 /// The largest request, in bytes. The largest good one has a description of 10 000
@@ -205,6 +207,7 @@ fn api(config: &Config, database: Database, keyring: &Keyring) -> Api {
     let auth = AuthService {
         database: database.clone(),
         hasher: hasher.clone(),
+        attempts: Arc::new(Attempts::default()),
         authenticator: authenticator.clone(),
         refresh_tokens: RefreshTokens::new(keyring),
         session_lifetime: time::Duration::days(config.refresh_token_expire_days.into()),
@@ -212,6 +215,7 @@ fn api(config: &Config, database: Database, keyring: &Keyring) -> Api {
     let user = UserService {
         database: database.clone(),
         hasher,
+        sign_ups: SignUps::new(config.sign_ups_per_peer_per_minute),
         live_sessions,
         page_tokens: page_tokens.clone(),
     };

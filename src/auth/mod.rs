@@ -1,11 +1,10 @@
 //! Authentication: sessions, the tokens that belong to them, and who may call what.
 
-use std::net::IpAddr;
-
 use time::OffsetDateTime;
 
 use crate::id::{SessionId, UserId};
 
+pub mod attempts;
 pub mod guard;
 pub mod service;
 mod store;
@@ -49,13 +48,8 @@ struct NewSession {
     peer: String,
 }
 
-/// The address that a call comes from, without the port; an IPv4 address is one even
-/// on an IPv6 socket.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub IpAddr);
-
 /// The name by which somebody logs in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum LoginName {
     Username(String),
     Email(String),

@@ -7,13 +7,14 @@ use time::{Duration, OffsetDateTime};
 use tonic::{Request, Response, Status};
 
 use super::{
-    LoginName, MAX_USER_AGENT_LENGTH, NewSession, Peer, Session,
+    LoginName, MAX_USER_AGENT_LENGTH, NewSession, Session,
+    attempts::{Account, Attempts},
     guard::Authenticator,
     store::{self, Credentials, Ending, Rotation},
     token::{RefreshToken, RefreshTokens},
 };
 use crate::{
-    caller::Caller,
+    caller::{Caller, Peer},
     clock,
     database::{Database, complete},
     error::Error,
@@ -30,6 +31,8 @@ pub struct AuthService {
     pub database: Database,
     /// Checks passwords.
     pub hasher: Hasher,
+    /// Counts passwords that were wrong.
+    pub attempts: Arc<Attempts>,
     /// Checks access tokens, and makes them.
     pub authenticator: Arc<Authenticator>,
     /// Makes and reads refresh tokens.
@@ -44,10 +47,11 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::LoginRequest>,
     ) -> Result<Response<pb::LoginResponse>, Status> {
-        let (user_agent, peer) = origin(&request);
+        let (user_agent, peer) = (user_agent(&request), Peer::of(&request)?);
         let (name, attempt) = parse_login(&request.into_inner())?;
-        let verified = self.verify(&name, attempt).await?;
+        let verified = self.verify(&name, attempt, peer).await?;
         let service = self.clone();
+        let peer = peer.0.to_string();
         let tokens = complete(async move { service.open(&verified, user_agent, peer).await });
         Ok(Response::new(pb::LoginResponse { tokens: Some(tokens.await?) }))
     }
@@ -120,9 +124,10 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::ChangePasswordRequest>,
     ) -> Result<Response<pb::ChangePasswordResponse>, Status> {
-        let caller = Caller::of(&request)?;
+        let (caller, peer) = (Caller::of(&request)?, Peer::of(&request)?);
         let (current, new) = parse_change(&request.into_inner())?;
         let (verify, hash) = (self.hasher.admit()?, self.hasher.admit()?);
+        let counted = self.attempts.begin(Account::Own(caller.user_id), peer).await?;
         let credentials = self
             .database
             .run(async |connection| store::find_own_credentials(connection, caller.user_id).await)
@@ -133,8 +138,13 @@ impl pb::auth_service_server::AuthService for AuthService {
         )?;
         let stored = Some(credentials.password.clone());
         if let Verdict::Wrong = verify.verify(current, stored).await? {
+            for name in [&credentials.username, &credentials.email] {
+                self.attempts.add_failure(Account::Named(&LoginName::parse(name)), peer);
+            }
+            counted.fail();
             return Err(Error::IncorrectCredentials.into());
         }
+        counted.succeed();
         let hash = hash.hash(new).await?;
 
         let service = self.clone();
@@ -177,8 +187,15 @@ impl pb::auth_service_server::AuthService for AuthService {
 
 impl AuthService {
     /// Checks a login's password, with the same work whether the user exists or not.
-    async fn verify(&self, name: &LoginName, attempt: Attempt) -> Result<Credentials, Error> {
+    async fn verify(
+        &self,
+        name: &LoginName,
+        attempt: Attempt,
+        peer: Peer,
+    ) -> Result<Credentials, Error> {
+        // A place first: those that wait for their turn are bounded as well.
         let place = self.hasher.admit()?;
+        let counted = self.attempts.begin(Account::Named(name), peer).await?;
         let credentials = self
             .database
             .run(async |connection| store::find_credentials(connection, name).await)
@@ -186,8 +203,10 @@ impl AuthService {
         let stored = credentials.as_ref().map(|credentials| credentials.password.clone());
         let verdict = place.verify(attempt, stored).await?;
         let (Verdict::Right { rehashed }, Some(credentials)) = (verdict, credentials) else {
+            counted.fail();
             return Err(Error::IncorrectCredentials);
         };
+        counted.succeed();
         if let Some(hash) = rehashed {
             self.database
                 .run(async |connection| store::rehash(connection, &credentials, &hash).await)
@@ -280,13 +299,11 @@ impl AuthService {
     }
 }
 
-/// What a login comes from: its `user-agent` and its peer's address.
-fn origin<T>(request: &Request<T>) -> (String, String) {
+/// What a login is made with.
+fn user_agent<T>(request: &Request<T>) -> String {
     let user_agent = request.metadata().as_ref().get(USER_AGENT);
     let user_agent = user_agent.map(|value| String::from_utf8_lossy(value.as_bytes()));
-    let user_agent = user_agent.unwrap_or_default().chars().take(MAX_USER_AGENT_LENGTH).collect();
-    let peer = request.extensions().get::<Peer>();
-    (user_agent, peer.map(|peer| peer.0.to_string()).unwrap_or_default())
+    user_agent.unwrap_or_default().chars().take(MAX_USER_AGENT_LENGTH).collect()
 }
 
 fn parse_login(request: &pb::LoginRequest) -> Result<(LoginName, Attempt), Error> {

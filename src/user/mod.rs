@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub mod service;
+pub mod sign_ups;
 mod store;
 
 /// An account, without its password.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{Email, NewUser, User, UserChange, Username, store};
+use super::{Email, NewUser, User, UserChange, Username, sign_ups::SignUps, store};
 use crate::{
-    caller::{Caller, LiveSessions},
+    caller::{Caller, LiveSessions, Peer},
     clock,
     database::{Database, complete},
     error::Error,
@@ -26,6 +27,8 @@ pub struct UserService {
     pub database: Database,
     /// Hashes the passwords of new users.
     pub hasher: Hasher,
+    /// Counts sign-ups.
+    pub sign_ups: SignUps,
     /// To be told when a user is gone.
     pub live_sessions: Arc<LiveSessions>,
     /// For lists.
@@ -38,8 +41,11 @@ impl pb::user_service_server::UserService for UserService {
         &self,
         request: Request<pb::CreateUserRequest>,
     ) -> Result<Response<pb::CreateUserResponse>, Status> {
+        let peer = Peer::of(&request)?;
         let (user, password) = parse_new_user(&request.into_inner())?;
-        let hash = self.hasher.admit()?.hash(password).await?;
+        let place = self.hasher.admit()?;
+        self.sign_ups.take(peer, Instant::now())?.count();
+        let hash = place.hash(password).await?;
         let user = self
             .database
             .run(async |connection| store::insert(connection, &user, &hash).await)
@@ -85,10 +91,12 @@ impl pb::user_service_server::UserService for UserService {
         &self,
         request: Request<pb::UpdateUserRequest>,
     ) -> Result<Response<pb::UpdateUserResponse>, Status> {
-        let caller = Caller::of(&request)?;
+        let (caller, peer) = (Caller::of(&request)?, Peer::of(&request)?);
         let Update { id, guard, change } = parse_update(request.into_inner(), caller)?;
         check_own(id, caller)?;
         let now = clock::now();
+        // Taken before it is known whether it counts, so that those at once count too.
+        let taken = self.sign_ups.take(peer, Instant::now())?;
         let user = self
             .database
             .run(async |connection| {
@@ -98,8 +106,11 @@ impl pb::user_service_server::UserService for UserService {
                     None => Err(refusal(store::find(connection, id).await?.is_some())),
                 }
             })
-            .await?;
-        Ok(Response::new(pb::UpdateUserResponse { user: Some(user.into()) }))
+            .await;
+        if matches!(user, Err(Error::UsernameExists | Error::EmailExists)) {
+            taken.count();
+        }
+        Ok(Response::new(pb::UpdateUserResponse { user: Some(user?.into()) }))
     }
 
     async fn delete_user(

@@ -14,11 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fast_zero::proto::{
-    DESCRIPTORS,
-    auth::v1::{ListSessionsRequest, LogoutScope},
-    todo::v1::{ListTodosRequest, Todo},
-    user::v1::ListUsersRequest,
+use fast_zero::{
+    config::Config,
+    proto::{
+        DESCRIPTORS,
+        auth::v1::{ListSessionsRequest, LogoutScope},
+        todo::v1::{ListTodosRequest, Todo},
+        user::v1::ListUsersRequest,
+    },
 };
 use fastrand::Rng;
 use prost::Message;
@@ -104,7 +107,9 @@ async fn a_hundred_thousand_calls_that_are_given_up_leave_nothing_behind() {
 async fn give_up(calls: usize) {
     assert_eq!(methods(), METHODS.map(|(method, _)| method.to_owned()).into());
     let seed = random::seed();
-    let app = App::start().await;
+    // Far more sign-ups than one peer makes otherwise.
+    let settings = Config { sign_ups_per_peer_per_minute: u32::MAX, ..config() };
+    let app = App::start_with(settings).await;
     let stage = Arc::new(Stage::set(&app, calls).await);
     let mut callers = JoinSet::new();
     for number in 0..CALLERS {

@@ -1,0 +1,516 @@
+//! How often somebody may fail to log in.
+//!
+//! Failures are counted three times: of an account from a peer, of a peer whatever the
+//! account, and of an account wherever from. The first limit is low, so that guessing is
+//! slow; the last one is high, because a stranger who reaches it locks the owner out.
+//!
+//! An account is counted by the name that a login gives, whether anybody has it or not, so
+//! that a lock tells nothing; the two names of one user are counted apart. A peer is an
+//! address, or an IPv6 network. The counts are in the memory of this process: each replica
+//! has its own, and a start forgets them.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use quick_cache::sync::Cache;
+use tokio::{sync::Notify, time::Instant};
+
+use super::LoginName;
+use crate::{caller::Peer, connection::network, error::Error, id::UserId};
+
+/// Of one account from one peer: more than an owner needs who tries all passwords that
+/// come to mind, and too few for a guess. Later on, about a hundred a day.
+const OF_ACCOUNT_AT_PEER: Rule = Rule {
+    limit: 10,
+    memory: Duration::from_hours(1),
+    lock: Lock::Doubling { first: Duration::from_secs(1), cap: Duration::from_mins(15) },
+};
+
+/// Of one peer over all accounts: a house or an office may share an address, and rarely
+/// has ten wrong passwords a minute.
+const OF_PEER: Rule =
+    Rule { limit: 100, memory: Duration::from_mins(10), lock: Lock::UntilForgotten };
+
+/// Of one account over all peers: a stranger needs dozens of addresses to lock an owner out,
+/// and an attacker with any number of them still guesses no faster.
+const OF_ACCOUNT: Rule =
+    Rule { limit: 1_000, memory: Duration::from_hours(1), lock: Lock::UntilForgotten };
+
+/// Counts that are kept, some 260 bytes each, so 17 MB at the most. Beyond, those that were
+/// not used lately are forgotten.
+const MAX_COUNTS: usize = 65_536;
+
+/// When failures are too many, and what follows.
+#[derive(Debug)]
+struct Rule {
+    /// Failures from which on there is a lock. Until then as many attempts may be under way
+    /// as failures are left; from then on, one at a time.
+    limit: u32,
+    /// For how long failures count: see [`Lock`].
+    memory: Duration,
+    lock: Lock,
+}
+
+#[derive(Debug)]
+enum Lock {
+    /// Each failure locks twice as long as the one before. All are forgotten when there was
+    /// none for the memory's time, or by a success.
+    Doubling { first: Duration, cap: Duration },
+    /// Until all are forgotten: when the first is as old as the memory's time.
+    UntilForgotten,
+}
+
+/// Counts logins that fail, and refuses what comes too often.
+#[derive(Debug)]
+pub struct Attempts {
+    gates: Cache<Key, Arc<Gate>>,
+    /// Makes fingerprints of accounts that nobody can foresee.
+    hasher: RandomState,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    AccountAtPeer(Fingerprint, IpAddr),
+    Peer(IpAddr),
+    Account(Fingerprint),
+}
+
+/// Names an account without telling it, and in a few bytes.
+type Fingerprint = u64;
+
+impl Key {
+    const fn rule(self) -> &'static Rule {
+        match self {
+            Self::AccountAtPeer(..) => &OF_ACCOUNT_AT_PEER,
+            Self::Peer(_) => &OF_PEER,
+            Self::Account(_) => &OF_ACCOUNT,
+        }
+    }
+}
+
+/// Whose password is tried.
+#[derive(Clone, Copy, Debug, Hash)]
+pub(super) enum Account<'a> {
+    /// Of whoever has this name, if anybody has.
+    Named(&'a LoginName),
+    /// Of a user who is logged in.
+    Own(UserId),
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self { gates: Cache::new(MAX_COUNTS), hasher: RandomState::new() }
+    }
+}
+
+impl Attempts {
+    /// Begins an attempt; [`Error::TooManyAttempts`] while there is a lock. Waits where
+    /// attempts under way would be too many if all of them failed, so that those that come
+    /// at the same time get no further than those that come one by one.
+    pub(super) async fn begin(&self, account: Account<'_>, peer: Peer) -> Result<Attempt, Error> {
+        let [at_peer, of_peer, of_account] = self.keys(account, peer);
+        // A peer that is locked out leaves no other counts behind.
+        if let Some(gate) = self.gates.get(&of_peer) {
+            gate.refuse_if_locked(Instant::now())?;
+        }
+        // In this order always, so that no two attempts wait for each other.
+        Ok(Attempt {
+            at_peer: Gate::enter(self.gate(at_peer)).await?,
+            of_account: Gate::enter(self.gate(of_account)).await?,
+            of_peer: Gate::enter(self.gate(of_peer)).await?,
+        })
+    }
+
+    /// Counts a failure by a name under which the attempt was not made; not of the peer,
+    /// of which it is counted already.
+    pub(super) fn add_failure(&self, account: Account<'_>, peer: Peer) {
+        let [at_peer, _, of_account] = self.keys(account, peer);
+        for key in [at_peer, of_account] {
+            let gate = self.gate(key);
+            gate.count().fail(gate.rule, Instant::now());
+        }
+    }
+
+    fn keys(&self, account: Account<'_>, Peer(ip): Peer) -> [Key; 3] {
+        let (account, peer) = (self.hasher.hash_one(account), network(ip));
+        [Key::AccountAtPeer(account, peer), Key::Peer(peer), Key::Account(account)]
+    }
+
+    fn gate(&self, key: Key) -> Arc<Gate> {
+        let new = || Ok::<_, std::convert::Infallible>(Arc::new(Gate::new(key.rule())));
+        let Ok(gate) = self.gates.get_or_insert_with(&key, new);
+        gate
+    }
+}
+
+/// An attempt under way. Dropped without a verdict it counts for nothing: whoever gave it
+/// up does not know either, and that the database is away is nobody's fault.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    at_peer: Entered,
+    of_account: Entered,
+    of_peer: Entered,
+}
+
+impl Attempt {
+    /// The password was right. What strangers did meanwhile still counts against them.
+    pub(super) fn succeed(self) {
+        self.at_peer.0.count().forget();
+    }
+
+    /// The password was wrong. Whether that locks something.
+    pub(super) fn fail(self) -> bool {
+        let now = Instant::now();
+        let fail = |Entered(gate): &Entered| gate.count().fail(gate.rule, now);
+        // All three, not only until one locks.
+        [&self.at_peer, &self.of_account, &self.of_peer].map(fail).contains(&true)
+    }
+}
+
+/// A count, and who waits for it.
+#[derive(Debug)]
+struct Gate {
+    rule: &'static Rule,
+    count: Mutex<Count>,
+    /// Told when an attempt ends.
+    left: Notify,
+}
+
+/// Stands for one attempt that the gate has let in.
+#[derive(Debug)]
+struct Entered(Arc<Gate>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.count().under_way -= 1;
+        self.0.left.notify_waiters();
+    }
+}
+
+impl Gate {
+    fn new(rule: &'static Rule) -> Self {
+        Self { rule, count: Mutex::default(), left: Notify::new() }
+    }
+
+    fn count(&self) -> MutexGuard<'_, Count> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refuse_if_locked(&self, now: Instant) -> Result<(), Error> {
+        let locked = self.count().locked_for(now);
+        locked.map_or(Ok(()), |retry_after| Err(Error::TooManyAttempts { retry_after }))
+    }
+
+    async fn enter(self: Arc<Self>) -> Result<Entered, Error> {
+        loop {
+            // Before the look, so that none who leaves after it is missed.
+            let left = self.left.notified();
+            let now = Instant::now();
+            self.refuse_if_locked(now)?;
+            if self.count().enter(self.rule) {
+                break;
+            }
+            left.await;
+        }
+        Ok(Entered(self))
+    }
+}
+
+/// What is known of a key.
+#[derive(Debug, Default)]
+struct Count {
+    failures: u32,
+    under_way: u32,
+    /// When the failures are forgotten; `None` if there are none.
+    forget_at: Option<Instant>,
+    locked_until: Option<Instant>,
+}
+
+impl Count {
+    /// For how long nothing is let in.
+    fn locked_for(&mut self, now: Instant) -> Option<Duration> {
+        if self.forget_at.is_some_and(|forget_at| forget_at <= now) {
+            self.forget();
+        }
+        let until = self.locked_until.filter(|until| *until > now)?;
+        Some(until - now)
+    }
+
+    /// Lets an attempt in, if it and all that are under way may fail.
+    fn enter(&mut self, rule: &Rule) -> bool {
+        let may_enter =
+            self.under_way == 0 || self.failures.saturating_add(self.under_way) < rule.limit;
+        self.under_way += u32::from(may_enter);
+        may_enter
+    }
+
+    /// Counts a failure. Whether that makes a lock.
+    fn fail(&mut self, rule: &Rule, now: Instant) -> bool {
+        self.locked_for(now);
+        self.failures = self.failures.saturating_add(1);
+        let forget_at = match (&rule.lock, self.forget_at) {
+            (Lock::UntilForgotten, Some(forget_at)) => forget_at,
+            _ => now + rule.memory,
+        };
+        self.forget_at = Some(forget_at);
+        let Some(beyond) = self.failures.checked_sub(rule.limit) else {
+            return false;
+        };
+        self.locked_until = Some(match rule.lock {
+            Lock::Doubling { first, cap } => {
+                now + first.saturating_mul(2_u32.saturating_pow(beyond)).min(cap)
+            }
+            Lock::UntilForgotten => forget_at,
+        });
+        true
+    }
+
+    fn forget(&mut self) {
+        *self = Self { under_way: self.under_way, ..Self::default() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    const PEER: &str = "192.0.2.1";
+
+    fn peer(ip: &str) -> Peer {
+        Peer(ip.parse().expect("an address"))
+    }
+
+    fn name(name: &str) -> LoginName {
+        LoginName::parse(name)
+    }
+
+    async fn begin(attempts: &Attempts, login: &str, ip: &str) -> Result<Attempt, Error> {
+        attempts.begin(Account::Named(&name(login)), peer(ip)).await
+    }
+
+    /// Fails once; if that is refused, for how long.
+    async fn fail(attempts: &Attempts, login: &str, ip: &str) -> Option<Duration> {
+        match begin(attempts, login, ip).await {
+            Ok(attempt) => {
+                attempt.fail();
+                None
+            }
+            Err(Error::TooManyAttempts { retry_after }) => Some(retry_after),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Fails until that is refused: how often, and for how long it is.
+    async fn fail_until_locked(attempts: &Attempts, login: &str, ip: &str) -> (u32, Duration) {
+        for failures in 0..10_000 {
+            if let Some(retry_after) = fail(attempts, login, ip).await {
+                return (failures, retry_after);
+            }
+        }
+        panic!("never locked");
+    }
+
+    #[test]
+    fn the_lock_doubles_up_to_its_cap_and_is_forgotten_after_an_hour() {
+        let (rule, mut now) = (&OF_ACCOUNT_AT_PEER, Instant::now());
+        let mut count = Count::default();
+        for failures in 1..10 {
+            assert!(!count.fail(rule, now), "{failures}");
+            assert_eq!(count.locked_for(now), None);
+        }
+        for seconds in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900] {
+            assert!(count.fail(rule, now));
+            let lock = Duration::from_secs(seconds);
+            assert_eq!(count.locked_for(now), Some(lock));
+            now += lock;
+            assert_eq!(count.locked_for(now), None, "it ends");
+        }
+        now += Duration::from_mins(44);
+        assert!(count.fail(rule, now), "all still count");
+        now += rule.memory;
+        assert!(!count.fail(rule, now), "forgotten");
+        assert_eq!(count.failures, 1);
+        for _ in 0..100 {
+            count.fail(rule, now);
+        }
+        assert_eq!(count.locked_for(now), Some(Duration::from_mins(15)), "no overflow");
+    }
+
+    #[test]
+    fn a_window_begins_with_its_first_failure_and_locks_until_its_end() {
+        let (rule, mut now) = (&OF_PEER, Instant::now());
+        let mut count = Count::default();
+        for _ in 1..rule.limit {
+            assert!(!count.fail(rule, now));
+            now += Duration::from_secs(1);
+        }
+        assert!(count.fail(rule, now));
+        let rest = Duration::from_secs(10 * 60 - 99);
+        assert_eq!(count.locked_for(now), Some(rest));
+        now += rest;
+        assert_eq!(count.locked_for(now), None);
+        assert!(!count.fail(rule, now), "a new window");
+        assert_eq!(count.locked_for(now), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_is_locked_for_the_peer_that_failed_alone() {
+        let attempts = Attempts::default();
+        assert_eq!(
+            fail_until_locked(&attempts, "ana", PEER).await,
+            (10, Duration::from_secs(1)),
+            "known or not: nobody is asked"
+        );
+        assert_eq!(fail(&attempts, " ANA ", PEER).await, Some(Duration::from_secs(1)));
+        assert_eq!(fail(&attempts, "ana", "192.0.2.2").await, None);
+        assert_eq!(fail(&attempts, "bob", PEER).await, None);
+        // In the same IPv6 network.
+        fail_until_locked(&attempts, "ana", "2001:db8::1").await;
+        assert!(fail(&attempts, "ana", "2001:db8::2").await.is_some());
+        assert_eq!(fail(&attempts, "ana", "2001:db8:0:1::1").await, None);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(fail(&attempts, "ana", PEER).await, None, "the lock has ended");
+        assert_eq!(fail(&attempts, "ana", PEER).await, Some(Duration::from_secs(2)));
+    }
+
+    #[tokio::test]
+    async fn a_success_resets_the_account_at_the_peer_but_not_the_peer() {
+        let attempts = Attempts::default();
+        for _ in 0..11 {
+            for _ in 0..9 {
+                assert_eq!(fail(&attempts, "ana", PEER).await, None);
+            }
+            begin(&attempts, "ana", PEER).await.expect("let in").succeed();
+        }
+        assert_eq!(fail(&attempts, "ana", PEER).await, None, "the hundredth");
+        assert!(fail(&attempts, "bob", PEER).await.is_some());
+        assert_eq!(fail(&attempts, "bob", "192.0.2.2").await, None);
+    }
+
+    #[tokio::test]
+    async fn an_account_is_locked_for_all_after_very_many_failures_only() {
+        let attempts = Attempts::default();
+        let (mut failures, mut next) = (0, 0_u32);
+        let locked = loop {
+            let ip = format!("198.18.{}.{}", next / 250, next % 250);
+            next += 1;
+            let (some, retry_after) = fail_until_locked(&attempts, "ana", &ip).await;
+            failures += some;
+            if some == 0 {
+                break retry_after;
+            }
+        };
+        assert_eq!(failures, OF_ACCOUNT.limit);
+        assert!(locked > Duration::from_mins(59), "{locked:?}");
+        assert_eq!(fail(&attempts, "bob", "198.18.0.1").await, None);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_locked_out_leaves_no_counts_behind() {
+        let attempts = Attempts::default();
+        for number in 0..OF_PEER.limit {
+            assert_eq!(fail(&attempts, &number.to_string(), PEER).await, None);
+        }
+        let before = attempts.gates.len();
+        for number in 0..1_000 {
+            assert!(fail(&attempts, &format!("other{number}"), PEER).await.is_some());
+        }
+        assert_eq!(attempts.gates.len(), before);
+    }
+
+    #[tokio::test]
+    async fn attempts_at_once_get_no_further_than_one_by_one() {
+        let attempts = Arc::new(Attempts::default());
+        let mut guesses: JoinSet<_> = (0..1_000)
+            .map(|_| {
+                let attempts = attempts.clone();
+                async move {
+                    let attempt = begin(&attempts, "ana", PEER).await?;
+                    tokio::task::yield_now().await;
+                    attempt.fail();
+                    Ok::<_, Error>(())
+                }
+            })
+            .collect();
+        let mut failed = 0;
+        while let Some(guess) = guesses.join_next().await {
+            match guess.expect("no panic") {
+                Ok(()) => failed += 1,
+                Err(error) => assert!(matches!(error, Error::TooManyAttempts { .. }), "{error}"),
+            }
+        }
+        assert_eq!(failed, OF_ACCOUNT_AT_PEER.limit);
+    }
+
+    #[tokio::test]
+    async fn any_number_of_right_passwords_at_once_is_let_in_each_in_its_turn() {
+        let attempts = Arc::new(Attempts::default());
+        for _ in 0..9 {
+            assert_eq!(fail(&attempts, "ana", PEER).await, None);
+        }
+        let logins: JoinSet<_> = (0..1_000)
+            .map(|_| {
+                let attempts = attempts.clone();
+                async move {
+                    let attempt = begin(&attempts, "ana", PEER).await.expect("let in");
+                    tokio::task::yield_now().await;
+                    attempt.succeed();
+                }
+            })
+            .collect();
+        logins.join_all().await;
+        assert_eq!(fail_until_locked(&attempts, "ana", PEER).await.0, 10, "all have left");
+    }
+
+    #[tokio::test]
+    async fn what_is_given_up_counts_for_nothing_and_lets_others_in() {
+        let attempts = Attempts::default();
+        for _ in 0..1_000 {
+            drop(begin(&attempts, "ana", PEER).await.expect("let in"));
+        }
+        let mut held = Vec::new();
+        for _ in 0..10 {
+            held.push(begin(&attempts, "ana", PEER).await.expect("let in"));
+        }
+        let ana = name("ana");
+        let mut eleventh = Box::pin(attempts.begin(Account::Named(&ana), peer(PEER)));
+        let waits = tokio::select! {
+            biased;
+            _ = &mut eleventh => false,
+            () = tokio::task::yield_now() => true,
+        };
+        assert!(waits);
+        held.pop();
+        drop(eleventh.await.expect("let in"));
+    }
+
+    #[tokio::test]
+    async fn a_failure_counts_by_other_names_as_well() {
+        let (attempts, user_id) = (Attempts::default(), UserId::generate());
+        for _ in 0..10 {
+            let attempt = attempts.begin(Account::Own(user_id), peer(PEER)).await;
+            attempt.expect("let in").fail();
+            attempts.add_failure(Account::Named(&name("ana")), peer(PEER));
+        }
+        assert!(attempts.begin(Account::Own(user_id), peer(PEER)).await.is_err());
+        assert!(fail(&attempts, "ana", PEER).await.is_some());
+        assert_eq!(fail(&attempts, "ana", "192.0.2.2").await, None);
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_bounded() {
+        let attempts = Attempts::default();
+        let user_ids = (0..2 * MAX_COUNTS).map(|_| UserId::generate());
+        for user_id in user_ids {
+            attempts.add_failure(Account::Own(user_id), peer(PEER));
+        }
+        assert!(attempts.gates.len() <= MAX_COUNTS, "{}", attempts.gates.len());
+    }
+}

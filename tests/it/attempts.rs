@@ -1,0 +1,262 @@
+//! How often somebody may guess a password, or ask which names are taken.
+
+use std::time::Duration;
+
+use fast_zero::config::Config;
+use tonic::{Code, Response, Status};
+use tonic_types::StatusExt;
+
+use crate::support::{
+    App, Client, PASSWORD,
+    app::{config, unique},
+    assert::{assert_refused, assert_unauthenticated},
+    parallel::at_once,
+    statements::count_of,
+    users::me,
+    wait::eventually,
+};
+
+/// Failures of one account from one peer until the first lock.
+const FREE: usize = 10;
+/// Failures of one peer until it is locked out.
+const OF_PEER: usize = 100;
+
+const WRONG: &str = "wrong password";
+const NEW: &str = "a new password";
+
+/// A server that believes `x-forwarded-for`, so that a test can call from anywhere.
+async fn start() -> App {
+    start_with(config()).await
+}
+
+async fn start_with(config: Config) -> App {
+    let trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
+    App::start_with(Config { trusted_proxies, ..config }).await
+}
+
+trait From {
+    /// A caller from this address, without a token.
+    fn from(&self, address: &str) -> Client;
+}
+
+impl From for App {
+    fn from(&self, address: &str) -> Client {
+        self.anonymous().with("x-forwarded-for", address)
+    }
+}
+
+/// The call is refused because there were too many; for how long.
+#[track_caller]
+fn assert_too_many<T>(result: Result<Response<T>, Status>) -> Duration {
+    let refused = assert_refused(result, Code::ResourceExhausted, "TOO_MANY_ATTEMPTS");
+    assert_eq!(refused.message(), "Too many attempts");
+    let details = refused.get_error_details();
+    let delay = details.retry_info().and_then(|retry| retry.retry_delay).expect("a delay");
+    assert!(!delay.is_zero(), "{refused:?}");
+    delay
+}
+
+/// As many wrong passwords, all of which are looked at.
+async fn fail(client: &Client, login: &str, times: usize) {
+    for _ in 0..times {
+        let refused = client.try_log_in(login, WRONG).await;
+        assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+    }
+}
+
+/// The account is locked for this caller. A lock of a second may end on a slow machine;
+/// another failure makes it longer.
+async fn assert_locked(client: &Client, login: &str) {
+    for _ in 0..5 {
+        match client.try_log_in(login, WRONG).await {
+            Err(refused) if refused.code() == Code::Unauthenticated => {}
+            answer => {
+                let delay = assert_too_many(answer);
+                assert!(delay <= Duration::from_secs(32), "{delay:?}");
+                return;
+            }
+        }
+    }
+    panic!("{login} is never locked");
+}
+
+#[tokio::test]
+async fn after_too_many_wrong_passwords_the_right_one_is_refused_without_any_work() {
+    let app = start().await;
+    app.create_user("ana").await;
+    let stranger = app.from("192.0.2.1");
+    fail(&stranger, "ana", FREE).await;
+    assert_locked(&stranger, "ANA").await;
+    let request_id = unique("locked-");
+    let right = stranger.clone().with("x-request-id", &request_id);
+    assert_too_many(right.try_log_in("ana", PASSWORD).await);
+    assert_eq!(count_of(&request_id), 0, "no statement");
+    eventually("the lock ends", async || stranger.try_log_in("ana", PASSWORD).await.is_ok()).await;
+    fail(&stranger, "ana", FREE).await;
+}
+
+#[tokio::test]
+async fn an_account_that_does_not_exist_is_locked_alike() {
+    let app = start().await;
+    app.create_user("ana").await;
+    for login in ["ana", "ana@example.com", "nobody", "nobody@example.com", &"x".repeat(1_000)] {
+        let stranger = app.from("192.0.2.1");
+        let mut refusals = Vec::new();
+        for _ in 0..=FREE {
+            let Err(refused) = stranger.try_log_in(login, WRONG).await else {
+                panic!("a wrong password");
+            };
+            let reason = refused.get_error_details().error_info().map(|info| info.reason.clone());
+            refusals.push((refused.code(), reason, refused.message().to_owned()));
+        }
+        let as_expected =
+            |code, reason: &str, message: &str| (code, Some(reason.to_owned()), message.to_owned());
+        let mut expected = vec![
+            as_expected(
+                Code::Unauthenticated,
+                "INCORRECT_CREDENTIALS",
+                "Incorrect email or password"
+            );
+            FREE
+        ];
+        expected.push(as_expected(
+            Code::ResourceExhausted,
+            "TOO_MANY_ATTEMPTS",
+            "Too many attempts",
+        ));
+        assert_eq!(refusals, expected, "{login}");
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_locks_neither_the_owner_out_nor_the_session() {
+    let app = start().await;
+    app.create_user("ana").await;
+    let owner = app.from("198.51.100.1");
+    let session = owner.logged_in("ana", PASSWORD).await.expect("logged in");
+    let stranger = app.from("192.0.2.1");
+    fail(&stranger, "ana", FREE).await;
+    assert_locked(&stranger, "ana").await;
+    owner.try_log_in("ana", PASSWORD).await.expect("logged in");
+    assert!(session.is_alive().await);
+    session.refresh(&session.tokens().refresh_token).await;
+    // Not even where the stranger is.
+    assert!(session.with("x-forwarded-for", "192.0.2.1").is_alive().await);
+}
+
+#[tokio::test]
+async fn a_right_password_resets_the_count() {
+    let app = start().await;
+    app.create_user("ana").await;
+    let owner = app.from("192.0.2.1");
+    for _ in 0..3 {
+        fail(&owner, "ana", FREE - 1).await;
+        owner.try_log_in("ana", PASSWORD).await.expect("logged in");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_fails_at_many_accounts_is_locked_out_of_all() {
+    let app = start().await;
+    app.create_user("ana").await;
+    let stranger = app.from("2001:db8::1");
+    for number in 0..OF_PEER {
+        fail(&stranger, &format!("user{number}"), 1).await;
+    }
+    let neighbour = app.from("2001:db8::2");
+    for (client, login) in [(&stranger, "ana"), (&stranger, "other"), (&neighbour, "ana")] {
+        let delay = assert_too_many(client.try_log_in(login, PASSWORD).await);
+        assert!((Duration::from_mins(5)..=Duration::from_mins(10)).contains(&delay), "{delay:?}");
+    }
+    app.from("2001:db8:0:1::1").try_log_in("ana", PASSWORD).await.expect("logged in");
+}
+
+#[tokio::test]
+async fn guesses_at_once_are_no_more_than_one_by_one() {
+    let app = start().await;
+    app.create_user("ana").await;
+    let guesses = (0..60).map(|_| {
+        let stranger = app.from("192.0.2.1");
+        async move { stranger.try_log_in("ana", WRONG).await }
+    });
+    let (mut looked_at, mut refused) = (0, 0);
+    for answer in at_once(guesses).await {
+        if answer.as_ref().is_err_and(|status| status.code() == Code::Unauthenticated) {
+            looked_at += 1;
+        } else {
+            assert_too_many(answer);
+            refused += 1;
+        }
+    }
+    assert_eq!((looked_at, refused), (FREE, 60 - FREE));
+}
+
+#[tokio::test]
+async fn right_passwords_at_once_are_all_let_in() {
+    let app = start().await;
+    app.create_user("ana").await;
+    let owner = app.from("192.0.2.1");
+    fail(&owner, "ana", FREE - 1).await;
+    let logins = (0..40).map(|_| {
+        let owner = owner.clone();
+        async move { owner.try_log_in("ana", PASSWORD).await }
+    });
+    for answer in at_once(logins).await {
+        answer.expect("logged in");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_current_password_counts_like_a_failed_login() {
+    let app = start().await;
+    app.anonymous().sign_up("Ana", "Ana@Example.com", PASSWORD).await;
+    let thief = app.from("192.0.2.1");
+    let session = thief.logged_in("ana", PASSWORD).await.expect("logged in");
+    let session = session.with("x-forwarded-for", "192.0.2.1");
+    for _ in 0..FREE {
+        let refused = session.try_change_password(WRONG, NEW).await;
+        assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+    }
+    assert_too_many(session.try_change_password(PASSWORD, NEW).await);
+    for login in ["ana", "ana@example.com"] {
+        assert_locked(&thief, login).await;
+    }
+    assert!(session.is_alive().await);
+    let owner = app.from("198.51.100.1");
+    let owner = owner.logged_in("ana", PASSWORD).await.expect("logged in");
+    owner.with("x-forwarded-for", "198.51.100.1").change_password(PASSWORD, NEW).await;
+}
+
+#[tokio::test]
+async fn a_peer_may_sign_up_so_many_a_minute_and_learn_of_no_more_names() {
+    let app = start_with(Config { sign_ups_per_peer_per_minute: 4, ..config() }).await;
+    let peer = app.from("192.0.2.1");
+    let sign_up = async |client: &Client, name: &str| {
+        client.try_sign_up(name, &format!("{name}@example.com"), PASSWORD).await
+    };
+    sign_up(&peer, "ana").await.expect("signed up");
+    assert_refused(sign_up(&peer, "ana").await, Code::AlreadyExists, "USERNAME_EXISTS");
+    // What is refused for its form, and a change that nobody else's name stops, count for
+    // nothing.
+    let ana = peer.logged_in("ana", PASSWORD).await.expect("logged in");
+    let ana = ana.with("x-forwarded-for", "192.0.2.1");
+    for name in ["ana2", "ana3", "ana"] {
+        assert_refused(sign_up(&peer, "x").await, Code::InvalidArgument, "INVALID_REQUEST");
+        ana.update_user(me(name, ""), None).await;
+    }
+    sign_up(&app.from("198.51.100.1"), "bob").await.expect("signed up");
+    let taken = || ana.try_update_user(Some(me("bob", "")), None);
+    assert_refused(taken().await, Code::AlreadyExists, "USERNAME_EXISTS");
+    let taken = || ana.try_update_user(Some(me("", "bob@example.com")), None);
+    assert_refused(taken().await, Code::AlreadyExists, "EMAIL_EXISTS");
+
+    for delay in [
+        assert_too_many(sign_up(&peer, "eva").await),
+        assert_too_many(sign_up(&peer, "ana").await),
+        assert_too_many(taken().await),
+    ] {
+        assert!(delay <= Duration::from_mins(1), "{delay:?}");
+    }
+    sign_up(&app.from("192.0.2.2"), "eva").await.expect("signed up");
+    assert_eq!(app.select::<i64>("select count(*) from users").await, 3);
+}
