@@ -23,7 +23,7 @@
 //! guess or ask is counted in memory: passwords in [`auth::attempts`], names in
 //! [`user::sign_ups`].
 //!
-//! Around them: [`config`], [`keys`] and [`telemetry`] at the start, [`health`] and
+//! Around them: [`config`], [`keys`] and [`telemetry`] at the start, [`audit`], [`health`] and
 //! [`shutdown`] while it runs, [`probe`] from outside, and `embedded`, the private
 //! PostgreSQL of development.
 //!
@@ -42,6 +42,7 @@
 //! - An error's cause goes to the log, never to the caller; a secret goes to neither.
 
 pub mod admission;
+pub mod audit;
 pub mod auth;
 pub mod call;
 pub mod caller;

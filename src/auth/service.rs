@@ -8,17 +8,18 @@ use tonic::{Request, Response, Status};
 
 use super::{
     LoginName, MAX_USER_AGENT_LENGTH, NewSession, Session,
-    attempts::{Account, Attempts},
+    attempts::{self, Account, Attempts},
     guard::Authenticator,
     store::{self, Credentials, Ending, Rotation},
     token::{RefreshToken, RefreshTokens},
 };
 use crate::{
+    audit,
     caller::{Caller, Peer},
     clock,
     database::{Database, complete},
     error::Error,
-    id::SessionId,
+    id::{SessionId, UserId},
     password::{Attempt, Hasher, NewPassword, Verdict},
     proto::{auth::v1 as pb, timestamp},
     validation::{Invalid, REQUIRED, Violations},
@@ -80,6 +81,9 @@ impl pb::auth_service_server::AuthService for AuthService {
                 .run(async |connection| store::end(connection, caller, which).await)
                 .await?;
             service.authenticator.live_sessions.forget(caller.user_id);
+            // All of them, or all others, are not named.
+            let session_id = (which == Ending::This).then_some(caller.session_id);
+            audit::record("session_revoked", Some(caller.user_id), session_id);
             Ok(())
         })
         .await?;
@@ -114,7 +118,11 @@ impl pb::auth_service_server::AuthService for AuthService {
                 .run(async |connection| store::revoke(connection, user_id, session_id, now).await)
                 .await?;
             service.authenticator.live_sessions.forget(user_id);
-            if revoked { Ok(()) } else { Err(Error::SessionNotFound) }
+            if !revoked {
+                return Err(Error::SessionNotFound);
+            }
+            audit::record("session_revoked", Some(user_id), Some(session_id));
+            Ok(())
         })
         .await?;
         Ok(Response::new(pb::RevokeSessionResponse {}))
@@ -141,8 +149,7 @@ impl pb::auth_service_server::AuthService for AuthService {
             for name in [&credentials.username, &credentials.email] {
                 self.attempts.add_failure(Account::Named(&LoginName::parse(name)), peer);
             }
-            counted.fail();
-            return Err(Error::IncorrectCredentials.into());
+            return Err(failed(counted, Some(caller.user_id)).into());
         }
         counted.succeed();
         let hash = hash.hash(new).await?;
@@ -156,9 +163,13 @@ impl pb::auth_service_server::AuthService for AuthService {
                 })
                 .await?;
             service.authenticator.live_sessions.forget(caller.user_id);
-            // Another change came first: the password that was verified is not the
-            // current one any more.
-            if changed { Ok(()) } else { Err(Error::IncorrectCredentials) }
+            if !changed {
+                // Another change came first: the password that was verified is not the
+                // current one any more.
+                return Err(Error::IncorrectCredentials);
+            }
+            audit::record("password_changed", Some(caller.user_id), Some(caller.session_id));
+            Ok(())
         })
         .await?;
         Ok(Response::new(pb::ChangePasswordResponse {}))
@@ -202,9 +213,9 @@ impl AuthService {
             .await?;
         let stored = credentials.as_ref().map(|credentials| credentials.password.clone());
         let verdict = place.verify(attempt, stored).await?;
+        let user_id = credentials.as_ref().map(|credentials| credentials.user_id);
         let (Verdict::Right { rehashed }, Some(credentials)) = (verdict, credentials) else {
-            counted.fail();
-            return Err(Error::IncorrectCredentials);
+            return Err(failed(counted, user_id));
         };
         counted.succeed();
         if let Some(hash) = rehashed {
@@ -244,6 +255,7 @@ impl AuthService {
         if trimmed {
             self.authenticator.live_sessions.forget(user_id);
         }
+        audit::record("login", Some(user_id), Some(session.id));
         let caller = Caller { user_id, session_id: session.id };
         self.tokens(RefreshToken { caller, generation: 0 }, session.expires_at, now)
     }
@@ -269,6 +281,8 @@ impl AuthService {
             Rotation::Reused => {
                 self.authenticator.live_sessions.forget(caller.user_id);
                 tracing::warn!(
+                    target: audit::TARGET,
+                    event = "refresh_reused",
                     user_id = %caller.user_id,
                     session_id = %caller.session_id,
                     "a refresh token was used again; its session is revoked"
@@ -297,6 +311,15 @@ impl AuthService {
             session_id: caller.session_id.to_string(),
         })
     }
+}
+
+/// A password was wrong.
+fn failed(counted: attempts::Attempt, user_id: Option<UserId>) -> Error {
+    audit::record("login_failed", user_id, None);
+    if counted.fail() {
+        audit::record("login_locked", user_id, None);
+    }
+    Error::IncorrectCredentials
 }
 
 /// What a login is made with.

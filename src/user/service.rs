@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Email, NewUser, User, UserChange, Username, sign_ups::SignUps, store};
 use crate::{
+    audit,
     caller::{Caller, LiveSessions, Peer},
     clock,
     database::{Database, complete},
@@ -50,6 +51,7 @@ impl pb::user_service_server::UserService for UserService {
             .database
             .run(async |connection| store::insert(connection, &user, &hash).await)
             .await?;
+        audit::record("sign_up", Some(user.id), None);
         Ok(Response::new(pb::CreateUserResponse { user: Some(user.into()) }))
     }
 
@@ -133,6 +135,7 @@ impl pb::user_service_server::UserService for UserService {
                 })
                 .await?;
             live_sessions.forget(id);
+            audit::record("user_deleted", Some(id), Some(caller.session_id));
             Ok(())
         })
         .await?;

@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::support::{
     App, Client, PASSWORD,
     app::{self, config, connect, keyring},
-    assert::assert_refused,
+    assert::{assert_refused, assert_unauthenticated},
     postgres::TestDatabase,
     process::{Process, Run},
     proxy::{self, Proxy},
@@ -203,6 +203,65 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
         "argon2id",
     ] {
         assert!(!output.contains(secret), "{secret} is in the log");
+    }
+}
+
+#[tokio::test]
+async fn the_audit_trail_tells_what_happened_to_whom_by_id_only() {
+    let database = TestDatabase::create().await;
+    let server = Run::server(&database.url()).start();
+    let anonymous = client(&server).await;
+    let user_id = anonymous.create_user("ana").await.id;
+    for login in ["ana", "nobody"] {
+        for _ in 0..10 {
+            let refused = anonymous.try_log_in(login, "wrong password").await;
+            assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+        }
+    }
+    // The other name is counted apart.
+    let login = "ana@example.com";
+    let other = anonymous.logged_in(login, PASSWORD).await.expect("logged in");
+    let ana = anonymous.logged_in(login, PASSWORD).await.expect("logged in");
+    let (session, revoked) = (&ana.tokens().session_id, &other.tokens().session_id);
+    ana.try_revoke(revoked).await.expect("revoked");
+    ana.change_password(PASSWORD, "a new password").await;
+    let old = &ana.tokens().refresh_token;
+    let second = ana.refresh(old).await;
+    let third = ana.refresh(&second.refresh_token).await;
+    assert_unauthenticated(ana.try_refresh(old).await, "REFRESH_TOKEN_REUSED");
+    let again = anonymous.logged_in(login, "a new password").await.expect("logged in");
+    again.try_delete_user("me", "").await.expect("deleted");
+
+    server.line("user_deleted").await;
+    let output = server.output();
+    let trail: Vec<_> = output.lines().filter(|line| line.contains("fast_zero::audit")).collect();
+    let count = |event: &str, ids: &[&str]| {
+        let event = format!("\"event\":\"{event}\"");
+        let tells = |line: &&&str| line.contains(&event) && ids.iter().all(|id| line.contains(id));
+        trail.iter().filter(tells).count()
+    };
+    for (event, ids, times) in [
+        ("sign_up", &[&*user_id][..], 1),
+        ("login_failed", &[&*user_id], 10),
+        ("login_failed", &[], 20),
+        ("login_locked", &[&*user_id], 1),
+        ("login_locked", &[], 2),
+        ("login", &[&*user_id, &**session], 1),
+        ("login", &[&*user_id], 3),
+        ("session_revoked", &[&*user_id, &**revoked], 1),
+        ("password_changed", &[&*user_id, &**session], 1),
+        ("refresh_reused", &[&*user_id, &**session], 1),
+        ("user_deleted", &[&*user_id], 1),
+    ] {
+        assert_eq!(count(event, ids), times, "{event} {ids:?}:\n{output}");
+    }
+    for line in trail {
+        assert!(line.contains("\"peer\":\"127.0.0.1\""), "{line}");
+        for secret in
+            ["\"ana", "@example.com", "nobody", "password\"", old, &third.refresh_token, PASSWORD]
+        {
+            assert!(!line.contains(secret), "{secret} is in {line}");
+        }
     }
 }
 
