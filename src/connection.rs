@@ -35,9 +35,14 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// Calls under way at once on one connection.
 const MAX_STREAMS: u32 = 256;
 
-/// What a caller may send before the service has read it, in bytes, in all on one
-/// connection: the default of HTTP/2, enough for requests, which are small.
-const WINDOW: u32 = 64 * 1024;
+/// What a caller may send of one call before the service has read it, in bytes: enough for
+/// requests, which are small.
+const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// The same for all calls of a connection. h2 takes it for an attack when the overhead of
+/// small frames that are not read yet passes half of this, some 250 bytes each: as many
+/// calls as may begin at once must be far from it.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// How long a connection may take until it speaks HTTP/2, TLS included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -267,8 +272,8 @@ async fn serve(
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_concurrent_streams(MAX_STREAMS)
-        .initial_connection_window_size(WINDOW)
-        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
