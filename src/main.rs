@@ -276,8 +276,10 @@ impl Source {
 
 async fn serve(config: &Config) -> Result<ExitCode, Failure> {
     // Before anything is started for nothing.
-    config.database()?;
-    config.keyring()?;
+    let has_database = config.database()?.is_some();
+    if config.keyring()?.is_none() && has_database {
+        return Err(config::required("SECRET_KEY").into());
+    }
     config.tls()?;
     let shutdown = Shutdown::on_signals()?;
     let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| {
