@@ -76,11 +76,13 @@ impl pb::auth_service_server::AuthService for AuthService {
         let which = parse_scope(request.into_inner().scope)?;
         let service = self.clone();
         complete(async move {
-            service
+            let ended = service
                 .database
                 .run(async |connection| store::end(connection, caller, which).await)
-                .await?;
+                .await;
+            // Where the answer was lost, too: it may have happened.
             service.authenticator.live_sessions.forget(caller.user_id);
+            ended?;
             // All of them, or all others, are not named.
             let session_id = (which == Ending::This).then_some(caller.session_id);
             audit::record("session_revoked", Some(caller.user_id), session_id);
@@ -116,9 +118,9 @@ impl pb::auth_service_server::AuthService for AuthService {
             let revoked = service
                 .database
                 .run(async |connection| store::revoke(connection, user_id, session_id, now).await)
-                .await?;
+                .await;
             service.authenticator.live_sessions.forget(user_id);
-            if !revoked {
+            if !revoked? {
                 return Err(Error::SessionNotFound);
             }
             audit::record("session_revoked", Some(user_id), Some(session_id));
@@ -161,9 +163,9 @@ impl pb::auth_service_server::AuthService for AuthService {
                 .run(async |connection| {
                     store::change_password(connection, caller, &credentials, &hash).await
                 })
-                .await?;
+                .await;
             service.authenticator.live_sessions.forget(caller.user_id);
-            if !changed {
+            if !changed? {
                 // Another change came first: the password that was verified is not the
                 // current one any more.
                 return Err(Error::IncorrectCredentials);

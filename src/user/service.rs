@@ -126,15 +126,16 @@ impl pb::user_service_server::UserService for UserService {
         check_own(id, caller)?;
         let (database, live_sessions) = (self.database.clone(), self.live_sessions.clone());
         complete(async move {
-            database
+            let deleted = database
                 .run(async |connection| {
                     if store::delete(&mut *connection, id, guard).await? {
                         return Ok(());
                     }
                     Err(refusal(store::find(connection, id).await?.is_some()))
                 })
-                .await?;
+                .await;
             live_sessions.forget(id);
+            deleted?;
             audit::record("user_deleted", Some(id), Some(caller.session_id));
             Ok(())
         })
