@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::body::Body;
 
-use crate::error::Error;
+use crate::{error::Error, metrics::Counter};
 
 /// How long a call waits to be let in: a fraction of any deadline, so that a caller that
 /// is turned away can go elsewhere.
@@ -36,16 +36,18 @@ pub struct Admission {
     calls: Semaphore,
     queue: Semaphore,
     answers: Arc<Semaphore>,
+    shed: Counter,
 }
 
 impl Admission {
-    /// For `max_calls` at once, and as many that wait.
+    /// For `max_calls` at once, and as many that wait. Counts in `shed` what is turned away.
     #[must_use]
-    pub fn new(max_calls: usize) -> Self {
+    pub fn new(max_calls: usize, shed: Counter) -> Self {
         Self {
             calls: Semaphore::new(max_calls),
             queue: Semaphore::new(max_calls),
             answers: Arc::new(Semaphore::new(ANSWERS_KIB)),
+            shed,
         }
     }
 
@@ -54,9 +56,9 @@ impl Admission {
         if let Ok(place) = self.calls.try_acquire() {
             return Ok(place);
         }
-        let _queued = self.queue.try_acquire().map_err(|_| Error::Overloaded)?;
+        let _queued = self.queue.try_acquire().map_err(|_| self.overloaded())?;
         let place = timeout(MAX_WAIT, self.calls.acquire()).await;
-        place.map_err(|_| Error::Overloaded)?.map_err(Error::internal)
+        place.map_err(|_| self.overloaded())?.map_err(Error::internal)
     }
 
     /// Keeps the answer to a call in memory until it is sent. Cancels `stuck` when the
@@ -80,10 +82,15 @@ impl Admission {
         Ok(Response::from_parts(parts, Body::new(body)))
     }
 
+    fn overloaded(&self) -> Error {
+        self.shed.inc();
+        Error::Overloaded
+    }
+
     async fn counted(&self, bytes: Bytes, stuck: CancellationToken) -> Result<Answer, Error> {
         let kib = u32::try_from(bytes.len().div_ceil(1024)).map_err(Error::internal)?;
         let room = timeout(MAX_WAIT, self.answers.clone().acquire_many_owned(kib)).await;
-        let room = room.map_err(|_| Error::Overloaded)?.map_err(Error::internal)?;
+        let room = room.map_err(|_| self.overloaded())?.map_err(Error::internal)?;
         let sent = CancellationToken::new();
         tokio::spawn({
             let sent = sent.clone();

@@ -27,6 +27,7 @@ use crate::{
     auth::guard::{Access, Authenticator, Methods},
     caller::Peer,
     error::{self, Error},
+    metrics::{Counted, Method, Metrics},
     validation::{Invalid, Violations},
 };
 
@@ -52,6 +53,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 #[derive(Debug)]
 pub struct Gateway {
     methods: Methods,
+    metrics: Arc<Metrics>,
     admission: Admission,
     trusted_proxies: Vec<IpNet>,
     /// Health and reflection: there from the start.
@@ -102,15 +104,23 @@ pub struct Api {
 
 impl Gateway {
     /// Serves `open` only. Takes the word of `trusted_proxies` for whom they speak.
-    pub fn new(open: Routes, max_calls: usize, trusted_proxies: Vec<IpNet>) -> Result<Self, Error> {
-        Ok(Self {
-            methods: Methods::of_contract()?,
-            admission: Admission::new(max_calls),
+    #[must_use]
+    pub fn new(
+        methods: Methods,
+        open: Routes,
+        max_calls: usize,
+        trusted_proxies: Vec<IpNet>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            methods,
+            admission: Admission::new(max_calls, metrics.calls_shed.clone()),
+            metrics,
             trusted_proxies,
             open,
             api: OnceLock::new(),
             calls: TaskTracker::new(),
-        })
+        }
     }
 
     /// Whether this is the address of a proxy that is to be believed.
@@ -156,6 +166,8 @@ impl Gateway {
         let peer = self.peer(request.headers(), origin.ip);
         request.extensions_mut().insert(Peer(peer));
         let access = self.methods.access(request.uri().path());
+        let method = self.metrics.calls.of(request.uri().path());
+        let in_flight = Counted::by(&self.metrics.calls_in_flight);
         let span = tracing::info_span!(
             "call",
             method = method_name(request.uri().path()),
@@ -164,7 +176,7 @@ impl Gateway {
             user_id = field::Empty,
         );
         async {
-            let mut log = CallLog::begin(access);
+            let mut log = CallLog::begin(access, method, in_flight);
             let id = request_id.to_str().unwrap_or_default();
             let response = self.answer_in_time(request, origin, access, id).await;
             let mut response = response.unwrap_or_else(|error| Status::from(error).into_http());
@@ -276,23 +288,29 @@ fn parse_timeout(value: &str) -> Option<Duration> {
     }
 }
 
-/// Writes the call's line when it ends, whichever way: a caller that goes away drops it.
-struct CallLog {
+/// Writes the call's line and counts it when it ends, whichever way: a caller that goes
+/// away drops it.
+struct CallLog<'a> {
     begun: Instant,
     access: Option<Access>,
+    method: &'a Method,
     code: Code,
+    _in_flight: Counted,
 }
 
-impl CallLog {
-    fn begin(access: Option<Access>) -> Self {
-        Self { begun: Instant::now(), access, code: Code::Cancelled }
+impl<'a> CallLog<'a> {
+    fn begin(access: Option<Access>, method: &'a Method, in_flight: Counted) -> Self {
+        let (begun, code) = (Instant::now(), Code::Cancelled);
+        Self { begun, access, method, code, _in_flight: in_flight }
     }
 }
 
-impl Drop for CallLog {
+impl Drop for CallLog<'_> {
     fn drop(&mut self) {
-        let duration_ms = self.begun.elapsed().as_secs_f64() * 1_000.0;
+        let duration = self.begun.elapsed();
+        let duration_ms = duration.as_secs_f64() * 1_000.0;
         let code = self.code;
+        self.method.count(code, duration);
         // Probes come every few seconds, for ever.
         if self.access == Some(Access::Open) {
             tracing::debug!(?code, duration_ms, "call");

@@ -31,6 +31,10 @@ pub struct Config {
     #[arg(long, env, global = true, default_value = "127.0.0.1:50051", value_parser = parse_address)]
     pub listen_addr: SocketAddr,
 
+    /// Address and port on which metrics and probes are served, in plain HTTP/1.1; without it, they are not
+    #[arg(long, env, global = true, value_parser = parse_address)]
+    pub metrics_addr: Option<SocketAddr>,
+
     /// Certificate that the server shows, and those between it and its authority, in PEM; without it, there is no TLS
     #[arg(long, env, global = true)]
     pub tls_cert_file: Option<PathBuf>,
@@ -280,6 +284,22 @@ impl Config {
             (None, Some(_), _) => Err(missing("TLS_CERT_FILE", "TLS_KEY_FILE")),
             (None, None, Some(_)) => Err(missing("TLS_CERT_FILE", "TLS_CLIENT_CA_FILE")),
         }
+    }
+
+    /// Where metrics are served; `None` if they are not.
+    pub fn metrics(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let taken = self.listen_addr;
+        let is_taken = |address: &SocketAddr| {
+            let same_ip = address.ip() == taken.ip()
+                || address.ip().is_unspecified()
+                || taken.ip().is_unspecified();
+            same_ip && address.port() == taken.port() && taken.port() != 0
+        };
+        if self.metrics_addr.as_ref().is_some_and(is_taken) {
+            let problem = format!("must have another port than LISTEN_ADDR, {taken}");
+            return Err(ConfigError { variable: "METRICS_ADDR", problem });
+        }
+        Ok(self.metrics_addr)
     }
 
     /// Where a client on this machine finds the server.

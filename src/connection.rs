@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     call::{Gateway, Origin},
+    metrics::{Counted, Gauge},
     tls::Tls,
 };
 
@@ -108,6 +109,8 @@ pub struct Acceptor {
     places: Arc<Semaphore>,
     peers: Arc<Peers>,
     open: TaskTracker,
+    /// How many are open.
+    count: Gauge,
     /// Cancelled when no more connections are accepted.
     closing: CancellationToken,
     /// Cancelled when what is left of them is cut.
@@ -120,13 +123,14 @@ impl Acceptor {
         gateway: Arc<Gateway>,
         limits: Limits,
         tls: Option<Arc<Tls>>,
+        count: Gauge,
         closing: CancellationToken,
         cutting: CancellationToken,
     ) -> Self {
         let places = Arc::new(Semaphore::new(limits.total));
         let peers = Arc::new(Peers { limit: limits.per_peer, open: Mutex::default() });
         let open = TaskTracker::new();
-        Self { gateway, limits, tls, places, peers, open, closing, cutting }
+        Self { gateway, limits, tls, places, peers, open, count, closing, cutting }
     }
 
     /// Accepts connections until `closing`, then waits for their end.
@@ -188,7 +192,8 @@ impl Acceptor {
     fn place(&self, ip: IpAddr, trusted: bool) -> Option<Place> {
         let one_of_all = self.places.clone().try_acquire_owned().ok()?;
         let one_of_peer = if trusted { None } else { Some(Peers::enter(&self.peers, ip)?) };
-        Some(Place { _one_of_all: one_of_all, _one_of_peer: one_of_peer })
+        let counted = Counted::by(&self.count);
+        Some(Place { _one_of_all: one_of_all, _one_of_peer: one_of_peer, _counted: counted })
     }
 }
 
@@ -201,6 +206,7 @@ fn without_delay((stream, peer): (TcpStream, SocketAddr)) -> io::Result<(TcpStre
 struct Place {
     _one_of_all: OwnedSemaphorePermit,
     _one_of_peer: Option<PeerPlace>,
+    _counted: Counted,
 }
 
 /// How many connections each address has open.

@@ -137,6 +137,13 @@ impl Database {
         self.pool.retain(|_, _| false);
     }
 
+    /// How many connections are open, and how many of them no call uses.
+    #[must_use]
+    pub fn connections(&self) -> (usize, usize) {
+        let status = self.pool.status();
+        (status.size, status.available)
+    }
+
     /// Opens a connection beside those that calls use.
     pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         self.pool.manager().connect().await

@@ -1,7 +1,13 @@
 //! The gRPC health service: what it says of each service, and the look at the database
 //! that it follows.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use sqlx::PgConnection;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -15,6 +21,7 @@ use tonic_health::{
 use crate::{
     auth,
     database::{self, Database},
+    metrics::Gauge,
     proto::{
         auth::v1::auth_service_server::AuthServiceServer,
         todo::v1::todo_service_server::TodoServiceServer,
@@ -43,16 +50,23 @@ const LIVENESS: &str = "liveness";
 
 /// Tells the health service what to say.
 #[derive(Clone, Debug)]
-pub struct Reporter(HealthReporter);
+pub struct Reporter {
+    health: HealthReporter,
+    /// What was said last of all that needs the database.
+    is_ready: Arc<AtomicBool>,
+    /// What the last look at the database found, 0 or 1.
+    database_up: Gauge,
+}
 
 impl Reporter {
-    /// All that needs the database is NOT_SERVING at first.
-    pub async fn new() -> (Self, HealthServer<impl Health>) {
-        let reporter = HealthReporter::new();
-        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
-        let this = Self(reporter);
+    /// All that needs the database is NOT_SERVING at first. Shows in `database_up` whether
+    /// the database is.
+    pub async fn new(database_up: Gauge) -> (Self, HealthServer<impl Health>) {
+        let health = HealthReporter::new();
+        let service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
+        let this = Self { health, is_ready: Arc::default(), database_up };
         this.report(false).await;
-        this.0.set_service_status(LIVENESS, ServingStatus::Serving).await;
+        this.health.set_service_status(LIVENESS, ServingStatus::Serving).await;
         (this, service)
     }
 
@@ -63,6 +77,7 @@ impl Reporter {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut connection = None;
         let mut was_ready = true;
+        self.database_up.set(1);
         loop {
             ticks.tick().await;
             let is_ready = match timeout(CHECK_TIMEOUT, check(&mut connection, &database)).await {
@@ -76,6 +91,7 @@ impl Reporter {
                     false
                 }
             };
+            self.database_up.set(is_ready.into());
             if !is_ready {
                 connection = None;
                 database.discard_idle();
@@ -89,11 +105,18 @@ impl Reporter {
         }
     }
 
+    /// Whether all that needs the database is said to be SERVING.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Relaxed)
+    }
+
     /// Says of all that needs the database whether it is ready.
     pub async fn report(&self, is_ready: bool) {
         let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        self.is_ready.store(is_ready, Ordering::Relaxed);
         for name in READINESS {
-            self.0.set_service_status(name, status).await;
+            self.health.set_service_status(name, status).await;
         }
     }
 }

@@ -23,9 +23,9 @@
 //! guess or ask is counted in memory: passwords in [`auth::attempts`], names in
 //! [`user::sign_ups`].
 //!
-//! Around them: [`config`], [`keys`] and [`telemetry`] at the start, [`audit`], [`health`] and
-//! [`shutdown`] while it runs, [`probe`] from outside, and `embedded`, the private
-//! PostgreSQL of development.
+//! Around them: [`config`], [`keys`] and [`telemetry`] at the start, [`audit`], [`health`],
+//! [`metrics`] with their own port ([`metrics_server`]) and [`shutdown`] while it runs,
+//! [`probe`] from outside, and `embedded`, the private PostgreSQL of development.
 //!
 //! # What always holds
 //!
@@ -58,6 +58,8 @@ pub mod health;
 pub mod id;
 pub mod keys;
 pub mod mask;
+pub mod metrics;
+pub mod metrics_server;
 pub mod pagination;
 pub mod password;
 pub mod probe;

@@ -281,6 +281,7 @@ async fn serve(config: &Config) -> Result<ExitCode, Failure> {
         return Err(config::required("SECRET_KEY").into());
     }
     config.tls()?;
+    config.metrics()?;
     let shutdown = Shutdown::on_signals()?;
     let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| {
         Failure::Runtime(format!("cannot listen on {}: {error}", config.listen_addr).into())

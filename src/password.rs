@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     error::Error,
+    metrics::Counter,
     text::{self, Lines},
     validation::Invalid,
 };
@@ -140,13 +141,16 @@ struct Shared {
     /// Memory that the next hash finds ready, while passwords wait: 19 MiB of fresh
     /// pages are a page fault for every four blocks.
     spare: Mutex<Vec<Vec<Block>>>,
+    /// Counts those for which there was no place.
+    shed: Counter,
 }
 
 impl Hasher {
-    /// Hashes with `cost`, `threads` passwords at a time.
+    /// Hashes with `cost`, `threads` passwords at a time. Counts in `shed` what is turned
+    /// away.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "a proven invariant")]
-    pub fn new(threads: usize, cost: Params) -> Self {
+    pub fn new(threads: usize, cost: Params, shed: Counter) -> Self {
         let all_places = threads * (1 + QUEUE_PER_THREAD);
         let dummy = phc(&cost, &random::<SALT_BYTES>(), &random::<OUTPUT_BYTES>());
         Self(Arc::new(Shared {
@@ -156,14 +160,24 @@ impl Hasher {
             all_places,
             running: Arc::new(Semaphore::new(threads)),
             spare: Mutex::default(),
+            shed,
         }))
     }
 
     /// Takes a place in the queue, before anything else is done for the call;
     /// [`Error::Overloaded`] when it is full.
     pub fn admit(&self) -> Result<Place, Error> {
-        let permit = self.0.places.clone().try_acquire_owned().map_err(|_| Error::Overloaded)?;
+        let permit = self.0.places.clone().try_acquire_owned().map_err(|_| {
+            self.0.shed.inc();
+            Error::Overloaded
+        })?;
         Ok(Place { shared: self.0.clone(), permit: Some(permit) })
+    }
+
+    /// How many passwords are hashed or wait.
+    #[must_use]
+    pub fn queue_length(&self) -> usize {
+        self.0.all_places.saturating_sub(self.0.places.available_permits())
     }
 }
 

@@ -13,7 +13,10 @@ use tonic::service::Routes;
 
 use crate::{
     auth::{
-        AccessTokens, RefreshTokens, attempts::Attempts, guard::Authenticator, service::AuthService,
+        AccessTokens, RefreshTokens,
+        attempts::Attempts,
+        guard::{Authenticator, Methods},
+        service::AuthService,
     },
     call::{Api, Gateway},
     caller::LiveSessions,
@@ -23,6 +26,8 @@ use crate::{
     error::{Cause, Chain, Error},
     health::Reporter,
     keys::Keyring,
+    metrics::Metrics,
+    metrics_server::MetricsServer,
     pagination::PageTokens,
     password::Hasher,
     proto::{
@@ -68,6 +73,8 @@ pub struct Server {
     address: SocketAddr,
     gateway: Arc<Gateway>,
     reporter: Reporter,
+    metrics: Arc<Metrics>,
+    metrics_address: Option<SocketAddr>,
     connections: JoinHandle<()>,
     /// Cancelled when no more connections are accepted.
     closing: CancellationToken,
@@ -81,7 +88,9 @@ impl Server {
         let address = listener.local_addr()?;
         let limits = config.connection_limits();
         limits.allow_files();
-        let (reporter, health) = Reporter::new().await;
+        let methods = Methods::of_contract().map_err(Error::into_cause)?;
+        let metrics = Arc::new(Metrics::new(methods.paths()));
+        let (reporter, health) = Reporter::new(metrics.database_up.clone()).await;
         let mut open = Routes::new(health);
         if config.reflection {
             open = open
@@ -90,16 +99,36 @@ impl Server {
         }
         let (closing, cutting) = (CancellationToken::new(), CancellationToken::new());
         let max_calls = usize::from(config.max_concurrent_calls);
-        let gateway = Gateway::new(open, max_calls, config.trusted_proxies.clone());
-        let gateway = Arc::new(gateway.map_err(Error::into_cause)?);
+        let proxies = config.trusted_proxies.clone();
+        let gateway = Gateway::new(methods, open, max_calls, proxies, metrics.clone());
+        let gateway = Arc::new(gateway);
         let tls = config.tls()?.map(Arc::new);
         if let Some(tls) = tls.clone() {
             tokio::spawn(closing.clone().run_until_cancelled_owned(tls.follow()));
         }
+        // Until the very end: the stop is to be seen, too.
+        let told = MetricsServer { metrics: metrics.clone(), reporter: reporter.clone() };
+        let metrics_address = serve_metrics(config, told, cutting.clone()).await?;
+        let count = metrics.connections.clone();
         let acceptor =
-            Acceptor::new(gateway.clone(), limits, tls, closing.clone(), cutting.clone());
+            Acceptor::new(gateway.clone(), limits, tls, count, closing.clone(), cutting.clone());
         let connections = tokio::spawn(acceptor.run(listener));
-        Ok(Self { address, gateway, reporter, connections, closing, cutting })
+        Ok(Self {
+            address,
+            gateway,
+            reporter,
+            metrics,
+            metrics_address,
+            connections,
+            closing,
+            cutting,
+        })
+    }
+
+    /// Where metrics are served, if they are.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// Serves until `shutdown` is cancelled. Calls `announce` when the database is reached
@@ -118,7 +147,7 @@ impl Server {
             () = shutdown.cancelled() => None,
         };
         if let Some(database) = prepared {
-            self.gateway.serve(api(config, database.clone(), &backing.keyring));
+            self.gateway.serve(api(config, database.clone(), &backing.keyring, &self.metrics));
             self.reporter.report(true).await;
             let follow = tokio::spawn(self.reporter.clone().follow(database));
             tracing::info!(address = %self.address, "serving");
@@ -189,9 +218,29 @@ async fn prepare_once(
     Ok(database)
 }
 
-fn api(config: &Config, database: Database, keyring: &Keyring) -> Api {
+/// Serves metrics until `cutting`, if that is wanted. Where they are then.
+async fn serve_metrics(
+    config: &Config,
+    server: MetricsServer,
+    cutting: CancellationToken,
+) -> Result<Option<SocketAddr>, Cause> {
+    let Some(address) = config.metrics()? else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address).await;
+    let listener =
+        listener.map_err(|error| format!("cannot listen on {address} (METRICS_ADDR): {error}"))?;
+    let address = listener.local_addr()?;
+    tokio::spawn(cutting.run_until_cancelled_owned(server.run(listener)));
+    tracing::info!(%address, "metrics are served");
+    Ok(Some(address))
+}
+
+fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics) -> Api {
     let live_sessions = Arc::new(LiveSessions::default());
-    let hasher = Hasher::new(config.hashing_threads.into(), config.hashing_cost.clone());
+    let shed = metrics.calls_shed.clone();
+    let hasher = Hasher::new(config.hashing_threads.into(), config.hashing_cost.clone(), shed);
+    metrics.look_at(database.clone(), hasher.clone());
     let page_tokens = PageTokens::new(keyring);
     let access_tokens = AccessTokens::new(
         keyring,
@@ -210,6 +259,7 @@ fn api(config: &Config, database: Database, keyring: &Keyring) -> Api {
         attempts: Arc::new(Attempts::default()),
         authenticator: authenticator.clone(),
         refresh_tokens: RefreshTokens::new(keyring),
+        logins_failed: metrics.logins_failed.clone(),
         session_lifetime: time::Duration::days(config.refresh_token_expire_days.into()),
     };
     let user = UserService {

@@ -20,6 +20,7 @@ use crate::{
     database::{Database, complete},
     error::Error,
     id::{SessionId, UserId},
+    metrics::Counter,
     password::{Attempt, Hasher, NewPassword, Verdict},
     proto::{auth::v1 as pb, timestamp},
     validation::{Invalid, REQUIRED, Violations},
@@ -40,6 +41,8 @@ pub struct AuthService {
     pub refresh_tokens: RefreshTokens,
     /// How long a session lives without being refreshed.
     pub session_lifetime: Duration,
+    /// Counts wrong passwords for the metrics.
+    pub logins_failed: Counter,
 }
 
 #[tonic::async_trait]
@@ -151,7 +154,7 @@ impl pb::auth_service_server::AuthService for AuthService {
             for name in [&credentials.username, &credentials.email] {
                 self.attempts.add_failure(Account::Named(&LoginName::parse(name)), peer);
             }
-            return Err(failed(counted, Some(caller.user_id)).into());
+            return Err(self.failed(counted, Some(caller.user_id)).into());
         }
         counted.succeed();
         let hash = hash.hash(new).await?;
@@ -217,7 +220,7 @@ impl AuthService {
         let verdict = place.verify(attempt, stored).await?;
         let user_id = credentials.as_ref().map(|credentials| credentials.user_id);
         let (Verdict::Right { rehashed }, Some(credentials)) = (verdict, credentials) else {
-            return Err(failed(counted, user_id));
+            return Err(self.failed(counted, user_id));
         };
         counted.succeed();
         if let Some(hash) = rehashed {
@@ -296,6 +299,16 @@ impl AuthService {
         }
     }
 
+    /// A password was wrong.
+    fn failed(&self, counted: attempts::Attempt, user_id: Option<UserId>) -> Error {
+        audit::record("login_failed", user_id, None);
+        self.logins_failed.inc();
+        if counted.fail() {
+            audit::record("login_locked", user_id, None);
+        }
+        Error::IncorrectCredentials
+    }
+
     fn tokens(
         &self,
         refresh_token: RefreshToken,
@@ -313,15 +326,6 @@ impl AuthService {
             session_id: caller.session_id.to_string(),
         })
     }
-}
-
-/// A password was wrong.
-fn failed(counted: attempts::Attempt, user_id: Option<UserId>) -> Error {
-    audit::record("login_failed", user_id, None);
-    if counted.fail() {
-        audit::record("login_locked", user_id, None);
-    }
-    Error::IncorrectCredentials
 }
 
 /// What a login is made with.

@@ -9,7 +9,7 @@ use std::{
 /// A crate or a module, and who alone may use it: the files, each with how much of it.
 type MayUse = (&'static str, &'static [(&'static str, &'static str)]);
 
-const MAY_USE: [MayUse; 8] = [
+const MAY_USE: [MayUse; 9] = [
     // Everything is wired in `server`, and nothing but `main` knows it.
     ("crate::server", &[]),
     ("fast_zero::server", &[("main.rs", "fast_zero::server")]),
@@ -57,6 +57,8 @@ const MAY_USE: [MayUse; 8] = [
             ("config.rs", "tokio_rustls::rustls::ClientConfig"),
         ],
     ),
+    // Everybody else counts with what `metrics.rs` gives them.
+    ("prometheus_client", &[("metrics.rs", "prometheus_client")]),
     // Settings are read with the arguments, into the configuration. What the private
     // PostgreSQL reads is about the machine: folders, programs, and where it is itself.
     (

@@ -15,6 +15,7 @@ mod health;
 mod lifecycle;
 mod limits;
 mod login;
+mod metrics;
 mod outages;
 mod pages;
 mod passwords;

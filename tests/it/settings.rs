@@ -11,6 +11,7 @@ async fn the_help_names_every_setting() {
     assert_eq!(code, Some(0));
     for variable in [
         "LISTEN_ADDR",
+        "METRICS_ADDR",
         "TLS_CERT_FILE",
         "TLS_KEY_FILE",
         "TLS_CLIENT_CA_FILE",
@@ -62,6 +63,7 @@ async fn bad_usage_and_bad_values_have_codes_of_their_own() {
     }
     for (variable, value, allowed) in [
         ("LISTEN_ADDR", "localhost", "127.0.0.1:50051"),
+        ("METRICS_ADDR", "9464", "an IP address and a port"),
         ("ALGORITHM", "none", "HS256"),
         ("ACCESS_TOKEN_EXPIRE_MINUTES", "0", "1..="),
         ("REFRESH_TOKEN_EXPIRE_DAYS", "-1", "1..="),

@@ -31,6 +31,8 @@ pub const SECRET_KEY: &str = "a secret that only the tests know";
 #[derive(Debug)]
 pub struct App {
     pub address: SocketAddr,
+    /// Where its metrics are, if the settings ask for them.
+    pub metrics_address: Option<SocketAddr>,
     pub database: TestDatabase,
     pub channel: Channel,
     shutdown: CancellationToken,
@@ -91,24 +93,24 @@ impl App {
         statements::count_from_now_on();
         let has_tls =
             config.tls_cert_file.as_ref().is_some_and(|file| !file.as_os_str().is_empty());
-        let (address, shutdown, running) = serve(way, config, keyring).await;
+        let Serving { address, metrics_address, shutdown, running } =
+            serve(way, config, keyring).await;
         // Where there is TLS, callers connect for themselves.
         let channel =
             if has_tls { endpoint(address).connect_lazy() } else { connect(address).await };
-        Self { address, database, channel, shutdown, running }
+        Self { address, metrics_address, database, channel, shutdown, running }
     }
 
     /// Starts another server on the same database, as a replica would be. It stops when
     /// the test ends.
     pub async fn replica(&self) -> Replica {
-        let (address, shutdown, _) =
-            serve(self.database.options.clone(), config(), keyring()).await;
-        Replica { channel: connect(address).await, shutdown }
+        self.replica_with(config(), keyring()).await
     }
 
     /// Starts a replica with other settings or keys.
     pub async fn replica_with(&self, config: Config, keyring: Keyring) -> Replica {
-        let (address, shutdown, _) = serve(self.database.options.clone(), config, keyring).await;
+        let Serving { address, shutdown, .. } =
+            serve(self.database.options.clone(), config, keyring).await;
         Replica { channel: connect(address).await, shutdown }
     }
 
@@ -162,11 +164,14 @@ impl Drop for Replica {
     }
 }
 
-async fn serve(
-    database: PgConnectOptions,
-    config: Config,
-    keyring: Keyring,
-) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
+struct Serving {
+    address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
+    shutdown: CancellationToken,
+    running: JoinHandle<()>,
+}
+
+async fn serve(database: PgConnectOptions, config: Config, keyring: Keyring) -> Serving {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
@@ -174,13 +179,15 @@ async fn serve(
     let announce = |address| {
         let _ = announce.send(address);
     };
+    let server = Server::start(listener, &config).await.expect("the server starts");
+    let metrics_address = server.metrics_address();
     let running = tokio::spawn(async move {
         let backing = Backing { database, keyring };
-        let server = Server::start(listener, &config).await.expect("the server starts");
         let ended = server.run(&config, backing, announce, stop).await;
         ended.expect("the server starts and stops");
     });
-    (announced.await.expect("the server starts"), shutdown, running)
+    let address = announced.await.expect("the server starts");
+    Serving { address, metrics_address, shutdown, running }
 }
 
 /// A new connection to a server.

@@ -1,0 +1,300 @@
+//! The port for metrics and probes.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use fast_zero::config::Config;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tonic::{Code, Request, Response, client::Grpc, codegen::http::uri::PathAndQuery};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_prost::ProstCodec;
+
+use crate::support::{
+    App,
+    app::{SECRET_KEY, config, connect, keyring},
+    assert::assert_refused,
+    postgres::TestDatabase,
+    process::Run,
+    proxy::{self, Proxy},
+    wait::{eventually, in_time},
+};
+
+const README: &str = include_str!("../../README.md");
+const ALERTS: &str = include_str!("../../deploy/alerts.yaml");
+
+fn with_metrics() -> Config {
+    Config { metrics_addr: Some(SocketAddr::from(([127, 0, 0, 1], 0))), ..config() }
+}
+
+/// An answer of the port.
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+async fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    // The server closes the connection itself.
+    in_time("an answer", stream.read_to_string(&mut answer)).await.expect("text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Answer { status: status.expect("a status"), head: head.to_lowercase(), body: body.to_owned() }
+}
+
+impl App {
+    async fn ask(&self, path: &str) -> Answer {
+        ask(self.metrics_address.expect("it has metrics"), "GET", path).await
+    }
+
+    async fn scrape(&self) -> Scrape {
+        let answer = self.ask("/metrics").await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        Scrape(answer.body)
+    }
+}
+
+/// All metrics at one moment.
+struct Scrape(String);
+
+impl Scrape {
+    /// A series; `None` if there is none.
+    fn get(&self, series: &str) -> Option<f64> {
+        let values = self.0.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        values.map(|value| value.parse().expect("a number")).next()
+    }
+
+    fn calls(&self, method: &str, code: &str) -> f64 {
+        let series = format!("fastzero_calls_total{{method=\"{method}\",code=\"{code}\"}}");
+        self.get(&series).unwrap_or_default()
+    }
+
+    /// The names of all series.
+    fn names(&self) -> BTreeSet<&str> {
+        let series = self.0.lines().filter(|line| !line.starts_with('#'));
+        series.filter_map(|line| line.split(['{', ' ']).next()).collect()
+    }
+}
+
+const GET_TODO: &str = "fastzero.todo.v1.TodoService/GetTodo";
+
+#[tokio::test]
+async fn calls_are_counted_by_method_and_code() {
+    let app = App::start_with(with_metrics()).await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("a").await;
+    let before = app.scrape().await;
+    for _ in 0..3 {
+        ana.try_get_todo(&todo.id).await.expect("it is there");
+    }
+    let missing = ana.try_get_todo("01890a5d-ac96-774b-bcce-b302099a8057").await;
+    assert_refused(missing, Code::NotFound, "TODO_NOT_FOUND");
+    let refused = app.anonymous().try_get_todo(&todo.id).await;
+    assert_refused(refused, Code::Unauthenticated, "NOT_AUTHENTICATED");
+    let wrong = app.anonymous().logged_in("ana", "not the password").await;
+    assert_refused(
+        wrong.map(drop).map(Response::new),
+        Code::Unauthenticated,
+        "INCORRECT_CREDENTIALS",
+    );
+    HealthClient::new(app.channel.clone())
+        .check(HealthCheckRequest::default())
+        .await
+        .expect("health answers");
+
+    let after = app.scrape().await;
+    for (method, code, more) in [
+        (GET_TODO, "OK", 3.0),
+        (GET_TODO, "NOT_FOUND", 1.0),
+        (GET_TODO, "UNAUTHENTICATED", 1.0),
+        (GET_TODO, "INTERNAL", 0.0),
+        ("grpc.health.v1.Health/Check", "OK", 1.0),
+        ("fastzero.auth.v1.AuthService/Login", "UNAUTHENTICATED", 1.0),
+    ] {
+        let counted = after.calls(method, code) - before.calls(method, code);
+        assert!((counted - more).abs() < 0.1, "{method} {code}: {counted}");
+    }
+    let count = format!("fastzero_call_duration_seconds_count{{method=\"{GET_TODO}\"}}");
+    assert_eq!(before.get(&count), Some(0.0));
+    assert_eq!(after.get(&count), Some(5.0));
+    for (series, value) in [
+        ("fastzero_calls_in_flight", 0.0),
+        ("fastzero_calls_shed_total", 0.0),
+        ("fastzero_connections", 1.0),
+        ("fastzero_database_up", 1.0),
+        ("fastzero_hashing_queue", 0.0),
+        ("fastzero_logins_failed_total", 1.0),
+    ] {
+        assert_eq!(after.get(series), Some(value), "{series}");
+    }
+    let state = |state| format!("fastzero_database_connections{{state=\"{state}\"}}");
+    let (open, idle) = (after.get(&state("open")), after.get(&state("idle")));
+    assert!(open.is_some_and(|open| (1.0..=4.0).contains(&open)), "{open:?}");
+    assert!(idle.is_some() && idle <= open, "{idle:?} of {open:?}");
+
+    let other = connect(app.address).await;
+    // A client is connected before the server has accepted it.
+    eventually("the connection is there", async || {
+        app.scrape().await.get("fastzero_connections") == Some(2.0)
+    })
+    .await;
+    drop(other);
+    eventually("the connection is gone", async || {
+        app.scrape().await.get("fastzero_connections") == Some(1.0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_under_way_and_turned_away_are_counted() {
+    let app = App::start_with(Config { max_concurrent_calls: 1, ..with_metrics() }).await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("a").await;
+    let mut lock = app.lock_todo(&todo.id).await;
+    let held = {
+        let (ana, id) = (ana.clone(), todo.id.clone());
+        tokio::spawn(async move { ana.try_delete_todo(&id, "").await })
+    };
+    lock.until_queue_of(1).await;
+    assert_eq!(app.scrape().await.get("fastzero_calls_in_flight"), Some(1.0));
+    assert_refused(ana.try_get_todo(&todo.id).await, Code::ResourceExhausted, "OVERLOADED");
+    assert_eq!(app.scrape().await.get("fastzero_calls_shed_total"), Some(1.0));
+    lock.release().await;
+    held.await.expect("no panic").expect("deleted");
+    assert_eq!(app.scrape().await.get("fastzero_calls_in_flight"), Some(0.0));
+}
+
+#[tokio::test]
+async fn methods_that_do_not_exist_are_one_series() {
+    let app = App::start_with(with_metrics()).await;
+    let before = app.scrape().await;
+    for path in
+        ["/a.B/C", "/a.B/D", "/grpc.health.v1.Health/None", "/fastzero.todo.v1.TodoService/"]
+    {
+        let mut client = Grpc::new(app.channel.clone());
+        client.ready().await.expect("ready");
+        let codec = ProstCodec::<HealthCheckRequest, HealthCheckRequest>::default();
+        let request = Request::new(HealthCheckRequest::default());
+        let refused = client.unary(request, PathAndQuery::from_static(path), codec).await;
+        assert_eq!(refused.expect_err(path).code(), Code::Unimplemented, "{path}");
+    }
+    let after = app.scrape().await;
+    assert!((after.calls("unknown", "UNIMPLEMENTED") - 4.0).abs() < 0.1, "{}", after.0);
+    assert_eq!(after.0.lines().count(), before.0.lines().count() + 1);
+}
+
+#[tokio::test]
+async fn probes_follow_the_database_and_the_process() {
+    let database = TestDatabase::create().await;
+    let address = Proxy::reserve().await;
+    let proxy = Proxy::open(address, &database.options).await;
+    let way = proxy::through(address, &database.options);
+    let app = App::start_through(database, way, with_metrics(), keyring()).await;
+    let up = async || app.scrape().await.get("fastzero_database_up");
+    assert_eq!((app.ask("/readyz").await.status, up().await), (200, Some(1.0)));
+
+    proxy.freeze();
+    eventually("not ready", async || app.ask("/readyz").await.status == 503).await;
+    assert_eq!(up().await, Some(0.0));
+    let healthz = app.ask("/healthz").await;
+    assert_eq!((healthz.status, &*healthz.body), (200, "ok\n"));
+
+    proxy.thaw();
+    eventually("ready", async || app.ask("/readyz").await.status == 200).await;
+    assert_eq!(up().await, Some(1.0));
+}
+
+#[tokio::test]
+async fn the_stop_is_told_before_it_comes() {
+    let app = App::start_with(Config { shutdown_delay_seconds: 10, ..with_metrics() }).await;
+    app.stop();
+    eventually("not ready", async || app.ask("/readyz").await.status == 503).await;
+    assert_eq!(app.ask("/healthz").await.status, 200);
+    assert_eq!(app.scrape().await.get("fastzero_database_up"), Some(1.0), "that is not it");
+}
+
+#[tokio::test]
+async fn there_is_nothing_else() {
+    let app = App::start_with(with_metrics()).await;
+    let address = app.metrics_address.expect("it has metrics");
+    for (method, path, status) in [
+        ("GET", "/", 404),
+        ("GET", "/metrics/", 404),
+        ("POST", "/debug", 404),
+        ("GET", "/metrics?name=any", 200),
+        ("HEAD", "/metrics", 200),
+        ("POST", "/metrics", 405),
+        ("DELETE", "/healthz", 405),
+        ("PUT", "/readyz", 405),
+    ] {
+        let answer = ask(address, method, path).await;
+        assert_eq!(answer.status, status, "{method} {path}");
+        assert!(answer.head.contains("connection: close"), "{}", answer.head);
+        assert_eq!(answer.head.contains("allow: get, head"), status == 405, "{}", answer.head);
+        assert_eq!(answer.body.is_empty(), method == "HEAD", "{method} {path}");
+    }
+    assert!(App::start().await.metrics_address.is_none());
+}
+
+#[tokio::test]
+async fn who_says_nothing_takes_no_place_for_long() {
+    let app = App::start_with(with_metrics()).await;
+    let address = app.metrics_address.expect("it has metrics");
+    let mut silent = Vec::new();
+    for _ in 0..16 {
+        silent.push(TcpStream::connect(address).await.expect("connected"));
+    }
+    // Waits for a place.
+    assert_eq!(app.ask("/healthz").await.status, 200);
+    for mut stream in silent {
+        let mut said = Vec::new();
+        // Closed, whether or not with a word on it.
+        let _ = in_time("the end", stream.read_to_end(&mut said)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_port_is_another_than_that_of_grpc() {
+    for (listen, metrics) in
+        [("127.0.0.1:50051", "127.0.0.1:50051"), ("127.0.0.1:50051", "0.0.0.0:50051")]
+    {
+        let (code, output) = Run::new(&[])
+            .env("DATABASE_URL", "postgres://localhost/db")
+            .env("SECRET_KEY", SECRET_KEY)
+            .env("LISTEN_ADDR", listen)
+            .env("METRICS_ADDR", metrics)
+            .finish()
+            .await;
+        assert_eq!(code, Some(78), "{output}");
+        assert!(output.contains("METRICS_ADDR must have another port"), "{output}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_documented_is_what_there_is() {
+    let app = App::start_with(with_metrics()).await;
+    app.create_user("ana").await;
+    app.logged_in("ana").await;
+    let scrape = app.scrape().await;
+    let names = scrape.names();
+    let mentioned = |text: &'static str| -> BTreeSet<&str> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.filter(|word| word.starts_with("fastzero_")).collect()
+    };
+    for name in mentioned(ALERTS) {
+        assert!(names.contains(name), "{name} is in the alerts only");
+    }
+    let (_, section) = README.split_once("\n## Metrics\n").expect("the section is there");
+    let documented = mentioned(section.split("\n## ").next().unwrap_or_default());
+    let parts = ["_bucket", "_sum", "_count"];
+    let whole = |name: &str| {
+        parts.iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name).to_owned()
+    };
+    let there: BTreeSet<_> = names.iter().map(|name| whole(name)).collect();
+    assert_eq!(documented.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), there);
+}
