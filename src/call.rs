@@ -134,13 +134,14 @@ impl Gateway {
     /// may be made up.
     fn peer(&self, headers: &HeaderMap, connected: IpAddr) -> IpAddr {
         let entries = headers.get_all(FORWARDED_FOR).iter().rev();
-        let entries = entries.filter_map(|entry| entry.to_str().ok());
+        // By bytes: what is no text spoils itself only, not what a proxy wrote after it.
+        let mut addresses = entries.flat_map(|entry| entry.as_bytes().rsplit(|byte| *byte == b','));
         let mut peer = connected;
-        for address in entries.flat_map(|entry| entry.rsplit(',')) {
-            if !self.trusts(peer) {
-                break;
-            }
-            let Ok(address) = address.trim().parse::<IpAddr>() else {
+        while self.trusts(peer)
+            && let Some(address) = addresses.next()
+        {
+            let address = str::from_utf8(address).ok().and_then(|text| text.trim().parse().ok());
+            let Some(address): Option<IpAddr> = address else {
                 break;
             };
             peer = address.to_canonical();

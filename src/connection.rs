@@ -33,8 +33,9 @@ use crate::{
 /// The largest metadata of a request, in bytes.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 
-/// Calls under way at once on one connection.
-const MAX_STREAMS: u32 = 256;
+/// Calls under way at once on one connection: half of MAX_CONCURRENT_CALLS as it is by
+/// default, so that one connection does not take all places.
+const MAX_STREAMS: u32 = 128;
 
 /// What a caller may send of one call before the service has read it, in bytes: enough for
 /// requests, which are small.

@@ -43,6 +43,10 @@ use crate::{
 /// characters, 40 kB; more is read to say what is wrong with it.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 
+/// The largest request of health and reflection, in bytes: the name of a service or a type.
+/// Anybody may keep such a stream open.
+const MAX_OPEN_REQUEST_BYTES: usize = 4 * 1024;
+
 /// How long the stop waits for connections on which no call is under way to say goodbye.
 /// One that never said anything, or a client that is gone, does not hold it longer.
 const GOODBYE: Duration = Duration::from_millis(300);
@@ -91,11 +95,12 @@ impl Server {
         let methods = Methods::of_contract().map_err(Error::into_cause)?;
         let metrics = Arc::new(Metrics::new(methods.paths()));
         let (reporter, health) = Reporter::new(metrics.database_up.clone()).await;
-        let mut open = Routes::new(health);
+        let mut open = Routes::new(health.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES));
         if config.reflection {
+            let (v1, v1alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
             open = open
-                .add_service(reflection().build_v1()?)
-                .add_service(reflection().build_v1alpha()?);
+                .add_service(v1.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES))
+                .add_service(v1alpha.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES));
         }
         let (closing, cutting) = (CancellationToken::new(), CancellationToken::new());
         let max_calls = usize::from(config.max_concurrent_calls);

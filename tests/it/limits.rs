@@ -170,6 +170,7 @@ async fn a_trusted_proxy_names_whom_it_speaks_for() {
         (&trusting, "198.51.100.1, 192.0.2.7, 10.1.2.3", "192.0.2.7"),
         (&trusting, "192.0.2.7, nobody", "127.0.0.1"),
         (&trusting, "10.0.0.1", "10.0.0.1"),
+        (&trusting, "192.0.2.7, é, 198.51.100.1", "198.51.100.1"),
         (&plain, "192.0.2.7", "127.0.0.1"),
     ] {
         let name = unique("ana");
