@@ -202,17 +202,22 @@ impl Gate {
     }
 
     fn refuse_if_locked(&self, now: Instant) -> Result<(), Error> {
-        let locked = self.count().locked_for(now);
-        locked.map_or(Ok(()), |retry_after| Err(Error::TooManyAttempts { retry_after }))
+        self.count().refuse_if_locked(now)
+    }
+
+    /// Looks for a lock and lets in at one moment: an attempt that fails between the two
+    /// would not keep this one out.
+    fn try_enter(&self, now: Instant) -> Result<bool, Error> {
+        let mut count = self.count();
+        count.refuse_if_locked(now)?;
+        Ok(count.enter(self.rule))
     }
 
     async fn enter(self: Arc<Self>) -> Result<Entered, Error> {
         loop {
             // Before the look, so that none who leaves after it is missed.
             let left = self.left.notified();
-            let now = Instant::now();
-            self.refuse_if_locked(now)?;
-            if self.count().enter(self.rule) {
+            if self.try_enter(Instant::now())? {
                 break;
             }
             left.await;
@@ -239,6 +244,11 @@ impl Count {
         }
         let until = self.locked_until.filter(|until| *until > now)?;
         Some(until - now)
+    }
+
+    fn refuse_if_locked(&mut self, now: Instant) -> Result<(), Error> {
+        let locked = self.locked_for(now);
+        locked.map_or(Ok(()), |retry_after| Err(Error::TooManyAttempts { retry_after }))
     }
 
     /// Lets an attempt in, if it and all that are under way may fail.
