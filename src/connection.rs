@@ -157,8 +157,7 @@ impl Acceptor {
     /// Serves a connection, or closes it at once if there are too many.
     fn take(&self, stream: TcpStream, peer: SocketAddr) {
         let ip = peer.ip().to_canonical();
-        let trusted = self.gateway.trusts(ip);
-        let Some(place) = self.place(ip, trusted) else {
+        let Some(place) = self.place(ip) else {
             tracing::debug!(%peer, "a connection too many");
             return;
         };
@@ -190,9 +189,10 @@ impl Acceptor {
     }
 
     /// A place among all, and among those of the peer; proxies speak for many peers.
-    fn place(&self, ip: IpAddr, trusted: bool) -> Option<Place> {
+    fn place(&self, ip: IpAddr) -> Option<Place> {
         let one_of_all = self.places.clone().try_acquire_owned().ok()?;
-        let one_of_peer = if trusted { None } else { Some(Peers::enter(&self.peers, ip)?) };
+        let one_of_peer =
+            if self.gateway.trusts(ip) { None } else { Some(Peers::enter(&self.peers, ip)?) };
         let counted = Counted::by(&self.count);
         Some(Place { _one_of_all: one_of_all, _one_of_peer: one_of_peer, _counted: counted })
     }

@@ -116,7 +116,7 @@ impl Attempts {
         let [at_peer, of_peer, of_account] = self.keys(account, peer);
         // A peer that is locked out leaves no other counts behind.
         if let Some(gate) = self.gates.get(&of_peer) {
-            gate.refuse_if_locked(Instant::now())?;
+            gate.count().refuse_if_locked(Instant::now())?;
         }
         // In this order always, so that no two attempts wait for each other.
         Ok(Attempt {
@@ -199,10 +199,6 @@ impl Gate {
 
     fn count(&self) -> MutexGuard<'_, Count> {
         self.count.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn refuse_if_locked(&self, now: Instant) -> Result<(), Error> {
-        self.count().refuse_if_locked(now)
     }
 
     /// Looks for a lock and lets in at one moment: an attempt that fails between the two

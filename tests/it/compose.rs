@@ -9,7 +9,6 @@ use fast_zero::{
     database::MIGRATIONS,
     proto::{auth::v1::LoginRequest, todo::v1::ListTodosRequest},
 };
-use sqlx::PgConnection;
 use tokio::time::sleep;
 use tonic::{Code, Status};
 
@@ -23,6 +22,7 @@ use crate::{
             DATABASE_PASSWORD, Stack, docker, docker_command, engine_answers, finish, free_port,
             inspect, succeeded, text,
         },
+        lock::RowLock,
         parallel::at_once,
         todos::{titled, titles, without_message},
         wait::eventually,
@@ -166,13 +166,12 @@ async fn a_stop_lets_calls_finish() {
     let stack = Stack::started(&[BASE]).await;
     let ana = stack.anonymous().await.signed_up("ana").await;
     let todo = ana.create_todo("Wait").await;
-    let mut sql = stack.sql().await;
-    sqlx::raw_sql("begin; lock todos").execute(&mut sql).await.expect("locked");
+    let mut lock = RowLock::hold(stack.sql().await, "lock todos").await;
     let deleting = tokio::spawn({
         let (ana, id) = (ana.clone(), todo.id.clone());
         async move { ana.try_delete_todo(&id, "").await }
     });
-    eventually("the call waits", async || is_awaited(&mut sql).await).await;
+    lock.until_awaited().await;
 
     let container = stack.container(APP).await;
     let begun = Instant::now();
@@ -182,19 +181,11 @@ async fn a_stop_lets_calls_finish() {
     });
     eventually("the server stops", async || docker_logs(&container).await.contains("\"stopping\""))
         .await;
-    sqlx::raw_sql("commit").execute(&mut sql).await.expect("released");
+    lock.release().await;
     deleting.await.expect("no panic").expect("a call under way is answered");
     stopping.await.expect("no panic");
     assert!(begun.elapsed() < STOPPED_AFTER, "{:?}", begun.elapsed());
     assert_eq!(inspect(&container, "{{.State.ExitCode}}").await, "0");
-}
-
-/// Whether somebody waits for what this connection holds.
-async fn is_awaited(sql: &mut PgConnection) -> bool {
-    let awaited = "select exists (
-        select from pg_locks where not granted and pg_backend_pid() = any(pg_blocking_pids(pid))
-    )";
-    sqlx::query_scalar(awaited).fetch_one(sql).await.expect("looked")
 }
 
 #[tokio::test]

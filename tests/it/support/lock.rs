@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{App, wait::eventually};
 
-/// Locks a to-do until it is released or dropped.
+/// Keeps what it locks until it is released or dropped.
 pub struct RowLock(PgConnection);
 
 impl App {
@@ -21,14 +21,18 @@ impl App {
     /// Runs a statement in a transaction of its own, which keeps what it locks and
     /// hides what it changes until it is released.
     pub async fn hold(&self, statement: &'static str) -> RowLock {
-        let mut sql = self.sql().await;
-        sqlx::raw_sql("begin").execute(&mut sql).await.expect("begun");
-        sqlx::raw_sql(statement).execute(&mut sql).await.expect("the statement works");
-        RowLock(sql)
+        RowLock::hold(self.sql().await, statement).await
     }
 }
 
 impl RowLock {
+    /// As [`App::hold`], on this connection.
+    pub async fn hold(mut sql: PgConnection, statement: &'static str) -> Self {
+        sqlx::raw_sql("begin").execute(&mut sql).await.expect("begun");
+        sqlx::raw_sql(statement).execute(&mut sql).await.expect("the statement works");
+        Self(sql)
+    }
+
     /// Waits until somebody waits for the row.
     pub async fn until_awaited(&mut self) {
         let awaited = "select exists (
