@@ -137,17 +137,11 @@ impl Acceptor {
     /// Accepts connections until `closing`, then waits for their end.
     pub async fn run(self, listener: TcpListener) {
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let (stream, peer) = tokio::select! {
+                accepted = accept(&listener) => accepted,
                 () = self.closing.cancelled() => break,
             };
-            match accepted.and_then(without_delay) {
-                Ok((stream, peer)) => self.take(stream, peer),
-                Err(error) => {
-                    tracing::warn!(cause = %error, "a connection could not be accepted");
-                    sleep(ACCEPT_RETRY_AFTER).await;
-                }
-            }
+            self.take(stream, peer);
         }
         drop(listener);
         self.open.close();
@@ -195,6 +189,19 @@ impl Acceptor {
             if self.gateway.trusts(ip) { None } else { Some(Peers::enter(&self.peers, ip)?) };
         let counted = Counted::by(&self.count);
         Some(Place { _one_of_all: one_of_all, _one_of_peer: one_of_peer, _counted: counted })
+    }
+}
+
+/// Waits for the next connection; what goes wrong with one does not end the waiting.
+pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await.and_then(without_delay) {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                tracing::warn!(cause = %error, "a connection could not be accepted");
+                sleep(ACCEPT_RETRY_AFTER).await;
+            }
+        }
     }
 }
 

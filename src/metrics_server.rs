@@ -14,10 +14,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use crate::{
+    connection::accept,
     health::Reporter,
     metrics::{self, Metrics},
 };
@@ -31,9 +32,6 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may live, its one answer included: longer than the request may
 /// take, so that a client that does not read loses its place.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The pause after a connection could not be accepted.
-const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// Tells metrics and health.
 #[derive(Clone, Debug)]
@@ -50,19 +48,12 @@ impl MetricsServer {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         // Nobody closes it.
         while let Ok(place) = places.clone().acquire_owned().await {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let serving = self.clone().serve(stream);
-                    tokio::spawn(async move {
-                        serving.await;
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(cause = %error, "a connection for metrics could not be accepted");
-                    sleep(ACCEPT_RETRY_AFTER).await;
-                }
-            }
+            let (stream, _) = accept(&listener).await;
+            let serving = self.clone().serve(stream);
+            tokio::spawn(async move {
+                serving.await;
+                drop(place);
+            });
         }
     }
 
