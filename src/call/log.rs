@@ -1,0 +1,53 @@
+//! The one line that the log has of each call.
+
+use std::time::Instant;
+
+use tonic::Code;
+
+use crate::{
+    auth::guard::Access,
+    metrics::{Counted, Method},
+};
+
+/// The longest name of a method that is logged, in bytes.
+const MAX_METHOD_LENGTH: usize = 128;
+
+/// What the log calls a method. The path of one that does not exist may be as long as the
+/// caller likes.
+pub(super) fn method_name(path: &str) -> &str {
+    let name = path.strip_prefix('/').unwrap_or(path);
+    &name[..name.floor_char_boundary(MAX_METHOD_LENGTH)]
+}
+
+/// Writes the call's line and counts it when it ends, whichever way: a caller that goes
+/// away drops it.
+pub(super) struct CallLog<'a> {
+    begun: Instant,
+    access: Option<Access>,
+    method: &'a Method,
+    /// How it ended: until that is known, by the caller's going away.
+    pub(super) code: Code,
+    _in_flight: Counted,
+}
+
+impl<'a> CallLog<'a> {
+    pub(super) fn begin(access: Option<Access>, method: &'a Method, in_flight: Counted) -> Self {
+        let (begun, code) = (Instant::now(), Code::Cancelled);
+        Self { begun, access, method, code, _in_flight: in_flight }
+    }
+}
+
+impl Drop for CallLog<'_> {
+    fn drop(&mut self) {
+        let duration = self.begun.elapsed();
+        let duration_ms = duration.as_secs_f64() * 1_000.0;
+        let code = self.code;
+        self.method.count(code, duration);
+        // Probes come every few seconds, for ever.
+        if self.access == Some(Access::Open) {
+            tracing::debug!(?code, duration_ms, "call");
+        } else {
+            tracing::info!(?code, duration_ms, "call");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What the metadata of a call say about it.
+
+use std::{net::IpAddr, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use uuid::Uuid;
+
+use crate::{
+    error::Error,
+    validation::{Invalid, Violations},
+};
+
+/// The metadata entry that names a call: the caller's choice or ours.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest request id that is taken over, in characters.
+const MAX_REQUEST_ID_LENGTH: usize = 128;
+
+/// How long a call may take, if the caller does not want it shorter. No call of this
+/// service has anything to do for as long as this.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The metadata entry in which each proxy notes whom it speaks for.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The caller's request id, if it is one, or a new one.
+pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let visible = |id: &&HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=MAX_REQUEST_ID_LENGTH).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+    };
+    if let Some(id) = headers.get(REQUEST_ID).filter(visible) {
+        return id.clone();
+    }
+    let id = Uuid::now_v7().hyphenated().to_string();
+    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("none"))
+}
+
+/// The caller's deadline or the default one, whichever is shorter.
+pub(super) fn deadline(headers: &HeaderMap) -> Result<Duration, Error> {
+    let Some(value) = headers.get(GRPC_TIMEOUT) else {
+        return Ok(DEFAULT_DEADLINE);
+    };
+    let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
+        let allowed = Invalid::new("must be up to 8 digits and one of the units H M S m u n");
+        Error::InvalidRequest(Violations::single("grpc-timeout", allowed))
+    })?;
+    Ok(timeout.min(DEFAULT_DEADLINE))
+}
+
+/// `Timeout` of the gRPC protocol over HTTP/2.
+fn parse_timeout(value: &str) -> Option<Duration> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let is_number =
+        (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let count = digits.parse().ok().filter(|_| is_number)?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3_600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+/// Who calls: the one that connected, or whom trusted proxies name. Each adds whom it
+/// heard the call from at the end; what comes before an address that is not trusted
+/// may be made up.
+pub(super) fn peer(
+    headers: &HeaderMap,
+    connected: IpAddr,
+    trusts: impl Fn(IpAddr) -> bool,
+) -> IpAddr {
+    let entries = headers.get_all(FORWARDED_FOR).iter().rev();
+    // By bytes: what is no text spoils itself only, not what a proxy wrote after it.
+    let mut addresses = entries.flat_map(|entry| entry.as_bytes().rsplit(|byte| *byte == b','));
+    let mut peer = connected;
+    while trusts(peer)
+        && let Some(address) = addresses.next()
+    {
+        let address = str::from_utf8(address).ok().and_then(|text| text.trim().parse().ok());
+        let Some(address): Option<IpAddr> = address else {
+            break;
+        };
+        peer = address.to_canonical();
+    }
+    peer
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn headers(name: HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, HeaderValue::from_bytes(value.as_bytes()).expect("a header"))])
+    }
+
+    #[test]
+    fn the_shorter_deadline_counts() {
+        assert_eq!(deadline(&HeaderMap::new()).expect("good"), DEFAULT_DEADLINE);
+        for (value, expected) in [
+            ("1H", DEFAULT_DEADLINE),
+            ("99999999H", DEFAULT_DEADLINE),
+            ("6S", DEFAULT_DEADLINE),
+            ("4S", Duration::from_secs(4)),
+            ("250m", Duration::from_millis(250)),
+            ("7u", Duration::from_micros(7)),
+            ("9n", Duration::from_nanos(9)),
+            ("0m", Duration::ZERO),
+        ] {
+            assert_eq!(deadline(&headers(GRPC_TIMEOUT, value)).expect("good"), expected, "{value}");
+        }
+        for bad in ["", "1", "S", "1s", "-1S", "+1S", " 1S", "1 S", "1.5S", "123456789S", "1é"] {
+            let refused = deadline(&headers(GRPC_TIMEOUT, bad));
+            assert!(matches!(refused, Err(Error::InvalidRequest(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_request_id_is_taken_over_if_it_is_one() {
+        for good in ["a", "req-1/2:3~", &"x".repeat(128)] {
+            assert_eq!(request_id(&headers(REQUEST_ID, good)), good);
+        }
+        for bad in ["", "a b", "\u{e9}", &"x".repeat(129)] {
+            let made = request_id(&headers(REQUEST_ID, bad));
+            assert_ne!(made, bad);
+            assert_eq!(made.len(), 36);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_timeout_is_a_count_of_its_unit(
+            count in prop_oneof![0_u64..10, 0_u64..10_000, 0_u64..100_000_000], width in 1_usize..=8, unit in 0_usize..6
+        ) {
+            let (unit, nanoseconds) = [
+                ("H", 3_600_000_000_000), ("M", 60_000_000_000), ("S", 1_000_000_000),
+                ("m", 1_000_000), ("u", 1_000), ("n", 1_u128),
+            ][unit];
+            let value = format!("{count:0width$}{unit}");
+            let expected = (u128::from(count) * nanoseconds).min(DEFAULT_DEADLINE.as_nanos());
+            let read = deadline(&headers(GRPC_TIMEOUT, &value)).expect("good");
+            prop_assert_eq!(read.as_nanos(), expected);
+        }
+
+        #[test]
+        fn any_request_id_is_taken_over_or_replaced(
+            id in prop_oneof!["[!-~]{0,140}", "[ -~]{0,40}", "[ -~é🦀]{0,10}"]
+        ) {
+            let visible = id.bytes().all(|byte| (b'!'..=b'~').contains(&byte));
+            let good = visible && (1..=MAX_REQUEST_ID_LENGTH).contains(&id.len());
+            let taken = request_id(&headers(REQUEST_ID, &id));
+            prop_assert_eq!(taken == id.as_str(), good);
+            prop_assert!(!taken.is_empty() && taken.len() <= MAX_REQUEST_ID_LENGTH);
+        }
+
+        #[test]
+        fn any_timeout_is_read_or_refused(value in "[ -~]{0,12}") {
+            let _ = deadline(&headers(GRPC_TIMEOUT, &value));
+        }
+    }
+}

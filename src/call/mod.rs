@@ -1,0 +1,176 @@
+//! What happens around every call, whatever its method: a request id, a deadline,
+//! authentication, complete error details, one line in the log.
+
+mod log;
+mod metadata;
+mod origin;
+mod stream;
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use ipnet::IpNet;
+use tokio_util::task::TaskTracker;
+use tonic::{Status, body::Body, service::Routes};
+use tower::Service;
+use tracing::{Instrument, Span, field};
+
+use self::{log::CallLog, stream::OpenBody};
+use crate::{
+    admission::Admission,
+    auth::guard::{Access, Authenticator, Methods},
+    caller::Peer,
+    error::{self, Error},
+    metrics::{Counted, Metrics},
+};
+
+pub use self::{
+    metadata::{DEFAULT_DEADLINE, REQUEST_ID},
+    origin::Origin,
+};
+
+/// Takes every call in.
+#[derive(Debug)]
+pub struct Gateway {
+    methods: Methods,
+    metrics: Arc<Metrics>,
+    admission: Admission,
+    trusted_proxies: Vec<IpNet>,
+    /// Health and reflection: there from the start.
+    open: Routes,
+    /// The services of the contract: there when the database is.
+    api: OnceLock<Api>,
+    calls: TaskTracker,
+}
+
+/// The services of the contract, and who may call them.
+#[derive(Debug)]
+pub struct Api {
+    /// Finds out who calls.
+    pub authenticator: Arc<Authenticator>,
+    /// The services.
+    pub routes: Routes,
+}
+
+impl Gateway {
+    /// Serves `open` only. Takes the word of `trusted_proxies` for whom they speak.
+    #[must_use]
+    pub fn new(
+        methods: Methods,
+        open: Routes,
+        max_calls: usize,
+        trusted_proxies: Vec<IpNet>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            methods,
+            admission: Admission::new(max_calls, metrics.calls_shed.clone()),
+            metrics,
+            trusted_proxies,
+            open,
+            api: OnceLock::new(),
+            calls: TaskTracker::new(),
+        }
+    }
+
+    /// Whether this is the address of a proxy that is to be believed.
+    #[must_use]
+    pub fn trusts(&self, ip: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(&ip))
+    }
+
+    /// Serves the contract from now on. May be called once; later calls change nothing.
+    pub fn serve(&self, api: Api) {
+        let _ = self.api.set(api);
+    }
+
+    /// Waits until no call is under way.
+    pub async fn calls_end(&self) {
+        self.calls.close();
+        self.calls.wait().await;
+    }
+
+    /// Answers a call.
+    pub async fn answer(&self, mut request: Request<Incoming>, origin: &Origin) -> Response<Body> {
+        let _under_way = (self.calls.token(), origin.calls.token());
+        let request_id = metadata::request_id(request.headers());
+        let peer = metadata::peer(request.headers(), origin.ip, |ip| self.trusts(ip));
+        request.extensions_mut().insert(Peer(peer));
+        let access = self.methods.access(request.uri().path());
+        let method = self.metrics.calls.of(request.uri().path());
+        let in_flight = Counted::by(&self.metrics.calls_in_flight);
+        let span = tracing::info_span!(
+            "call",
+            method = log::method_name(request.uri().path()),
+            request_id = request_id.to_str().unwrap_or_default(),
+            peer = %peer,
+            user_id = field::Empty,
+        );
+        async {
+            let mut log = CallLog::begin(access, method, in_flight);
+            let id = request_id.to_str().unwrap_or_default();
+            let response = self.answer_in_time(request, origin, access, id).await;
+            let mut response = response.unwrap_or_else(|error| Status::from(error).into_http());
+            log.code = error::complete_details(response.headers_mut(), id);
+            response.headers_mut().insert(REQUEST_ID, request_id.clone());
+            response
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn answer_in_time(
+        &self,
+        request: Request<Incoming>,
+        origin: &Origin,
+        access: Option<Access>,
+        request_id: &str,
+    ) -> Result<Response<Body>, Error> {
+        let deadline = metadata::deadline(request.headers());
+        let limit = *deadline.as_ref().unwrap_or(&DEFAULT_DEADLINE);
+        let route = self.route(request, origin, access, request_id, deadline);
+        tokio::time::timeout(limit, route).await.map_err(|_| Error::DeadlineExceeded)?
+    }
+
+    /// The one place that decides who gets through.
+    async fn route(
+        &self,
+        mut request: Request<Incoming>,
+        origin: &Origin,
+        access: Option<Access>,
+        request_id: &str,
+        deadline: Result<Duration, Error>,
+    ) -> Result<Response<Body>, Error> {
+        let access = access.ok_or(Error::Unimplemented)?;
+        if access == Access::Open {
+            deadline?;
+            let response = call(self.open.clone(), request).await;
+            return Ok(response.map(|body| OpenBody::wrap(body, request_id, origin)));
+        }
+        let _admitted = self.admission.enter().await?;
+        let api = self.api.get();
+        let api =
+            api.ok_or_else(|| Error::DatabaseUnavailable("the service is starting".into()))?;
+        if access == Access::Caller {
+            let caller = api.authenticator.authenticate(request.headers()).await?;
+            Span::current().record("user_id", field::display(caller.user_id));
+            request.extensions_mut().insert(caller);
+        }
+        // Only now: who may not call is not told what is wrong with the call.
+        deadline?;
+        let response = call(api.routes.clone(), request).await;
+        self.admission.answer(response, &origin.stuck).await
+    }
+}
+
+async fn call(mut routes: Routes, request: Request<Incoming>) -> Response<Body> {
+    match routes.call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
