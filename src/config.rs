@@ -325,7 +325,6 @@ impl Config {
     pub fn connection_limits(&self) -> connection::Limits {
         connection::Limits {
             total: self.max_connections as usize,
-            per_peer: self.max_connections_per_peer as usize,
             max_age: Duration::from_secs(self.connection_max_age_seconds.into()),
             idle: Duration::from_secs(self.connection_idle_seconds.into()),
         }

@@ -1,13 +1,12 @@
 //! Connections: how many there may be, how one begins, and when it ends.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     io::{self, Cursor},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -27,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     call::{Gateway, Origin},
     metrics::{Counted, Gauge},
+    peers::{Peers, Share},
     tls::Tls,
 };
 
@@ -72,8 +72,6 @@ const OTHER_FILES: u64 = 128;
 pub struct Limits {
     /// Open at once, in all.
     pub total: usize,
-    /// Open at once from one address.
-    pub per_peer: usize,
     /// The age at which one is told to end, give or take a tenth, so that those which were
     /// opened together do not end together.
     pub max_age: Duration,
@@ -122,6 +120,7 @@ impl Acceptor {
     /// Accepts nothing yet.
     pub fn new(
         gateway: Arc<Gateway>,
+        peers: Arc<Peers>,
         limits: Limits,
         tls: Option<Arc<Tls>>,
         count: Gauge,
@@ -129,7 +128,6 @@ impl Acceptor {
         cutting: CancellationToken,
     ) -> Self {
         let places = Arc::new(Semaphore::new(limits.total));
-        let peers = Arc::new(Peers { limit: limits.per_peer, open: Mutex::default() });
         let open = TaskTracker::new();
         Self { gateway, limits, tls, places, peers, open, count, closing, cutting }
     }
@@ -174,7 +172,8 @@ impl Acceptor {
         let ending = self.closing.child_token();
         let connection = async move {
             let ip = peer.ip().to_canonical();
-            if let Err(error) = serve(beginning, ip, gateway, limits, ending).await {
+            let origin = Arc::new(Origin::new(ip, place.share.clone(), ending.clone()));
+            if let Err(error) = serve(beginning, origin, gateway, limits, ending).await {
                 tracing::debug!(cause = %error, %peer, "a connection broke");
             }
             drop(place);
@@ -184,11 +183,15 @@ impl Acceptor {
 
     /// A place among all, and among those of the peer; proxies speak for many peers.
     fn place(&self, ip: IpAddr) -> Option<Place> {
-        let one_of_all = self.places.clone().try_acquire_owned().ok()?;
-        let one_of_peer =
-            if self.gateway.trusts(ip) { None } else { Some(Peers::enter(&self.peers, ip)?) };
+        let share = self.peers.share(ip);
+        let of_all = self.places.clone().try_acquire_owned().ok()?;
+        let of_peer = if self.gateway.trusts(ip) {
+            None
+        } else {
+            Some(share.connections.clone().try_acquire_owned().ok()?)
+        };
         let counted = Counted::by(&self.count);
-        Some(Place { _one_of_all: one_of_all, _one_of_peer: one_of_peer, _counted: counted })
+        Some(Place { share, _of_all: of_all, _of_peer: of_peer, _counted: counted })
     }
 }
 
@@ -212,67 +215,21 @@ fn without_delay((stream, peer): (TcpStream, SocketAddr)) -> io::Result<(TcpStre
 
 /// What an open connection takes up.
 struct Place {
-    _one_of_all: OwnedSemaphorePermit,
-    _one_of_peer: Option<PeerPlace>,
+    /// The share of the peer.
+    share: Arc<Share>,
+    _of_all: OwnedSemaphorePermit,
+    _of_peer: Option<OwnedSemaphorePermit>,
     _counted: Counted,
-}
-
-/// How many connections each address has open.
-#[derive(Debug)]
-struct Peers {
-    limit: usize,
-    open: Mutex<HashMap<IpAddr, usize>>,
-}
-
-struct PeerPlace {
-    peers: Arc<Peers>,
-    peer: IpAddr,
-}
-
-impl Peers {
-    fn enter(this: &Arc<Self>, ip: IpAddr) -> Option<PeerPlace> {
-        let peer = network(ip);
-        let mut open = this.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(peer).or_default();
-        // An entry without connections is never there: none may be zero.
-        if *count >= this.limit {
-            return None;
-        }
-        *count += 1;
-        Some(PeerPlace { peers: this.clone(), peer })
-    }
-}
-
-impl Drop for PeerPlace {
-    fn drop(&mut self) {
-        let mut open = self.peers.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.peer);
-            }
-        }
-    }
-}
-
-/// Whom an address stands for: whoever has one IPv6 address has the /64 around it.
-#[must_use]
-pub fn network(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(ip) => ip.into(),
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64)).into(),
-    }
 }
 
 async fn serve(
     beginning: impl Future<Output = io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
-    ip: IpAddr,
+    origin: Arc<Origin>,
     gateway: Arc<Gateway>,
     limits: Limits,
     ending: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let stream = timeout(HANDSHAKE_TIMEOUT, beginning).await??;
-    let origin = Arc::new(Origin::new(ip, ending.clone()));
     let begun = Arc::new(AtomicUsize::new(0));
     let service = {
         let (origin, begun) = (origin.clone(), begun.clone());
@@ -294,7 +251,7 @@ async fn serve(
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),
-        () = origin.is_stuck() => return Err("an answer was not read in time".into()),
+        () = origin.is_stuck() => tracing::debug!("an answer was not read in time"),
         () = ending.cancelled() => {}
         () = sleep(about(limits.max_age)) => {}
         () = idle(&origin, &begun, limits.idle) => {}
@@ -302,10 +259,7 @@ async fn serve(
     // Streams end with the token; nothing else has an end that it does not know.
     ending.cancel();
     connection.as_mut().graceful_shutdown();
-    tokio::select! {
-        ended = timeout(GOODBYE_TIMEOUT, connection) => Ok(ended??),
-        () = origin.is_stuck() => Err("an answer was not read in time".into()),
-    }
+    Ok(timeout(GOODBYE_TIMEOUT, connection).await??)
 }
 
 /// Waits until the client speaks HTTP/2. The halves of a plain stream need no lock between
@@ -362,20 +316,6 @@ fn about(age: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_peer_has_as_many_places_as_the_limit() {
-        let peers = Arc::new(Peers { limit: 2, open: Mutex::default() });
-        let ip = |text: &str| text.parse().expect("an address");
-        let one = Peers::enter(&peers, ip("2001:db8::1")).expect("a place");
-        let _other = Peers::enter(&peers, ip("2001:db8::2")).expect("a place");
-        assert!(Peers::enter(&peers, ip("2001:db8::ffff:0:0:3")).is_none(), "the same network");
-        assert!(Peers::enter(&peers, ip("2001:db8:0:1::1")).is_some(), "another one");
-        assert!(Peers::enter(&peers, ip("192.0.2.1")).is_some());
-        drop(one);
-        assert!(Peers::enter(&peers, ip("2001:db8::1")).is_some());
-        assert_eq!(peers.open.lock().expect("no panic").len(), 1, "nothing is kept for nobody");
-    }
 
     #[test]
     fn ages_differ_by_a_tenth_at_the_most() {

@@ -4,8 +4,8 @@
 //!
 //! `main` reads the settings and runs a subcommand; [`server`] wires everything. A call
 //! comes in over a [`connection`], which may speak [`tls`], and through [`call`], which
-//! gives it an id and a deadline, has [`admission`] let it in and [`auth::guard`] find out
-//! who calls, and passes it to a service:
+//! gives it an id and a deadline, has [`admission`] let it in (within what [`peers`] may have)
+//! and [`auth::guard`] find out who calls, and passes it to a service:
 //!
 //! ```text
 //! main ── server ── call ── auth::guard
@@ -62,6 +62,7 @@ pub mod metrics;
 pub mod metrics_server;
 pub mod pagination;
 pub mod password;
+pub mod peers;
 pub mod probe;
 pub mod proto;
 pub mod server;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::{
+    admission::{MAX_REQUEST_BYTES, MEMORY_PER_PEER, calls_per_peer},
     auth::{
         AccessTokens, RefreshTokens,
         attempts::Attempts,
@@ -30,6 +31,7 @@ use crate::{
     metrics_server::MetricsServer,
     pagination::PageTokens,
     password::Hasher,
+    peers::{self, Peers},
     proto::{
         DESCRIPTORS, auth::v1::auth_service_server::AuthServiceServer,
         todo::v1::todo_service_server::TodoServiceServer,
@@ -39,13 +41,13 @@ use crate::{
     user::{service::UserService, sign_ups::SignUps},
 };
 
-/// The largest request, in bytes. The largest good one has a description of 10 000
-/// characters, 40 kB; more is read to say what is wrong with it.
-const MAX_REQUEST_BYTES: usize = 1024 * 1024;
-
 /// The largest request of health and reflection, in bytes: the name of a service or a type.
 /// Anybody may keep such a stream open.
 const MAX_OPEN_REQUEST_BYTES: usize = 4 * 1024;
+
+/// Calls of health and reflection that one peer may have under way at once, streams
+/// included: more than probes and balancers have.
+const MAX_OPEN_CALLS_PER_PEER: usize = 512;
 
 /// How long the stop waits for connections on which no call is under way to say goodbye.
 /// One that never said anything, or a client that is gone, does not hold it longer.
@@ -105,7 +107,14 @@ impl Server {
         let (closing, cutting) = (CancellationToken::new(), CancellationToken::new());
         let max_calls = usize::from(config.max_concurrent_calls);
         let proxies = config.trusted_proxies.clone();
-        let gateway = Gateway::new(methods, open, max_calls, proxies, metrics.clone());
+        let peers = Peers::new(peers::Limits {
+            connections: config.max_connections_per_peer as usize,
+            calls: calls_per_peer(max_calls),
+            open_calls: MAX_OPEN_CALLS_PER_PEER,
+            memory: MEMORY_PER_PEER,
+        });
+        let gateway =
+            Gateway::new(methods, open, max_calls, peers.clone(), proxies, metrics.clone());
         let gateway = Arc::new(gateway);
         let tls = config.tls()?.map(Arc::new);
         if let Some(tls) = tls.clone() {
@@ -115,8 +124,15 @@ impl Server {
         let told = MetricsServer { metrics: metrics.clone(), reporter: reporter.clone() };
         let metrics_address = serve_metrics(config, told, cutting.clone()).await?;
         let count = metrics.connections.clone();
-        let acceptor =
-            Acceptor::new(gateway.clone(), limits, tls, count, closing.clone(), cutting.clone());
+        let acceptor = Acceptor::new(
+            gateway.clone(),
+            peers,
+            limits,
+            tls,
+            count,
+            closing.clone(),
+            cutting.clone(),
+        );
         let connections = tokio::spawn(acceptor.run(listener));
         Ok(Self {
             address,

@@ -20,7 +20,7 @@ use quick_cache::sync::Cache;
 use tokio::{sync::Notify, time::Instant};
 
 use super::LoginName;
-use crate::{caller::Peer, connection::network, error::Error, id::UserId};
+use crate::{caller::Peer, error::Error, id::UserId, peers::network};
 
 /// Of one account from one peer: more than an owner needs who tries all passwords that
 /// come to mind, and too few for a guess. Later on, about a hundred a day.

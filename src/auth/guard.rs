@@ -26,10 +26,10 @@ const PUBLIC_METHODS: [&str; 3] = [
 ];
 
 /// Services besides the contract's, which are public and need no database.
-const OPEN_SERVICES: [&str; 3] = [
-    "/grpc.health.v1.Health/",
-    "/grpc.reflection.v1.ServerReflection/",
-    "/grpc.reflection.v1alpha.ServerReflection/",
+const OPEN_SERVICES: [(&str, Access); 3] = [
+    ("/grpc.health.v1.Health/", Access::Health),
+    ("/grpc.reflection.v1.ServerReflection/", Access::Reflection),
+    ("/grpc.reflection.v1alpha.ServerReflection/", Access::Reflection),
 ];
 
 /// Their methods, for the metrics.
@@ -44,8 +44,10 @@ const OPEN_METHODS: [&str; 5] = [
 /// What a method asks of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing, not even a database: health and reflection.
-    Open,
+    /// Nothing, not even a database.
+    Health,
+    /// Nothing, either.
+    Reflection,
     /// No access token.
     Public,
     /// A good access token.
@@ -82,8 +84,8 @@ impl Methods {
     /// What a method asks of its caller; `None` if there is no such method.
     #[must_use]
     pub fn access(&self, path: &str) -> Option<Access> {
-        let open = || OPEN_SERVICES.iter().any(|service| path.starts_with(service));
-        self.0.get(path).copied().or_else(|| open().then_some(Access::Open))
+        let open = || OPEN_SERVICES.iter().find(|(service, _)| path.starts_with(service));
+        self.0.get(path).copied().or_else(|| open().map(|(_, access)| *access))
     }
 }
 

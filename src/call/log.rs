@@ -44,7 +44,7 @@ impl Drop for CallLog<'_> {
         let code = self.code;
         self.method.count(code, duration);
         // Probes come every few seconds, for ever.
-        if self.access == Some(Access::Open) {
+        if matches!(self.access, Some(Access::Health | Access::Reflection)) {
             tracing::debug!(?code, duration_ms, "call");
         } else {
             tracing::info!(?code, duration_ms, "call");

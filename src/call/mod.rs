@@ -13,7 +13,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use ipnet::IpNet;
 use tokio_util::task::TaskTracker;
 use tonic::{Status, body::Body, service::Routes};
@@ -27,12 +27,17 @@ use crate::{
     caller::Peer,
     error::{self, Error},
     metrics::{Counted, Metrics},
+    peers::{Peers, Share},
 };
 
 pub use self::{
     metadata::{DEFAULT_DEADLINE, REQUEST_ID},
-    origin::Origin,
+    origin::{Origin, Sending},
 };
+
+/// How long a stream of reflection may be open: longer than any tool needs to ask all it
+/// wants to know.
+const MAX_REFLECTION: Duration = Duration::from_secs(30);
 
 /// Takes every call in.
 #[derive(Debug)]
@@ -40,6 +45,7 @@ pub struct Gateway {
     methods: Methods,
     metrics: Arc<Metrics>,
     admission: Admission,
+    peers: Arc<Peers>,
     trusted_proxies: Vec<IpNet>,
     /// Health and reflection: there from the start.
     open: Routes,
@@ -64,6 +70,7 @@ impl Gateway {
         methods: Methods,
         open: Routes,
         max_calls: usize,
+        peers: Arc<Peers>,
         trusted_proxies: Vec<IpNet>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -71,6 +78,7 @@ impl Gateway {
             methods,
             admission: Admission::new(max_calls, metrics.calls_shed.clone()),
             metrics,
+            peers,
             trusted_proxies,
             open,
             api: OnceLock::new(),
@@ -95,8 +103,16 @@ impl Gateway {
         self.calls.wait().await;
     }
 
+    fn share(&self, peer: IpAddr, origin: &Origin) -> Arc<Share> {
+        if peer == origin.ip { origin.share.clone() } else { self.peers.share(peer) }
+    }
+
     /// Answers a call.
-    pub async fn answer(&self, mut request: Request<Incoming>, origin: &Origin) -> Response<Body> {
+    pub async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        origin: &Arc<Origin>,
+    ) -> Response<Body> {
         let _under_way = (self.calls.token(), origin.calls.token());
         let request_id = metadata::request_id(request.headers());
         let peer = metadata::peer(request.headers(), origin.ip, |ip| self.trusts(ip));
@@ -112,9 +128,11 @@ impl Gateway {
             user_id = field::Empty,
         );
         async {
+            let share = self.share(peer, origin);
             let mut log = CallLog::begin(access, method, in_flight);
             let id = request_id.to_str().unwrap_or_default();
-            let response = self.answer_in_time(request, origin, access, id).await;
+            let call = Call { origin, share, access, request_id: id };
+            let response = self.answer_in_time(request, call).await;
             let mut response = response.unwrap_or_else(|error| Status::from(error).into_http());
             log.code = error::complete_details(response.headers_mut(), id);
             response.headers_mut().insert(REQUEST_ID, request_id.clone());
@@ -127,48 +145,81 @@ impl Gateway {
     async fn answer_in_time(
         &self,
         request: Request<Incoming>,
-        origin: &Origin,
-        access: Option<Access>,
-        request_id: &str,
+        call: Call<'_>,
     ) -> Result<Response<Body>, Error> {
         let deadline = metadata::deadline(request.headers());
         let limit = *deadline.as_ref().unwrap_or(&DEFAULT_DEADLINE);
-        let route = self.route(request, origin, access, request_id, deadline);
+        let route = async {
+            match call.access.ok_or(Error::Unimplemented)? {
+                Access::Health | Access::Reflection => {
+                    self.answer_openly(request, call, deadline).await
+                }
+                Access::Public | Access::Caller => self.admit(request, call, deadline).await,
+            }
+        };
         tokio::time::timeout(limit, route).await.map_err(|_| Error::DeadlineExceeded)?
     }
 
-    /// The one place that decides who gets through.
-    async fn route(
+    /// Health and reflection: only a peer that has very many of them is turned away.
+    async fn answer_openly(
         &self,
-        mut request: Request<Incoming>,
-        origin: &Origin,
-        access: Option<Access>,
-        request_id: &str,
+        request: Request<Incoming>,
+        call: Call<'_>,
         deadline: Result<Duration, Error>,
     ) -> Result<Response<Body>, Error> {
-        let access = access.ok_or(Error::Unimplemented)?;
-        if access == Access::Open {
-            deadline?;
-            let response = call(self.open.clone(), request).await;
-            return Ok(response.map(|body| OpenBody::wrap(body, request_id, origin)));
-        }
-        let _admitted = self.admission.enter().await?;
+        let place = self.admission.enter_openly(&call.share)?;
+        deadline?;
+        let response = serve(self.open.clone(), request).await;
+        let lifetime = (call.access == Some(Access::Reflection)).then_some(MAX_REFLECTION);
+        let ending = call.origin.ending(lifetime);
+        Ok(response.map(|body| {
+            let kept = (place, call.share, call.origin.calls.token());
+            OpenBody::wrap(body, call.request_id, ending, kept)
+        }))
+    }
+
+    /// The one place that decides who gets through to the services of the contract.
+    async fn admit(
+        &self,
+        request: Request<Incoming>,
+        call: Call<'_>,
+        deadline: Result<Duration, Error>,
+    ) -> Result<Response<Body>, Error> {
+        let mut room = self.admission.room(call.share.clone())?;
+        // Before the call takes a place: who sends slowly holds up nobody.
+        let mut request = self.admission.read(request, &mut room).await?;
+        let place = self.admission.enter(&call.share).await?;
         let api = self.api.get();
         let api =
             api.ok_or_else(|| Error::DatabaseUnavailable("the service is starting".into()))?;
-        if access == Access::Caller {
+        if call.access == Some(Access::Caller) {
             let caller = api.authenticator.authenticate(request.headers()).await?;
             Span::current().record("user_id", field::display(caller.user_id));
             request.extensions_mut().insert(caller);
         }
         // Only now: who may not call is not told what is wrong with the call.
         deadline?;
-        let response = call(api.routes.clone(), request).await;
-        self.admission.answer(response, &origin.stuck).await
+        let response = serve(api.routes.clone(), request).await;
+        drop(place);
+        self.admission.answer(response, room, call.origin.sending()).await
     }
 }
 
-async fn call(mut routes: Routes, request: Request<Incoming>) -> Response<Body> {
+/// What is known of a call before it is let in.
+struct Call<'a> {
+    origin: &'a Arc<Origin>,
+    /// The share of whoever calls.
+    share: Arc<Share>,
+    /// `None` if there is no such method.
+    access: Option<Access>,
+    request_id: &'a str,
+}
+
+async fn serve<B>(mut routes: Routes, request: Request<B>) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<error::Cause>,
+{
     match routes.call(request).await {
         Ok(response) => response,
         Err(never) => match never {},

@@ -2,35 +2,44 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use http::Response;
 use http_body::Frame;
-use tokio_util::{sync::WaitForCancellationFutureOwned, task::task_tracker::TaskTrackerToken};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Status, body::Body};
 
-use super::Origin;
-use crate::error::{self, Error};
+use crate::{
+    error::{self, Error},
+    peers::Share,
+};
+
+/// What such a call keeps as long as its answer is not whole.
+pub(super) type Kept = (OwnedSemaphorePermit, Arc<Share>, TaskTrackerToken);
 
 /// The body of an answer of health or reflection, which may be a stream: errors at its
-/// end get their details, and when the connection ends, it ends after what it had to say.
+/// end get their details, and when it has to end, it ends after what it had to say.
 pub(super) struct OpenBody {
     /// `None` after the end.
     body: Option<Body>,
     request_id: String,
-    ending: Pin<Box<WaitForCancellationFutureOwned>>,
-    _under_way: TaskTrackerToken,
+    /// Comes when it has to end, with the reason.
+    ending: Pin<Box<dyn Future<Output = Error> + Send>>,
+    _kept: Kept,
 }
 
 impl OpenBody {
-    pub(super) fn wrap(body: Body, request_id: &str, origin: &Origin) -> Body {
-        Body::new(Self {
-            body: Some(body),
-            request_id: request_id.to_owned(),
-            ending: Box::pin(origin.ending.clone().cancelled_owned()),
-            _under_way: origin.calls.token(),
-        })
+    pub(super) fn wrap(
+        body: Body,
+        request_id: &str,
+        ending: impl Future<Output = Error> + Send + 'static,
+        kept: Kept,
+    ) -> Body {
+        let request_id = request_id.to_owned();
+        Body::new(Self { body: Some(body), request_id, ending: Box::pin(ending), _kept: kept })
     }
 }
 
@@ -52,9 +61,9 @@ impl http_body::Body for OpenBody {
             },
             Poll::Ready(end) => return Poll::Ready(end),
             Poll::Pending => {
-                ready!(self.ending.as_mut().poll(context));
+                let reason = ready!(self.ending.as_mut().poll(context));
                 self.body = None;
-                let response: Response<Body> = Status::from(Error::Stopping).into_http();
+                let response: Response<Body> = Status::from(reason).into_http();
                 response.into_parts().0.headers
             }
         };

@@ -13,7 +13,7 @@ use std::{
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
-use crate::{caller::Peer, connection::network, error::Error};
+use crate::{caller::Peer, error::Error, peers::network};
 
 /// The time for which the limit is.
 const WINDOW: Duration = Duration::from_mins(1);
