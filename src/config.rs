@@ -99,6 +99,10 @@ pub struct Config {
     #[arg(long, env, global = true, default_value_t = default_max_connections(), value_parser = clap::value_parser!(u16).range(1..=MAX_DATABASE_CONNECTIONS))]
     pub database_max_connections: u16,
 
+    /// Whether calls that ask the same kind of thing at once share a statement; false where a distributed database wants one owner in each
+    #[arg(long, env, global = true, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub coalescing: bool,
+
     /// Whether to bring the database's schema up to date at the start
     #[arg(long, env, global = true, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub migrate_on_start: bool,

@@ -73,6 +73,20 @@ impl Error {
         }
     }
 
+    /// The same, for another call that it befell.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        match self {
+            Self::DatabaseUnavailable(cause) => {
+                Self::DatabaseUnavailable(Chain(&**cause).to_string().into())
+            }
+            Self::DeadlineExceeded => Self::DeadlineExceeded,
+            Self::SessionRevoked => Self::SessionRevoked,
+            Self::Internal(cause) => Self::internal(Chain(&**cause).to_string()),
+            other => Self::internal(other.to_string()),
+        }
+    }
+
     fn reason(&self) -> ErrorReason {
         match self {
             Self::NotAuthenticated => ErrorReason::NotAuthenticated,

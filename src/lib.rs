@@ -23,6 +23,8 @@
 //! guess or ask is counted in memory: passwords in [`auth::attempts`], names in
 //! [`user::sign_ups`].
 //!
+//! Look-ups and additions that come at the same time share a statement ([`coalesce`]).
+//!
 //! Around them: [`config`], [`keys`] and [`telemetry`] at the start, [`audit`], [`health`],
 //! [`metrics`] with their own port ([`metrics_server`]) and [`shutdown`] while it runs,
 //! [`probe`] from outside, and `embedded`, the private PostgreSQL of development.
@@ -47,6 +49,7 @@ pub mod auth;
 pub mod call;
 pub mod caller;
 pub mod clock;
+pub mod coalesce;
 pub mod config;
 pub mod connection;
 pub mod database;

@@ -21,6 +21,7 @@ use crate::{
     },
     call::{Api, Gateway},
     caller::LiveSessions,
+    coalesce::Coalescer,
     config::Config,
     connection::Acceptor,
     database::{self, Database},
@@ -259,6 +260,7 @@ async fn serve_metrics(
 
 fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics) -> Api {
     let live_sessions = Arc::new(LiveSessions::default());
+    let together = config.coalescing;
     let shed = metrics.calls_shed.clone();
     let hasher = Hasher::new(config.hashing_threads.into(), config.hashing_cost.clone(), shed);
     metrics.look_at(database.clone(), hasher.clone());
@@ -272,7 +274,7 @@ fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics
     let authenticator = Arc::new(Authenticator {
         access_tokens,
         live_sessions: live_sessions.clone(),
-        database: database.clone(),
+        find_expiry: Coalescer::new(database.clone(), together),
     });
     let auth = AuthService {
         database: database.clone(),
@@ -285,12 +287,18 @@ fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics
     };
     let user = UserService {
         database: database.clone(),
+        find: Coalescer::new(database.clone(), together),
         hasher,
         sign_ups: SignUps::new(config.sign_ups_per_peer_per_minute),
         live_sessions,
         page_tokens: page_tokens.clone(),
     };
-    let todo = TodoService { database, page_tokens };
+    let todo = TodoService {
+        find: Coalescer::new(database.clone(), together),
+        insert: Coalescer::new(database.clone(), together),
+        database,
+        page_tokens,
+    };
     let routes =
         Routes::new(AuthServiceServer::new(auth).max_decoding_message_size(MAX_REQUEST_BYTES))
             .add_service(UserServiceServer::new(user).max_decoding_message_size(MAX_REQUEST_BYTES))

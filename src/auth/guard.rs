@@ -13,7 +13,7 @@ use super::{
 use crate::{
     caller::{Caller, LiveSessions},
     clock,
-    database::Database,
+    coalesce::Coalescer,
     error::Error,
     proto::DESCRIPTORS,
 };
@@ -96,8 +96,8 @@ pub struct Authenticator {
     pub access_tokens: AccessTokens,
     /// The sessions that were seen alive lately.
     pub live_sessions: Arc<LiveSessions>,
-    /// Where all sessions are kept.
-    pub database: Database,
+    /// Looks the others up.
+    pub find_expiry: Coalescer<store::FindExpiry>,
 }
 
 impl Authenticator {
@@ -111,10 +111,7 @@ impl Authenticator {
     pub async fn check(&self, token: &str, now: OffsetDateTime) -> Result<Verified, Error> {
         let verified = self.access_tokens.verify(token, now)?;
         let caller = verified.caller;
-        let look_up = async || {
-            self.database.run(async |connection| store::find_expiry(connection, caller).await).await
-        };
-        if self.live_sessions.is_alive(caller, look_up).await? {
+        if self.live_sessions.is_alive(caller, || self.find_expiry.ask(caller)).await? {
             Ok(verified)
         } else {
             Err(Error::SessionRevoked)

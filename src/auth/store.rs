@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{LoginName, MAX_SESSIONS, NewSession, REFRESH_GRACE, Session, token::RefreshToken};
 use crate::{
     caller::Caller,
+    coalesce::{Statement, in_order},
     database::is_foreign_key_violation,
     error::Error,
     id::{SessionId, UserId},
@@ -172,19 +173,51 @@ pub(super) async fn trim(
     Ok(ended.rows_affected() > 0)
 }
 
-/// When a session expires; `None` if it has ended.
-pub(super) async fn find_expiry(
+/// Finds out when sessions expire; `None` for those that have ended.
+#[derive(Debug)]
+pub struct FindExpiry;
+
+impl Statement for FindExpiry {
+    type Question = Caller;
+    type Answer = Option<OffsetDateTime>;
+
+    async fn run(
+        connection: &mut PgConnection,
+        callers: &[Caller],
+    ) -> Result<Vec<Option<OffsetDateTime>>, Error> {
+        if let &[caller] = callers {
+            return Ok(vec![find_expiry(connection, caller).await?]);
+        }
+        let (user_ids, ids): (Vec<_>, Vec<_>) = callers
+            .iter()
+            .map(|caller| (caller.user_id.as_uuid(), caller.session_id.as_uuid()))
+            .unzip();
+        let rows = sqlx::query!(
+            r#"select question as "question!", expires_at
+               from unnest($1::uuid[], $2::uuid[]) with ordinality
+                   as questions (user_id, id, question)
+               join sessions using (user_id, id)"#,
+            &user_ids,
+            &ids,
+        )
+        .fetch_all(connection)
+        .await?;
+        in_order(callers.len(), rows.into_iter().map(|row| Ok((row.question, row.expires_at))))
+    }
+}
+
+async fn find_expiry(
     executor: impl PgExecutor<'_>,
     caller: Caller,
 ) -> Result<Option<OffsetDateTime>, Error> {
-    let row = sqlx::query_scalar!(
+    let expires_at = sqlx::query_scalar!(
         "select expires_at from sessions where user_id = $1 and id = $2",
         caller.user_id.as_uuid(),
         caller.session_id.as_uuid(),
     )
     .fetch_optional(executor)
     .await?;
-    Ok(row)
+    Ok(expires_at)
 }
 
 /// What a refresh token was found to be.

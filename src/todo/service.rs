@@ -7,6 +7,7 @@ use super::{Description, Filter, NewTodo, OrderBy, Place, State, Title, Todo, To
 use crate::{
     caller::Caller,
     clock,
+    coalesce::Coalescer,
     database::Database,
     error::Error,
     etag::{self, Guard},
@@ -22,6 +23,10 @@ use crate::{
 pub struct TodoService {
     /// Where to-dos are kept.
     pub database: Database,
+    /// Looks up to-dos.
+    pub find: Coalescer<store::Find>,
+    /// Adds to-dos.
+    pub insert: Coalescer<store::Insert>,
     /// For lists.
     pub page_tokens: PageTokens,
 }
@@ -34,10 +39,7 @@ impl pb::todo_service_server::TodoService for TodoService {
     ) -> Result<Response<pb::CreateTodoResponse>, Status> {
         let caller = Caller::of(&request)?;
         let todo = parse_new_todo(request.into_inner())?;
-        let todo = self
-            .database
-            .run(async |connection| store::insert(connection, caller.user_id, &todo).await)
-            .await?;
+        let todo = self.insert.ask((caller.user_id, todo)).await?;
         Ok(Response::new(pb::CreateTodoResponse { todo: Some(todo.into()) }))
     }
 
@@ -47,11 +49,7 @@ impl pb::todo_service_server::TodoService for TodoService {
     ) -> Result<Response<pb::GetTodoResponse>, Status> {
         let caller = Caller::of(&request)?;
         let id = parse_id(&request.into_inner().id)?;
-        let todo = self
-            .database
-            .run(async |connection| store::find(connection, caller.user_id, id).await)
-            .await?
-            .ok_or(Error::TodoNotFound)?;
+        let todo = self.find.ask((caller.user_id, id)).await?.ok_or(Error::TodoNotFound)?;
         Ok(Response::new(pb::GetTodoResponse { todo: Some(todo.into()) }))
     }
 

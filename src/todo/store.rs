@@ -3,12 +3,13 @@
 
 use std::sync::LazyLock;
 
-use sqlx::PgExecutor;
+use sqlx::{PgConnection, PgExecutor};
 use time::{OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
 use super::{Direction, Filter, Key, NewTodo, OrderBy, Place, State, Todo, TodoChange};
 use crate::{
+    coalesce::{Statement, in_order},
     database::is_foreign_key_violation,
     error::Error,
     etag::{FIRST_VERSION, Guard},
@@ -51,19 +52,42 @@ impl TryFrom<Row> for Todo {
     }
 }
 
-/// Adds a to-do. [`Error::SessionRevoked`] when its owner has been deleted meanwhile.
-pub(super) async fn insert(
+/// Adds to-dos, each to its owner's. [`Error::SessionRevoked`] when the owner has been
+/// deleted meanwhile.
+#[derive(Debug)]
+pub struct Insert;
+
+impl Statement for Insert {
+    type Question = (UserId, NewTodo);
+    type Answer = Todo;
+
+    async fn run(
+        connection: &mut PgConnection,
+        questions: &[(UserId, NewTodo)],
+    ) -> Result<Vec<Todo>, Error> {
+        match questions {
+            [(owner_id, todo)] => insert(connection, *owner_id, todo).await?,
+            _ => insert_all(connection, questions).await?,
+        }
+        Ok(questions.iter().map(|(_, todo)| todo.into()).collect())
+    }
+
+    /// Of an owner who is gone.
+    fn concerns_some(error: &Error) -> bool {
+        matches!(error, Error::SessionRevoked)
+    }
+}
+
+async fn insert(
     executor: impl PgExecutor<'_>,
     owner_id: UserId,
     todo: &NewTodo,
-) -> Result<Todo, Error> {
-    let inserted = sqlx::query_as!(
-        Row,
+) -> Result<(), Error> {
+    let inserted = sqlx::query!(
         "insert into todos (
              owner_id, id, title, title_folded, description, description_folded,
              state, updated_at, version
-         ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-         returning id, title, description, state, updated_at, version",
+         ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         owner_id.as_uuid(),
         todo.id.as_uuid(),
         todo.title.as_str(),
@@ -73,15 +97,59 @@ pub(super) async fn insert(
         todo.state.number(),
         todo.id.create_time(),
         FIRST_VERSION,
-    )
-    .fetch_one(executor)
-    .await;
-    match inserted {
-        Ok(row) => row.try_into(),
-        Err(error) if is_foreign_key_violation(&error, "todos_owner_id_fkey") => {
-            Err(Error::SessionRevoked)
+    );
+    inserted.execute(executor).await.map(drop).map_err(no_owner)
+}
+
+async fn insert_all(
+    executor: impl PgExecutor<'_>,
+    todos: &[(UserId, NewTodo)],
+) -> Result<(), Error> {
+    fn column<'a, T>(todos: &'a [(UserId, NewTodo)], of: impl Fn(&'a NewTodo) -> T) -> Vec<T> {
+        todos.iter().map(|(_, todo)| of(todo)).collect()
+    }
+    let owner_ids: Vec<_> = todos.iter().map(|(owner_id, _)| owner_id.as_uuid()).collect();
+    let inserted = sqlx::query!(
+        "insert into todos (
+             owner_id, id, title, title_folded, description, description_folded,
+             state, updated_at, version
+         )
+         select *, $9::bigint
+         from unnest(
+             $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[],
+             $7::smallint[], $8::timestamptz[]
+         )",
+        &owner_ids,
+        &column(todos, |todo| todo.id.as_uuid()),
+        &column(todos, |todo| todo.title.as_str()) as &[&str],
+        &column(todos, |todo| todo.title.folded()),
+        &column(todos, |todo| todo.description.as_str()) as &[&str],
+        &column(todos, |todo| todo.description.folded()),
+        &column(todos, |todo| todo.state.number()),
+        &column(todos, |todo| todo.id.create_time()),
+        FIRST_VERSION,
+    );
+    inserted.execute(executor).await.map(drop).map_err(no_owner)
+}
+
+fn no_owner(error: sqlx::Error) -> Error {
+    if is_foreign_key_violation(&error, "todos_owner_id_fkey") {
+        return Error::SessionRevoked;
+    }
+    error.into()
+}
+
+/// What is there once it is added.
+impl From<&NewTodo> for Todo {
+    fn from(todo: &NewTodo) -> Self {
+        Self {
+            id: todo.id,
+            title: todo.title.as_str().to_owned(),
+            description: todo.description.as_str().to_owned(),
+            state: todo.state,
+            updated_at: todo.id.create_time(),
+            version: FIRST_VERSION,
         }
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -101,6 +169,44 @@ pub(super) async fn find(
     .fetch_optional(executor)
     .await?;
     row.map(Todo::try_from).transpose()
+}
+
+/// Looks up to-dos, each of its owner.
+#[derive(Debug)]
+pub struct Find;
+
+impl Statement for Find {
+    type Question = (UserId, TodoId);
+    type Answer = Option<Todo>;
+
+    async fn run(
+        connection: &mut PgConnection,
+        questions: &[(UserId, TodoId)],
+    ) -> Result<Vec<Option<Todo>>, Error> {
+        if let &[(owner_id, id)] = questions {
+            return Ok(vec![find(connection, owner_id, id).await?]);
+        }
+        let (owner_ids, ids): (Vec<_>, Vec<_>) =
+            questions.iter().map(|(owner_id, id)| (owner_id.as_uuid(), id.as_uuid())).unzip();
+        let rows = sqlx::query!(
+            r#"select question as "question!", todos.id, title, description, state, updated_at,
+                   version
+               from unnest($1::uuid[], $2::uuid[]) with ordinality
+                   as questions (owner_id, id, question)
+               join todos using (owner_id, id)"#,
+            &owner_ids,
+            &ids,
+        )
+        .fetch_all(connection)
+        .await?;
+        let found = rows.into_iter().map(|row| {
+            let (id, title, description) = (row.id, row.title, row.description);
+            let (state, updated_at, version) = (row.state, row.updated_at, row.version);
+            let todo = Row { id, title, description, state, updated_at, version };
+            Ok((row.question, todo.try_into()?))
+        });
+        in_order(questions.len(), found)
+    }
 }
 
 /// Changes a to-do. `None` if there is none, or none of the guarded version.

@@ -10,6 +10,7 @@ use crate::{
     audit,
     caller::{Caller, LiveSessions, Peer},
     clock,
+    coalesce::Coalescer,
     database::{Database, complete},
     error::Error,
     etag::{self, Guard},
@@ -26,6 +27,8 @@ use crate::{
 pub struct UserService {
     /// Where users are kept.
     pub database: Database,
+    /// Looks up users.
+    pub find: Coalescer<store::Find>,
     /// Hashes the passwords of new users.
     pub hasher: Hasher,
     /// Counts sign-ups.
@@ -61,8 +64,7 @@ impl pb::user_service_server::UserService for UserService {
     ) -> Result<Response<pb::GetUserResponse>, Status> {
         let caller = Caller::of(&request)?;
         let id = parse_id("id", &request.into_inner().id, caller)?;
-        let user = self.database.run(async |connection| store::find(connection, id).await).await?;
-        let user = match user {
+        let user = match self.find.ask(id).await? {
             Some(user) => seen_by(caller, user),
             None if id == caller.user_id => return Err(Error::SessionRevoked.into()),
             None => return Err(Error::UserNotFound.into()),

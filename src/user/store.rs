@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{NewUser, User, UserChange, Username};
 use crate::{
+    coalesce::{Statement, in_order},
     database::is_unique_violation,
     error::Error,
     etag::{FIRST_VERSION, Guard},
@@ -75,6 +76,39 @@ pub(super) async fn find(executor: impl PgExecutor<'_>, id: UserId) -> Result<Op
     .fetch_optional(executor)
     .await?;
     Ok(row.map(User::from))
+}
+
+/// Looks up users.
+#[derive(Debug)]
+pub struct Find;
+
+impl Statement for Find {
+    type Question = UserId;
+    type Answer = Option<User>;
+
+    async fn run(
+        connection: &mut PgConnection,
+        ids: &[UserId],
+    ) -> Result<Vec<Option<User>>, Error> {
+        if let &[id] = ids {
+            return Ok(vec![find(connection, id).await?]);
+        }
+        let questions: Vec<_> = ids.iter().copied().map(UserId::as_uuid).collect();
+        let rows = sqlx::query!(
+            r#"select question as "question!", users.id, username, email, updated_at, version
+               from unnest($1::uuid[]) with ordinality as questions (id, question)
+               join users using (id)"#,
+            &questions,
+        )
+        .fetch_all(connection)
+        .await?;
+        let found = rows.into_iter().map(|row| {
+            let (id, username, email) = (row.id, row.username, row.email);
+            let (updated_at, version) = (row.updated_at, row.version);
+            Ok((row.question, Row { id, username, email, updated_at, version }.into()))
+        });
+        in_order(ids.len(), found)
+    }
 }
 
 /// Lists users by id, one more than the page holds where there are more.

@@ -41,6 +41,7 @@ const MAY_USE: [MayUse; 9] = [
         &[
             ("store.rs", "sqlx"),
             ("database.rs", "sqlx"),
+            ("coalesce.rs", "sqlx::PgConnection"),
             ("health.rs", "sqlx::PgConnection"),
             ("health.rs", "sqlx::Error"),
             ("config.rs", "sqlx::postgres::PgConnectOptions"),

@@ -3,6 +3,7 @@
 mod architecture;
 mod attempts;
 mod cancellation;
+mod coalescing;
 mod compose;
 mod container;
 mod contract;

@@ -24,7 +24,7 @@ use crate::support::{
 const README: &str = include_str!("../../README.md");
 const ALERTS: &str = include_str!("../../deploy/alerts.yaml");
 
-fn with_metrics() -> Config {
+pub fn with_metrics() -> Config {
     Config { metrics_addr: Some(SocketAddr::from(([127, 0, 0, 1], 0))), ..config() }
 }
 
@@ -52,7 +52,7 @@ impl App {
         ask(self.metrics_address.expect("it has metrics"), "GET", path).await
     }
 
-    async fn scrape(&self) -> Scrape {
+    pub async fn scrape(&self) -> Scrape {
         let answer = self.ask("/metrics").await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         Scrape(answer.body)
@@ -60,11 +60,11 @@ impl App {
 }
 
 /// All metrics at one moment.
-struct Scrape(String);
+pub struct Scrape(String);
 
 impl Scrape {
     /// A series; `None` if there is none.
-    fn get(&self, series: &str) -> Option<f64> {
+    pub fn get(&self, series: &str) -> Option<f64> {
         let values = self.0.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         values.map(|value| value.parse().expect("a number")).next()
     }

@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use fast_zero::proto::auth::v1::{LogoutScope, Session};
+use fast_zero::{
+    config::Config,
+    proto::auth::v1::{LogoutScope, Session},
+};
 use tonic::Code;
 use uuid::Uuid;
 
 use crate::support::{
     App, Client, PASSWORD,
-    app::unique,
+    app::{config, unique},
     assert::{assert_invalid, assert_refused},
     parallel::at_once,
     statements::count_of,
@@ -174,7 +177,7 @@ async fn another_replica_knows_of_an_ended_session_within_five_seconds() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_calls_in_an_unknown_session_share_one_look_up() {
-    let app = App::start().await;
+    let app = App::start_with(Config { coalescing: false, ..config() }).await;
     let ana = app.signed_up("ana").await;
     let mut lock = app.hold("lock table sessions in access exclusive mode").await;
     let request_ids: Vec<_> = (0..16).map(|_| unique("look-up-")).collect();

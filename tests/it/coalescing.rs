@@ -1,0 +1,126 @@
+//! Calls that share a statement.
+
+use fast_zero::{config::Config, proto::todo::v1::ListTodosRequest};
+use tonic::Code;
+
+use crate::{
+    metrics::with_metrics,
+    support::{
+        App, Client, app::unique, assert::assert_refused, lock::RowLock, parallel::at_once,
+        statements::count_of, todos::titled, wait::eventually,
+    },
+};
+
+/// Keeps everybody from the to-dos.
+const LOCK: &str = "lock table todos in access exclusive mode";
+
+/// As many as there are tasks that ask.
+const STATEMENTS_AT_ONCE: i64 = 2;
+
+impl App {
+    /// Waits until this many calls are under way.
+    async fn until_under_way(&self, calls: u32) {
+        eventually("so many calls are under way", async || {
+            self.scrape().await.get("fastzero_calls_in_flight") == Some(f64::from(calls))
+        })
+        .await;
+    }
+
+    /// Waits until the tasks wait for the lock, so that who comes next waits for them.
+    async fn until_busy(&self, lock: &mut RowLock, ana: &Client) -> Vec<Call> {
+        let mut calls = Vec::new();
+        for statements in 1..=STATEMENTS_AT_ONCE {
+            calls.push(create(ana.clone(), "the first"));
+            lock.until_queue_of(statements).await;
+        }
+        calls
+    }
+}
+
+type Call = tokio::task::JoinHandle<Result<(), tonic::Status>>;
+
+fn create(caller: Client, title: &'static str) -> Call {
+    tokio::spawn(async move { caller.try_create_todo(Some(titled(title))).await.map(drop) })
+}
+
+#[tokio::test]
+async fn calls_at_once_share_statements_and_each_gets_its_own_answer() {
+    for coalescing in [true, false] {
+        let app = App::start_with(Config { coalescing, ..with_metrics() }).await;
+        let owners = [app.signed_up("ana").await, app.signed_up("bob").await];
+        let mut wanted = Vec::new();
+        for number in 0..16 {
+            wanted.push(owners[number % 2].create_todo(&number.to_string()).await);
+        }
+        let lock = app.hold(LOCK).await;
+        let request_ids: Vec<_> = (0..64).map(|_| unique("coalesced-")).collect();
+        let calls = request_ids.iter().enumerate().map(|(call, request_id)| {
+            // Each is asked for by its owner twice, and twice by somebody else.
+            let (number, caller) = (call % 16, call / 16 % 2);
+            let client = owners[caller].clone().with("x-request-id", request_id);
+            let todo = (caller == number % 2).then(|| wanted[number].clone());
+            let id = wanted[number].id.clone();
+            async move { (client.try_get_todo(&id).await, todo) }
+        });
+        let calls = tokio::spawn(at_once(calls.collect::<Vec<_>>()));
+        app.until_under_way(64).await;
+        lock.release().await;
+        for (answer, todo) in calls.await.expect("no panic") {
+            match todo {
+                Some(todo) => assert_eq!(answer.expect("found").into_inner().todo, Some(todo)),
+                None => drop(assert_refused(answer, Code::NotFound, "TODO_NOT_FOUND")),
+            }
+        }
+        let statements: usize = request_ids.iter().map(|request_id| count_of(request_id)).sum();
+        if coalescing {
+            assert!(statements <= 8, "{statements} statements for 64 calls");
+        } else {
+            assert_eq!(statements, 64);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_owner_who_is_gone_keeps_nobody_else_from_adding() {
+    let app = App::start_with(with_metrics()).await;
+    let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
+    // The session was just seen alive, and the service is not told.
+    bob.create_todo("the last one").await;
+    app.execute("delete from users where username = 'bob'").await;
+    let mut lock = app.hold(LOCK).await;
+    let first = app.until_busy(&mut lock, &ana).await;
+    let of_ana: Vec<_> = (0..4).map(|_| create(ana.clone(), "one more")).collect();
+    let of_bob = create(bob, "too late");
+    app.until_under_way(7).await;
+    lock.release().await;
+    for added in first.into_iter().chain(of_ana) {
+        added.await.expect("no panic").expect("added");
+    }
+    let refused = of_bob.await.expect("no panic").map(tonic::Response::new);
+    assert_refused(refused, Code::Unauthenticated, "SESSION_REVOKED");
+    assert_eq!(ana.all_todos(ListTodosRequest::default()).await.len(), 6);
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_before_its_turn_adds_nothing() {
+    let app = App::start_with(with_metrics()).await;
+    let ana = app.signed_up("ana").await;
+    let mut lock = app.hold(LOCK).await;
+    let first = app.until_busy(&mut lock, &ana).await;
+    let given_up = create(ana.clone(), "never mind");
+    let kept = create(ana.clone(), "kept");
+    app.until_under_way(4).await;
+    given_up.abort();
+    app.until_under_way(3).await;
+    let late = create(ana.clone().with("grpc-timeout", "100m"), "too late");
+    late.await.expect("no panic").expect_err("its deadline comes before its turn");
+    app.until_under_way(3).await;
+    lock.release().await;
+    for added in first.into_iter().chain([kept]) {
+        added.await.expect("no panic").expect("added");
+    }
+    let todos = ana.all_todos(ListTodosRequest::default()).await;
+    let mut titles: Vec<_> = todos.iter().map(|todo| &*todo.title).collect();
+    titles.sort_unstable();
+    assert_eq!(titles, ["kept", "the first", "the first"]);
+}
