@@ -20,6 +20,7 @@ mod metrics;
 mod outages;
 mod pages;
 mod passwords;
+mod plans;
 mod races;
 mod readme;
 mod refresh;

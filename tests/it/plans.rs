@@ -1,0 +1,198 @@
+//! How PostgreSQL runs each statement of the service when the tables are large: by an index,
+//! reading as little as when they are small.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+
+use crate::support::postgres::TestDatabase;
+
+/// To-dos of each owner: more than fit a page, so that sorting them all would be seen.
+const OF_EACH: u32 = 2_000;
+
+/// To-dos in all, where the tables are small and where they are large; a tenth as many users,
+/// each with a session.
+const SMALL: u32 = 10_000;
+const LARGE: u32 = 1_000_000;
+
+/// The most rows that may be sorted: a page and the row after it.
+const PAGE: u32 = 1_001;
+
+/// Pages of 8 KiB that a statement may read more when the tables are large: an index of a
+/// million rows has two levels more than one of a thousand, and a statement writes to four of
+/// them at the most, and checks keys in two more.
+const MORE_BUFFERS: u64 = 24;
+
+/// What a statement is called with: the first entry whose words it has. The parameters are
+/// SQL, in which `OWNER` and `TODO` stand for ids.
+const ARGUMENTS: [(&str, &str); 34] = [
+    // To-dos.
+    ("delete from todos", "OWNER, TODO, null"),
+    (
+        "from unnest($1::uuid[], $2::uuid[]) with ordinality as questions (owner_id",
+        "array[OWNER], array[TODO]",
+    ),
+    ("from todos where owner_id = $1 and id = $2", "OWNER, TODO"),
+    ("update todos", "OWNER, TODO, null, 'a', 'a', null, null, 2::smallint, now()"),
+    (
+        "state, updated_at, version ) values",
+        "OWNER, NEW, 'a', 'a', 'b', 'b', 1::smallint, now(), 1",
+    ),
+    (
+        "version ) select *, $9::bigint",
+        "array[OWNER], array[NEW], array['a'], array['a'], array['b'], array['b'], array[1::smallint], array[now()], 1",
+    ),
+    ("and id > $9 order by id offset", "OWNER, null, null, null, 0, 101, 1000000, 160, NONE"),
+    ("and id < $9 order by id desc offset", "OWNER, null, null, null, 0, 101, 1000000, 160, TODO"),
+    (
+        "(updated_at, id) > ($9, $10)",
+        "OWNER, null, null, null, 0, 101, 1000000, 160, '0001-01-01', NONE",
+    ),
+    (
+        "(updated_at, id) < ($9, $10)",
+        "OWNER, null, null, null, 0, 101, 1000000, 160, '9999-01-01', TODO",
+    ),
+    (
+        "(title_folded, title, id) > ($9, $10, $11)",
+        "OWNER, 'title', null, '{1,2}', 0, 101, 1000000, 160, '', '', NONE",
+    ),
+    (
+        "(title_folded, title, id) < ($9, $10, $11)",
+        "OWNER, null, 'about', null, 5, 101, 1000000, 160, 'z', 'z', TODO",
+    ),
+    // Users.
+    ("from unnest($1::uuid[]) with ordinality as questions (id", "array[OWNER]"),
+    ("version from users where id = $1", "OWNER"),
+    ("from users where id > $1", "OWNER, 0, 101"),
+    ("select from users where username_folded = $1", "'user 5', OWNER"),
+    ("from users where username_folded = $1", "'user 5'"),
+    ("from users where email_folded = $1", "'user 5@example.com'"),
+    ("password_version from users where id = $1", "OWNER"),
+    ("insert into users", "NEW, 'a', 'a', 'a@b', 'a@b', 'x', 1, now(), 1"),
+    ("update users set username", "OWNER, null, 'a', 'a', null, null, now()"),
+    ("set password_hash = $3, password_version", "OWNER, 1, 'x'"),
+    ("set password_hash = $3 where", "OWNER, 'x', 'y'"),
+    ("delete from users", "OWNER, null"),
+    // Sessions.
+    ("as questions (user_id", "array[OWNER], array[TODO]"),
+    ("select expires_at from sessions", "OWNER, TODO"),
+    ("from sessions where user_id = $1 and expires_at > $2 order", "OWNER, now(), 101"),
+    ("insert into sessions", "OWNER, 1, NEW, now(), now(), '', ''"),
+    ("update sessions", "OWNER, TODO, 0, now(), now()"),
+    ("delete from sessions where user_id = $1 and ( expires_at", "OWNER, now(), 100"),
+    ("delete from sessions where user_id = $1 and ((id", "OWNER, TODO, true, false"),
+    ("delete from sessions where user_id = $1 and id", "OWNER, TODO, now()"),
+    // About the database itself.
+    ("current_setting", ""),
+    ("lower(", ""),
+];
+
+/// A database with so many to-dos.
+async fn filled(todos: u32) -> (TestDatabase, PgConnection) {
+    let database = TestDatabase::create().await;
+    let mut sql = database.connect().await;
+    for statement in [
+        "create function id(kind int, number bigint) returns uuid immutable language sql
+         return (lpad(to_hex(kind), 8, '0') || lpad(to_hex(number), 24, '0'))::uuid".to_owned(),
+        format!(
+            "insert into users select id(1, n), 'user ' || n, 'user ' || n, 'user ' || n || '@example.com',
+                 'user ' || n || '@example.com', 'x', 1, now(), 1
+             from generate_series(0, {} - 1) as n", todos / 10
+        ),
+        format!(
+            "insert into sessions select id, id(2, {OF_EACH} * n::bigint + {OF_EACH} / 2), 0, now(),
+                 now() + interval '1 day', 'agent', 'peer'
+             from generate_series(0, {} - 1) as n, id(1, n)", todos / 10
+        ),
+        format!(
+            "insert into todos select id(1, n / {OF_EACH}), id(2, n), title, title, about, about,
+                 1 + n % 5, now() - n * interval '1 second', 1
+             from generate_series(0, {todos} - 1) as n,
+                 concat('title ', n * 7919::bigint % {todos}) as title, concat('all about ', n) as about"
+        ),
+        "analyze".to_owned(),
+        "vacuum users, sessions, todos".to_owned(),
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect("filled");
+    }
+    (database, sql)
+}
+
+/// All statements in the sources.
+fn statements() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
+    let files = fs::read_dir(folder).expect("a folder").map(|file| file.expect("a file").path());
+    let text = files.map(|file| fs::read_to_string(file).expect("text"));
+    let json = text.map(|text| serde_json::from_str::<Value>(&text).expect("JSON"));
+    let query = |json: Value| json["query"].as_str().expect("a statement").to_owned();
+    json.map(|json| query(json).split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+fn arguments(statement: &str, todos: u32) -> String {
+    let known = ARGUMENTS.iter().find(|(words, _)| statement.contains(words));
+    let (_, arguments) = known.unwrap_or_else(|| panic!("what is it called with? {statement}"));
+    // In the middle of the tables.
+    let owner = todos / OF_EACH / 2;
+    let todo = owner * OF_EACH + OF_EACH / 2;
+    let id = |kind: u32, number: u32| format!("'{kind:08x}-0000-0000-0000-{number:012x}'::uuid");
+    arguments
+        .replace("OWNER", &id(1, owner))
+        .replace("TODO", &id(2, todo))
+        .replace("NEW", &id(3, 0))
+        .replace("NONE", &id(0, 0))
+}
+
+/// Runs a statement, and undoes it. How PostgreSQL did it.
+async fn explain(sql: &mut PgConnection, statement: &str, arguments: &str) -> Value {
+    let arguments = if arguments.is_empty() { String::new() } else { format!("({arguments})") };
+    let mut transaction = sql.begin().await.expect("begun");
+    let prepare =
+        format!("set local plan_cache_mode = force_generic_plan; prepare it as {statement}");
+    let explain = format!("explain (analyze, buffers, format json) execute it{arguments}");
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *transaction).await.expect("prepared");
+    let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *transaction).await;
+    let plan = plan.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    let text: String = plan.try_get_unchecked(0).expect("text");
+    transaction.rollback().await.expect("undone");
+    sqlx::raw_sql("deallocate it").execute(sql).await.expect("forgotten");
+    serde_json::from_str::<Value>(&text).expect("JSON")[0]["Plan"].take()
+}
+
+/// All steps of a plan.
+fn nodes(plan: &Value) -> Vec<&Value> {
+    let below = plan["Plans"].as_array().into_iter().flatten();
+    std::iter::once(plan).chain(below.flat_map(nodes)).collect()
+}
+
+fn buffers(plan: &Value) -> u64 {
+    let of = |name: &str| plan[name].as_u64().expect("a number");
+    of("Shared Hit Blocks") + of("Shared Read Blocks")
+}
+
+#[tokio::test]
+#[ignore = "fills a table with a million rows: half a minute"]
+async fn no_statement_reads_more_when_the_tables_are_large() {
+    let (_small, mut small) = filled(SMALL).await;
+    let (_large, mut large) = filled(LARGE).await;
+    let mut figures = BTreeMap::new();
+    for statement in statements() {
+        let few = explain(&mut small, &statement, &arguments(&statement, SMALL)).await;
+        let plan = explain(&mut large, &statement, &arguments(&statement, LARGE)).await;
+        for node in nodes(&plan) {
+            let kind = node["Node Type"].as_str().expect("a kind");
+            assert_ne!(kind, "Seq Scan", "{statement}\n{plan:#}");
+            let sorted = node["Plans"].as_array().filter(|_| kind.contains("Sort"));
+            for below in sorted.into_iter().flatten() {
+                let rows = below["Actual Rows"].as_f64().expect("a number");
+                assert!(rows <= f64::from(PAGE), "{statement}\n{plan:#}");
+            }
+        }
+        let (few, many) = (buffers(&few), buffers(&plan));
+        assert!(many <= few + MORE_BUFFERS, "{few} buffers became {many}: {statement}\n{plan:#}");
+        figures.insert(statement, (few, many));
+    }
+    for (statement, (few, many)) in figures {
+        println!("{few:>5} {many:>5}  {}", statement.chars().take(100).collect::<String>());
+    }
+}
