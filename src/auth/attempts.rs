@@ -8,16 +8,23 @@
 //! that a lock tells nothing; the two names of one user are counted apart. A peer is an
 //! address, or an IPv6 network. The counts are in the memory of this process: each replica
 //! has its own, and a start forgets them.
+//!
+//! Only failures stay in memory, and each has cost a hash: who wants to push counts out of
+//! the table must fill it with as much work.
 
 use std::{
     hash::{BuildHasher, RandomState},
+    mem,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use quick_cache::sync::Cache;
-use tokio::{sync::Notify, time::Instant};
+use indexmap::IndexMap;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 
 use super::LoginName;
 use crate::{caller::Peer, error::Error, id::UserId, peers::network};
@@ -40,9 +47,21 @@ const OF_PEER: Rule =
 const OF_ACCOUNT: Rule =
     Rule { limit: 1_000, memory: Duration::from_hours(1), lock: Lock::UntilForgotten };
 
-/// Counts that are kept, some 260 bytes each, so 17 MB at the most. Beyond, those that were
-/// not used lately are forgotten.
+/// Counts that are kept, some 90 bytes each and as much again that the table keeps spare,
+/// so 12 MiB at the most.
 const MAX_COUNTS: usize = 65_536;
+
+/// Counts that are looked at to find one that may go for another: enough that a lock goes
+/// only where nearly all are locks.
+const LOOKED_AT: usize = 16;
+
+/// Attempts that wait for others at once: a quarter of MAX_CONCURRENT_CALLS as it is by
+/// default, so that they leave most places to other calls.
+const MAX_WAITING: usize = 64;
+
+/// When one may come again that was not let wait: about the time in which those that wait
+/// have had their turn on a single hashing thread.
+const RETRY_CROWDED_AFTER: Duration = Duration::from_secs(1);
 
 /// When failures are too many, and what follows.
 #[derive(Debug)]
@@ -67,7 +86,11 @@ enum Lock {
 /// Counts logins that fail, and refuses what comes too often.
 #[derive(Debug)]
 pub struct Attempts {
-    gates: Cache<Key, Arc<Gate>>,
+    counts: Mutex<Counts>,
+    /// Told when an attempt ends where others wait.
+    left: Notify,
+    /// One permit for each attempt that may wait.
+    waiting: Semaphore,
     /// Makes fingerprints of accounts that nobody can foresee.
     hasher: RandomState,
 }
@@ -104,7 +127,12 @@ pub(super) enum Account<'a> {
 
 impl Default for Attempts {
     fn default() -> Self {
-        Self { gates: Cache::new(MAX_COUNTS), hasher: RandomState::new() }
+        Self {
+            counts: Mutex::default(),
+            left: Notify::new(),
+            waiting: Semaphore::new(MAX_WAITING),
+            hasher: RandomState::new(),
+        }
     }
 }
 
@@ -112,113 +140,152 @@ impl Attempts {
     /// Begins an attempt; [`Error::TooManyAttempts`] while there is a lock. Waits where
     /// attempts under way would be too many if all of them failed, so that those that come
     /// at the same time get no further than those that come one by one.
-    pub(super) async fn begin(&self, account: Account<'_>, peer: Peer) -> Result<Attempt, Error> {
-        let [at_peer, of_peer, of_account] = self.keys(account, peer);
-        // A peer that is locked out leaves no other counts behind.
-        if let Some(gate) = self.gates.get(&of_peer) {
-            gate.count().refuse_if_locked(Instant::now())?;
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        account: Account<'_>,
+        peer: Peer,
+    ) -> Result<Attempt, Error> {
+        let keys = self.keys(account, peer);
+        if let Some(attempt) = self.try_begin(keys)? {
+            return Ok(attempt);
         }
-        // In this order always, so that no two attempts wait for each other.
-        Ok(Attempt {
-            at_peer: Gate::enter(self.gate(at_peer)).await?,
-            of_account: Gate::enter(self.gate(of_account)).await?,
-            of_peer: Gate::enter(self.gate(of_peer)).await?,
-        })
+        let crowded = |_| Error::TooManyAttempts { retry_after: RETRY_CROWDED_AFTER };
+        let _waiting = self.waiting.try_acquire().map_err(crowded)?;
+        loop {
+            // Before the look, so that none that ends after it is missed.
+            let left = self.left.notified();
+            if let Some(attempt) = self.try_begin(keys)? {
+                return Ok(attempt);
+            }
+            left.await;
+        }
     }
 
     /// Counts a failure by a name under which the attempt was not made; not of the peer,
     /// of which it is counted already.
     pub(super) fn add_failure(&self, account: Account<'_>, peer: Peer) {
-        let [at_peer, _, of_account] = self.keys(account, peer);
-        for key in [at_peer, of_account] {
-            let gate = self.gate(key);
-            gate.count().fail(gate.rule, Instant::now());
-        }
+        let [at_peer, of_account, _] = self.keys(account, peer);
+        self.counts().fail([at_peer, of_account], Instant::now());
     }
 
     fn keys(&self, account: Account<'_>, Peer(ip): Peer) -> [Key; 3] {
         let (account, peer) = (self.hasher.hash_one(account), network(ip));
-        [Key::AccountAtPeer(account, peer), Key::Peer(peer), Key::Account(account)]
+        [Key::AccountAtPeer(account, peer), Key::Account(account), Key::Peer(peer)]
     }
 
-    fn gate(&self, key: Key) -> Arc<Gate> {
-        let new = || Ok::<_, std::convert::Infallible>(Arc::new(Gate::new(key.rule())));
-        let Ok(gate) = self.gates.get_or_insert_with(&key, new);
-        gate
+    /// `None` where it has to wait.
+    fn try_begin(self: &Arc<Self>, keys: [Key; 3]) -> Result<Option<Attempt>, Error> {
+        let let_in = self.counts().enter(keys, Instant::now())?;
+        Ok(let_in.then(|| Attempt { attempts: self.clone(), keys }))
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An attempt under way. Dropped without a verdict it counts for nothing: whoever gave it
-/// up does not know either, and that the database is away is nobody's fault.
+/// An attempt under way. Dropped without a verdict it counts for nothing: no password was
+/// looked at.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    at_peer: Entered,
-    of_account: Entered,
-    of_peer: Entered,
+    attempts: Arc<Attempts>,
+    keys: [Key; 3],
 }
 
 impl Attempt {
     /// The password was right. What strangers did meanwhile still counts against them.
     pub(super) fn succeed(self) {
-        self.at_peer.0.count().forget();
+        let [at_peer, ..] = self.keys;
+        self.attempts.counts().of(at_peer, Instant::now()).forget();
     }
 
     /// The password was wrong. Whether that locks something.
     pub(super) fn fail(self) -> bool {
-        let now = Instant::now();
-        let fail = |Entered(gate): &Entered| gate.count().fail(gate.rule, now);
-        // All three, not only until one locks.
-        [&self.at_peer, &self.of_account, &self.of_peer].map(fail).contains(&true)
+        self.attempts.counts().fail(self.keys, Instant::now())
     }
 }
 
-/// A count, and who waits for it.
-#[derive(Debug)]
-struct Gate {
-    rule: &'static Rule,
-    count: Mutex<Count>,
-    /// Told when an attempt ends.
-    left: Notify,
-}
-
-/// Stands for one attempt that the gate has let in.
-#[derive(Debug)]
-struct Entered(Arc<Gate>);
-
-impl Drop for Entered {
+impl Drop for Attempt {
     fn drop(&mut self) {
-        self.0.count().under_way -= 1;
-        self.0.left.notify_waiters();
+        if self.attempts.counts().leave(self.keys) {
+            self.attempts.left.notify_waiters();
+        }
     }
 }
 
-impl Gate {
-    fn new(rule: &'static Rule) -> Self {
-        Self { rule, count: Mutex::default(), left: Notify::new() }
-    }
+/// The counts that are not zero.
+#[derive(Debug, Default)]
+struct Counts {
+    table: IndexMap<Key, Count>,
+    /// Where in the table to look next for a count that may go.
+    hand: usize,
+}
 
-    fn count(&self) -> MutexGuard<'_, Count> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Looks for a lock and lets in at one moment: an attempt that fails between the two
-    /// would not keep this one out.
-    fn try_enter(&self, now: Instant) -> Result<bool, Error> {
-        let mut count = self.count();
-        count.refuse_if_locked(now)?;
-        Ok(count.enter(self.rule))
-    }
-
-    async fn enter(self: Arc<Self>) -> Result<Entered, Error> {
-        loop {
-            // Before the look, so that none who leaves after it is missed.
-            let left = self.left.notified();
-            if self.try_enter(Instant::now())? {
-                break;
+impl Counts {
+    /// Lets an attempt in, to all of the counts or to none. Looks for a lock at the same
+    /// moment: an attempt that fails between the two would not keep this one out.
+    fn enter(&mut self, keys: [Key; 3], now: Instant) -> Result<bool, Error> {
+        self.refuse_if_locked(keys, now)?;
+        let mut has_room = true;
+        for key in keys {
+            if let Some(count) = self.table.get_mut(&key)
+                && !count.has_room(key.rule())
+            {
+                count.is_awaited = true;
+                has_room = false;
             }
-            left.await;
         }
-        Ok(Entered(self))
+        if has_room {
+            for key in keys {
+                self.of(key, now).under_way += 1;
+            }
+        }
+        Ok(has_room)
+    }
+
+    /// The longest lock counts.
+    fn refuse_if_locked(&mut self, keys: [Key; 3], now: Instant) -> Result<(), Error> {
+        let locks = keys.iter().filter_map(|key| self.table.get_mut(key)?.locked_for(now));
+        locks.max().map_or(Ok(()), |retry_after| Err(Error::TooManyAttempts { retry_after }))
+    }
+
+    /// Counts a failure. Whether that makes a lock.
+    fn fail<const N: usize>(&mut self, keys: [Key; N], now: Instant) -> bool {
+        // All of them, not only until one locks.
+        keys.map(|key| self.of(key, now).fail(key.rule(), now)).contains(&true)
+    }
+
+    /// Ends an attempt. Whether others may have waited for that.
+    fn leave(&mut self, keys: [Key; 3]) -> bool {
+        let mut was_awaited = false;
+        for key in keys {
+            let Some(count) = self.table.get_mut(&key) else {
+                continue;
+            };
+            count.under_way -= 1;
+            was_awaited |= mem::take(&mut count.is_awaited);
+            if count.under_way == 0 && count.failures == 0 {
+                self.table.swap_remove(&key);
+            }
+        }
+        was_awaited
+    }
+
+    fn of(&mut self, key: Key, now: Instant) -> &mut Count {
+        if !self.table.contains_key(&key) && self.table.len() >= MAX_COUNTS {
+            self.make_room(now);
+        }
+        self.table.entry(key).or_default()
+    }
+
+    /// Forgets the count that matters least of a few.
+    fn make_room(&mut self, now: Instant) {
+        let from_hand = (self.hand..self.table.len()).chain(0..self.hand);
+        let idle = from_hand.filter(|at| self.table[*at].under_way == 0).take(LOOKED_AT);
+        if let Some(least) = idle.min_by_key(|at| self.table[*at].weight(now)) {
+            self.table.swap_remove_index(least);
+            self.hand = least + 1;
+        }
     }
 }
 
@@ -227,6 +294,8 @@ impl Gate {
 struct Count {
     failures: u32,
     under_way: u32,
+    /// Whether somebody waits for one of those under way to end.
+    is_awaited: bool,
     /// When the failures are forgotten; `None` if there are none.
     forget_at: Option<Instant>,
     locked_until: Option<Instant>,
@@ -242,17 +311,9 @@ impl Count {
         Some(until - now)
     }
 
-    fn refuse_if_locked(&mut self, now: Instant) -> Result<(), Error> {
-        let locked = self.locked_for(now);
-        locked.map_or(Ok(()), |retry_after| Err(Error::TooManyAttempts { retry_after }))
-    }
-
-    /// Lets an attempt in, if it and all that are under way may fail.
-    fn enter(&mut self, rule: &Rule) -> bool {
-        let may_enter =
-            self.under_way == 0 || self.failures.saturating_add(self.under_way) < rule.limit;
-        self.under_way += u32::from(may_enter);
-        may_enter
+    /// Whether one more may come in, if it and all that are under way may fail.
+    fn has_room(&self, rule: &Rule) -> bool {
+        self.under_way == 0 || self.failures.saturating_add(self.under_way) < rule.limit
     }
 
     /// Counts a failure. Whether that makes a lock.
@@ -277,7 +338,14 @@ impl Count {
     }
 
     fn forget(&mut self) {
-        *self = Self { under_way: self.under_way, ..Self::default() };
+        let Self { under_way, is_awaited, .. } = *self;
+        *self = Self { under_way, is_awaited, ..Self::default() };
+    }
+
+    /// How much it would matter if this were forgotten: locks most, then many failures.
+    fn weight(&self, now: Instant) -> (bool, u32) {
+        let is_good = |until: Option<Instant>| until.is_some_and(|until| until > now);
+        (is_good(self.locked_until), if is_good(self.forget_at) { self.failures } else { 0 })
     }
 }
 
@@ -297,12 +365,12 @@ mod tests {
         LoginName::parse(name)
     }
 
-    async fn begin(attempts: &Attempts, login: &str, ip: &str) -> Result<Attempt, Error> {
+    async fn begin(attempts: &Arc<Attempts>, login: &str, ip: &str) -> Result<Attempt, Error> {
         attempts.begin(Account::Named(&name(login)), peer(ip)).await
     }
 
     /// Fails once; if that is refused, for how long.
-    async fn fail(attempts: &Attempts, login: &str, ip: &str) -> Option<Duration> {
+    async fn fail(attempts: &Arc<Attempts>, login: &str, ip: &str) -> Option<Duration> {
         match begin(attempts, login, ip).await {
             Ok(attempt) => {
                 attempt.fail();
@@ -314,13 +382,17 @@ mod tests {
     }
 
     /// Fails until that is refused: how often, and for how long it is.
-    async fn fail_until_locked(attempts: &Attempts, login: &str, ip: &str) -> (u32, Duration) {
+    async fn fail_until_locked(attempts: &Arc<Attempts>, login: &str, ip: &str) -> (u32, Duration) {
         for failures in 0..10_000 {
             if let Some(retry_after) = fail(attempts, login, ip).await {
                 return (failures, retry_after);
             }
         }
         panic!("never locked");
+    }
+
+    fn kept(attempts: &Attempts) -> usize {
+        attempts.counts().table.len()
     }
 
     #[test]
@@ -368,7 +440,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_account_is_locked_for_the_peer_that_failed_alone() {
-        let attempts = Attempts::default();
+        let attempts = Arc::new(Attempts::default());
         assert_eq!(
             fail_until_locked(&attempts, "ana", PEER).await,
             (10, Duration::from_secs(1)),
@@ -388,7 +460,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_success_resets_the_account_at_the_peer_but_not_the_peer() {
-        let attempts = Attempts::default();
+        let attempts = Arc::new(Attempts::default());
         for _ in 0..11 {
             for _ in 0..9 {
                 assert_eq!(fail(&attempts, "ana", PEER).await, None);
@@ -402,7 +474,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_account_is_locked_for_all_after_very_many_failures_only() {
-        let attempts = Attempts::default();
+        let attempts = Arc::new(Attempts::default());
         let (mut failures, mut next) = (0, 0_u32);
         let locked = loop {
             let ip = format!("198.18.{}.{}", next / 250, next % 250);
@@ -420,15 +492,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_is_locked_out_leaves_no_counts_behind() {
-        let attempts = Attempts::default();
+        let attempts = Arc::new(Attempts::default());
         for number in 0..OF_PEER.limit {
             assert_eq!(fail(&attempts, &number.to_string(), PEER).await, None);
         }
-        let before = attempts.gates.len();
+        let before = kept(&attempts);
         for number in 0..1_000 {
             assert!(fail(&attempts, &format!("other{number}"), PEER).await.is_some());
         }
-        assert_eq!(attempts.gates.len(), before);
+        assert_eq!(kept(&attempts), before);
     }
 
     #[tokio::test]
@@ -456,31 +528,47 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn any_number_of_right_passwords_at_once_is_let_in_each_in_its_turn() {
+    async fn of_right_passwords_at_once_so_many_wait_and_are_let_in_each_in_its_turn() {
         let attempts = Arc::new(Attempts::default());
         for _ in 0..9 {
             assert_eq!(fail(&attempts, "ana", PEER).await, None);
         }
-        let logins: JoinSet<_> = (0..1_000)
+        let mut logins: JoinSet<_> = (0..1_000)
             .map(|_| {
                 let attempts = attempts.clone();
                 async move {
-                    let attempt = begin(&attempts, "ana", PEER).await.expect("let in");
+                    let attempt = begin(&attempts, "ana", PEER).await?;
                     tokio::task::yield_now().await;
                     attempt.succeed();
+                    // As many may be under way again: it is as before.
+                    for _ in 0..9 {
+                        attempts.add_failure(Account::Named(&name("ana")), peer(PEER));
+                    }
+                    Ok::<_, Error>(())
                 }
             })
             .collect();
-        logins.join_all().await;
-        assert_eq!(fail_until_locked(&attempts, "ana", PEER).await.0, 10, "all have left");
+        let mut let_in = 0;
+        while let Some(login) = logins.join_next().await {
+            match login.expect("no panic") {
+                Ok(()) => let_in += 1,
+                Err(Error::TooManyAttempts { retry_after }) => {
+                    assert_eq!(retry_after, RETRY_CROWDED_AFTER);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(let_in, 1 + MAX_WAITING);
     }
 
     #[tokio::test]
     async fn what_is_given_up_counts_for_nothing_and_lets_others_in() {
-        let attempts = Attempts::default();
-        for _ in 0..1_000 {
+        let attempts = Arc::new(Attempts::default());
+        for number in 0..1_000 {
             drop(begin(&attempts, "ana", PEER).await.expect("let in"));
+            drop(begin(&attempts, &number.to_string(), PEER).await.expect("let in"));
         }
+        assert_eq!(kept(&attempts), 0);
         let mut held = Vec::new();
         for _ in 0..10 {
             held.push(begin(&attempts, "ana", PEER).await.expect("let in"));
@@ -499,7 +587,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_counts_by_other_names_as_well() {
-        let (attempts, user_id) = (Attempts::default(), UserId::generate());
+        let (attempts, user_id) = (Arc::new(Attempts::default()), UserId::generate());
         for _ in 0..10 {
             let attempt = attempts.begin(Account::Own(user_id), peer(PEER)).await;
             attempt.expect("let in").fail();
@@ -510,13 +598,34 @@ mod tests {
         assert_eq!(fail(&attempts, "ana", "192.0.2.2").await, None);
     }
 
-    #[tokio::test]
-    async fn what_is_kept_is_bounded() {
-        let attempts = Attempts::default();
-        let user_ids = (0..2 * MAX_COUNTS).map(|_| UserId::generate());
-        for user_id in user_ids {
-            attempts.add_failure(Account::Own(user_id), peer(PEER));
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_is_bounded_and_locks_are_kept_longest() {
+        let attempts = Arc::new(Attempts::default());
+        let failures = fail_until_locked(&attempts, "ana", PEER).await.0;
+        for _ in 1..failures {
+            assert_eq!(fail(&attempts, "bob", PEER).await, None);
         }
-        assert!(attempts.gates.len() <= MAX_COUNTS, "{}", attempts.gates.len());
+        let held = begin(&attempts, "eva", PEER).await.expect("let in");
+        for _ in 0..2 * MAX_COUNTS {
+            attempts.add_failure(Account::Own(UserId::generate()), peer(PEER));
+        }
+        assert_eq!(kept(&attempts), MAX_COUNTS);
+        assert!(fail(&attempts, "ana", PEER).await.is_some(), "a lock");
+        assert_eq!(fail(&attempts, "bob", PEER).await, None);
+        assert!(fail(&attempts, "bob", PEER).await.is_some(), "a count that is nearly one");
+        held.fail();
+        let at_peer = attempts.keys(Account::Named(&name("eva")), peer(PEER))[0];
+        assert_eq!(attempts.counts().table[&at_peer].failures, 1, "what is under way");
+    }
+
+    #[test]
+    fn where_all_are_locks_one_goes() {
+        let (mut counts, now) = (Counts::default(), Instant::now());
+        for account in 0..2 * MAX_COUNTS as u64 {
+            let count = counts.of(Key::Account(account), now);
+            count.failures = OF_ACCOUNT.limit - 1;
+            assert!(count.fail(&OF_ACCOUNT, now), "a lock");
+        }
+        assert_eq!(counts.table.len(), MAX_COUNTS);
     }
 }

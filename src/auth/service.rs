@@ -139,8 +139,8 @@ impl pb::auth_service_server::AuthService for AuthService {
     ) -> Result<Response<pb::ChangePasswordResponse>, Status> {
         let (caller, peer) = (Caller::of(&request)?, Peer::of(&request)?);
         let (current, new) = parse_change(&request.into_inner())?;
-        let (verify, hash) = (self.hasher.admit()?, self.hasher.admit()?);
         let counted = self.attempts.begin(Account::Own(caller.user_id), peer).await?;
+        let (verify, hash) = (self.hasher.admit()?, self.hasher.admit()?);
         let credentials = self
             .database
             .run(async |connection| store::find_own_credentials(connection, caller.user_id).await)
@@ -209,9 +209,9 @@ impl AuthService {
         attempt: Attempt,
         peer: Peer,
     ) -> Result<Credentials, Error> {
-        // A place first: those that wait for their turn are bounded as well.
-        let place = self.hasher.admit()?;
+        // First, so that those that wait for their turn here hold no place.
         let counted = self.attempts.begin(Account::Named(name), peer).await?;
+        let place = self.hasher.admit()?;
         let credentials = self
             .database
             .run(async |connection| store::find_credentials(connection, name).await)

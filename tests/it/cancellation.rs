@@ -511,9 +511,10 @@ async fn every_place_in_the_hashing_queue_is_free(app: &App) {
     eventually("as many logins as there are places are admitted, and no more", async || {
         // They take their places, and come no further than the first statement.
         let lock = app.hold("lock table users in access exclusive mode").await;
-        let calls = (0..=HASHING_PLACES).map(|_| {
-            let anonymous = app.anonymous();
-            async move { anonymous.try_log_in("ana", PASSWORD).await }
+        let calls = (0..=HASHING_PLACES).map(|number| {
+            // Of one account, most would wait before they take a place.
+            let (anonymous, login) = (app.anonymous(), format!("caller{}", number % CALLERS));
+            async move { anonymous.try_log_in(&login, PASSWORD).await }
         });
         let mut logins: JoinSet<_> = calls.collect();
         let first = logins.join_next().await.expect("there are some").expect("no panic");
