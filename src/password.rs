@@ -202,9 +202,25 @@ impl Drop for Place {
 impl Place {
     /// Hashes a password that is to be set.
     pub async fn hash(self, password: NewPassword) -> Result<PasswordHash, Error> {
-        self.run(move |shared| shared.hash(&password.0)).await
+        let turn = self.turn().await?;
+        turn.run(move |shared| shared.hash(&password.0)).await
     }
 
+    /// Waits until a thread is free. Who goes away before that has cost nothing.
+    pub async fn turn(self) -> Result<Turn, Error> {
+        let running = self.shared.running.clone().acquire_owned().await.map_err(Error::internal)?;
+        Ok(Turn { place: self, running })
+    }
+}
+
+/// The use of a thread, for one password.
+#[derive(Debug)]
+pub struct Turn {
+    place: Place,
+    running: OwnedSemaphorePermit,
+}
+
+impl Turn {
     /// Checks a password against the stored hash, or, with the same work, against
     /// none.
     pub async fn verify(
@@ -215,16 +231,17 @@ impl Place {
         self.run(move |shared| shared.verify(&attempt, stored.as_ref())).await
     }
 
-    /// Runs on a thread of its own. The place goes along: a call that is dropped
+    /// Runs on a thread of its own. The turn goes along: a call that is dropped
     /// does not stop its hash, which must still count.
     async fn run<T: Send + 'static>(
         self,
         work: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let running = self.shared.running.clone().acquire_owned().await.map_err(Error::internal)?;
         let hashing = tokio::task::spawn_blocking(move || {
-            let result = work(&self.shared);
-            drop((running, self));
+            let Self { place, running } = self;
+            let result = work(&place.shared);
+            // The thread before the place, whose end may give the memory back.
+            drop((running, place));
             result
         });
         hashing.await.map_err(Error::internal)?

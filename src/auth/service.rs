@@ -19,9 +19,9 @@ use crate::{
     clock,
     database::{Database, complete},
     error::Error,
-    id::{SessionId, UserId},
+    id::SessionId,
     metrics::Counter,
-    password::{Attempt, Hasher, NewPassword, Verdict},
+    password::{Attempt, Hasher, NewPassword, PasswordHash, Turn, Verdict},
     proto::{auth::v1 as pb, timestamp},
     validation::{Invalid, REQUIRED, Violations},
 };
@@ -149,14 +149,18 @@ impl pb::auth_service_server::AuthService for AuthService {
         new.check_differs_from(&[&credentials.username, &credentials.email]).map_err(
             |invalid| Error::InvalidRequest(Violations::single("new_password", invalid)),
         )?;
-        let stored = Some(credentials.password.clone());
-        if let Verdict::Wrong = verify.verify(current, stored).await? {
-            for name in [&credentials.username, &credentials.email] {
-                self.attempts.add_failure(Account::Named(&LoginName::parse(name)), peer);
+        let (service, turn) = (self.clone(), verify.turn().await?);
+        let check = async move {
+            let checked = service.check(turn, current, Some(&credentials), counted).await;
+            if let Err(Error::IncorrectCredentials) = checked {
+                for name in [&credentials.username, &credentials.email] {
+                    let name = LoginName::parse(name);
+                    service.attempts.add_failure(Account::Named(&name), peer);
+                }
             }
-            return Err(self.failed(counted, Some(caller.user_id)).into());
-        }
-        counted.succeed();
+            checked.map(|_| credentials)
+        };
+        let credentials = complete(check).await?;
         let hash = hash.hash(new).await?;
 
         let service = self.clone();
@@ -216,19 +220,47 @@ impl AuthService {
             .database
             .run(async |connection| store::find_credentials(connection, name).await)
             .await?;
-        let stored = credentials.as_ref().map(|credentials| credentials.password.clone());
-        let verdict = place.verify(attempt, stored).await?;
-        let user_id = credentials.as_ref().map(|credentials| credentials.user_id);
-        let (Verdict::Right { rehashed }, Some(credentials)) = (verdict, credentials) else {
-            return Err(self.failed(counted, user_id));
-        };
-        counted.succeed();
-        if let Some(hash) = rehashed {
-            self.database
-                .run(async |connection| store::rehash(connection, &credentials, &hash).await)
-                .await?;
+        let (service, turn) = (self.clone(), place.turn().await?);
+        complete(async move {
+            let rehashed = service.check(turn, attempt, credentials.as_ref(), counted).await?;
+            let credentials = credentials.ok_or(Error::IncorrectCredentials)?;
+            if let Some(hash) = rehashed {
+                service
+                    .database
+                    .run(async |connection| store::rehash(connection, &credentials, &hash).await)
+                    .await?;
+            }
+            Ok(credentials)
+        })
+        .await
+    }
+
+    /// Checks a password, and counts what comes of it. To be run to its end: who goes away
+    /// meanwhile would guess, and have the hash made, without being counted. A new hash of
+    /// the password if its cost has changed.
+    async fn check(
+        &self,
+        turn: Turn,
+        attempt: Attempt,
+        credentials: Option<&Credentials>,
+        counted: attempts::Attempt,
+    ) -> Result<Option<PasswordHash>, Error> {
+        let stored = credentials.map(|credentials| credentials.password.clone());
+        match turn.verify(attempt, stored).await? {
+            Verdict::Right { rehashed } => {
+                counted.succeed();
+                Ok(rehashed)
+            }
+            Verdict::Wrong => {
+                let user_id = credentials.map(|credentials| credentials.user_id);
+                audit::record("login_failed", user_id, None);
+                self.logins_failed.inc();
+                if counted.fail() {
+                    audit::record("login_locked", user_id, None);
+                }
+                Err(Error::IncorrectCredentials)
+            }
         }
-        Ok(credentials)
     }
 
     async fn open(
@@ -297,16 +329,6 @@ impl AuthService {
             Rotation::Expired => Err(Error::RefreshTokenExpired),
             Rotation::Ended => Err(Error::RefreshTokenInvalid),
         }
-    }
-
-    /// A password was wrong.
-    fn failed(&self, counted: attempts::Attempt, user_id: Option<UserId>) -> Error {
-        audit::record("login_failed", user_id, None);
-        self.logins_failed.inc();
-        if counted.fail() {
-            audit::record("login_locked", user_id, None);
-        }
-        Error::IncorrectCredentials
     }
 
     fn tokens(

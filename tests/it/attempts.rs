@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use fast_zero::config::Config;
+use fast_zero::{config::Config, proto::auth::v1::LoginResponse};
+use tokio::task::JoinHandle;
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
 use crate::support::{
     App, Client, PASSWORD,
     app::{config, unique},
-    assert::{assert_refused, assert_unauthenticated},
+    assert::{assert_invalid, assert_refused, assert_unauthenticated},
     parallel::at_once,
     statements::count_of,
+    todos::Answer,
     users::me,
     wait::eventually,
 };
@@ -204,6 +206,74 @@ async fn right_passwords_at_once_are_all_let_in() {
     for answer in at_once(logins).await {
         answer.expect("logged in");
     }
+}
+
+#[tokio::test]
+async fn a_guess_that_is_given_up_counts_once_its_hash_has_begun() {
+    let app = start_with(Config { hashing_threads: 1, ..config() }).await;
+    app.create_user("ana").await;
+    app.create_user("slow").await;
+    make_slow(&app).await;
+    let stranger = app.from("192.0.2.1");
+    for number in 1..OF_PEER {
+        fail(&stranger, &format!("user{number}"), 1).await;
+    }
+    // What is given up before that counts for nothing: then it is tried again.
+    eventually("the hundredth counts", async || {
+        let guess = Begun::log_in(&stranger, "slow", WRONG);
+        guess.until_looked_up().await;
+        for _ in 0..5 {
+            // Time for it to begin: what is wrong with this is seen first.
+            assert_invalid(stranger.try_log_in("", "").await, &["login", "password"]);
+        }
+        guess.0.abort();
+        stranger.try_log_in("ana", PASSWORD).await.is_err_and(|refused| {
+            assert_too_many(Err::<Response<()>, _>(refused)) > Duration::from_mins(5)
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn logins_that_wait_for_others_of_their_account_keep_nobody_elses_out() {
+    let app = start_with(Config { hashing_threads: 1, ..config() }).await;
+    app.create_user("ana").await;
+    app.create_user("slow").await;
+    let stranger = app.from("192.0.2.1");
+    fail(&stranger, "slow", FREE - 1).await;
+    make_slow(&app).await;
+    let guesses: Vec<_> = (0..60).map(|_| Begun::log_in(&stranger, "slow", WRONG)).collect();
+    let is_looked_up = |guess: &Begun| count_of(&guess.1) > 0;
+    eventually("one is looked up", async || guesses.iter().any(is_looked_up)).await;
+    app.from("198.51.100.1").try_log_in("ana", PASSWORD).await.expect("logged in");
+    assert_eq!(guesses.iter().filter(|guess| is_looked_up(guess)).count(), 1);
+}
+
+/// A login under way, and the id of its request.
+struct Begun(JoinHandle<Answer<LoginResponse>>, String);
+
+impl Begun {
+    fn log_in(client: &Client, login: &'static str, password: &'static str) -> Self {
+        let request_id = unique("begun-");
+        let client = client.clone().with("x-request-id", &request_id);
+        let login = async move { client.try_log_in(login, password).await };
+        Self(tokio::spawn(login), request_id)
+    }
+
+    async fn until_looked_up(&self) {
+        eventually("the user is looked up", async || count_of(&self.1) > 0).await;
+    }
+}
+
+/// From now on the password of the user slow takes a hashing thread for a quarter of a
+/// second.
+async fn make_slow(app: &App) {
+    app.execute(
+        "update users set password_hash =
+             regexp_replace(password_hash, 'm=\\d+,t=\\d+', 'm=65536,t=6')
+         where username = 'slow'",
+    )
+    .await;
 }
 
 #[tokio::test]
