@@ -7,7 +7,8 @@ use crate::id::{SessionId, UserId};
 /// What audit lines are logged under, to be told from the others.
 pub const TARGET: &str = "fast_zero::audit";
 
-/// Writes a line. Where no user is named, nobody has the name that was given.
+/// Writes a line. Where no user is named, nobody has the name that was given, or, as when a
+/// lock refuses, nobody has looked who it is.
 pub fn record(event: &'static str, user_id: Option<UserId>, session_id: Option<SessionId>) {
     let user_id = user_id.map(tracing::field::display);
     let session_id = session_id.map(tracing::field::display);

@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::LoginName;
-use crate::{caller::Peer, error::Error, id::UserId, peers::network};
+use crate::{audit, caller::Peer, error::Error, id::UserId, peers::network};
 
 /// Of one account from one peer: more than an owner needs who tries all passwords that
 /// come to mind, and too few for a guess. Later on, about a hundred a day.
@@ -243,10 +243,22 @@ impl Counts {
         Ok(has_room)
     }
 
-    /// The longest lock counts.
+    /// The longest lock counts. The first refusal by a lock is told: all of them would flood
+    /// the log.
     fn refuse_if_locked(&mut self, keys: [Key; 3], now: Instant) -> Result<(), Error> {
-        let locks = keys.iter().filter_map(|key| self.table.get_mut(key)?.locked_for(now));
-        locks.max().map_or(Ok(()), |retry_after| Err(Error::TooManyAttempts { retry_after }))
+        let (mut longest, mut is_first) = (None, false);
+        for key in keys {
+            if let Some(count) = self.table.get_mut(&key)
+                && let Some(rest) = count.locked_for(now)
+            {
+                longest = longest.max(Some(rest));
+                is_first |= !mem::replace(&mut count.has_refused, true);
+            }
+        }
+        if is_first {
+            audit::record("login_refused", None, None);
+        }
+        longest.map_or(Ok(()), |retry_after| Err(Error::TooManyAttempts { retry_after }))
     }
 
     /// Counts a failure. Whether that makes a lock.
@@ -296,6 +308,8 @@ struct Count {
     under_way: u32,
     /// Whether somebody waits for one of those under way to end.
     is_awaited: bool,
+    /// Whether the lock has refused somebody.
+    has_refused: bool,
     /// When the failures are forgotten; `None` if there are none.
     forget_at: Option<Instant>,
     locked_until: Option<Instant>,
@@ -328,6 +342,7 @@ impl Count {
         let Some(beyond) = self.failures.checked_sub(rule.limit) else {
             return false;
         };
+        self.has_refused = false;
         self.locked_until = Some(match rule.lock {
             Lock::Doubling { first, cap } => {
                 now + first.saturating_mul(2_u32.saturating_pow(beyond)).min(cap)

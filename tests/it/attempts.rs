@@ -9,9 +9,11 @@ use tonic_types::StatusExt;
 
 use crate::support::{
     App, Client, PASSWORD,
-    app::{config, unique},
+    app::{config, connect, unique},
     assert::{assert_invalid, assert_refused, assert_unauthenticated},
     parallel::at_once,
+    postgres::TestDatabase,
+    process::Run,
     statements::count_of,
     todos::Answer,
     users::me,
@@ -274,6 +276,26 @@ async fn make_slow(app: &App) {
          where username = 'slow'",
     )
     .await;
+}
+
+#[tokio::test]
+async fn of_the_refusals_by_a_lock_the_first_is_in_the_audit_trail() {
+    let database = TestDatabase::create().await;
+    let server = Run::server(&database.url()).start();
+    let address = server.address().await.parse().expect("an address");
+    let stranger = Client::new(connect(address).await);
+    let mut refusals = 0;
+    while refusals < 50 {
+        let refused = stranger.try_log_in("nobody", WRONG).await;
+        refusals += usize::from(refused.is_err_and(|it| it.code() == Code::ResourceExhausted));
+    }
+    // It is written before the line of the call itself, which comes last.
+    stranger.clone().with("x-request-id", "last").try_log_in("", WRONG).await.err();
+    server.line("\"last\"").await;
+    let output = server.output();
+    let of = |event: &str| output.matches(&format!("\"event\":\"{event}\"")).count();
+    let (locks, told) = (of("login_locked"), of("login_refused"));
+    assert!((1..=locks).contains(&told) && told < refusals, "{told} of {refusals}, {locks} locks");
 }
 
 #[tokio::test]
