@@ -262,6 +262,7 @@ fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics
     let live_sessions = Arc::new(LiveSessions::default());
     let together = config.coalescing;
     let shed = metrics.calls_shed.clone();
+    let attempts = Arc::new(Attempts::new(shed.clone()));
     let hasher = Hasher::new(config.hashing_threads.into(), config.hashing_cost.clone(), shed);
     metrics.look_at(database.clone(), hasher.clone());
     let page_tokens = PageTokens::new(keyring);
@@ -279,7 +280,7 @@ fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics
     let auth = AuthService {
         database: database.clone(),
         hasher: hasher.clone(),
-        attempts: Arc::new(Attempts::default()),
+        attempts,
         authenticator: authenticator.clone(),
         refresh_tokens: RefreshTokens::new(keyring),
         logins_failed: metrics.logins_failed.clone(),

@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::LoginName;
-use crate::{audit, caller::Peer, error::Error, id::UserId, peers::network};
+use crate::{audit, caller::Peer, error::Error, id::UserId, metrics::Counter};
 
 /// Of one account from one peer: more than an owner needs who tries all passwords that
 /// come to mind, and too few for a guess. Later on, about a hundred a day.
@@ -59,10 +59,6 @@ const LOOKED_AT: usize = 16;
 /// default, so that they leave most places to other calls.
 const MAX_WAITING: usize = 64;
 
-/// When one may come again that was not let wait: about the time in which those that wait
-/// have had their turn on a single hashing thread.
-const RETRY_CROWDED_AFTER: Duration = Duration::from_secs(1);
-
 /// When failures are too many, and what follows.
 #[derive(Debug)]
 struct Rule {
@@ -91,6 +87,8 @@ pub struct Attempts {
     left: Notify,
     /// One permit for each attempt that may wait.
     waiting: Semaphore,
+    /// Counts those that may not.
+    shed: Counter,
     /// Makes fingerprints of accounts that nobody can foresee.
     hasher: RandomState,
 }
@@ -125,21 +123,23 @@ pub(super) enum Account<'a> {
     Own(UserId),
 }
 
-impl Default for Attempts {
-    fn default() -> Self {
+impl Attempts {
+    /// Counts in `shed` what is turned away because too much waits.
+    #[must_use]
+    pub fn new(shed: Counter) -> Self {
         Self {
             counts: Mutex::default(),
             left: Notify::new(),
             waiting: Semaphore::new(MAX_WAITING),
+            shed,
             hasher: RandomState::new(),
         }
     }
-}
 
-impl Attempts {
     /// Begins an attempt; [`Error::TooManyAttempts`] while there is a lock. Waits where
     /// attempts under way would be too many if all of them failed, so that those that come
-    /// at the same time get no further than those that come one by one.
+    /// at the same time get no further than those that come one by one; [`Error::Overloaded`]
+    /// where too many wait.
     pub(super) async fn begin(
         self: &Arc<Self>,
         account: Account<'_>,
@@ -149,8 +149,10 @@ impl Attempts {
         if let Some(attempt) = self.try_begin(keys)? {
             return Ok(attempt);
         }
-        let crowded = |_| Error::TooManyAttempts { retry_after: RETRY_CROWDED_AFTER };
-        let _waiting = self.waiting.try_acquire().map_err(crowded)?;
+        let _waiting = self.waiting.try_acquire().map_err(|_| {
+            self.shed.inc();
+            Error::Overloaded
+        })?;
         loop {
             // Before the look, so that none that ends after it is missed.
             let left = self.left.notified();
@@ -372,6 +374,10 @@ mod tests {
 
     const PEER: &str = "192.0.2.1";
 
+    fn attempts() -> Arc<Attempts> {
+        Arc::new(Attempts::new(Counter::default()))
+    }
+
     fn peer(ip: &str) -> Peer {
         Peer(ip.parse().expect("an address"))
     }
@@ -455,7 +461,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_account_is_locked_for_the_peer_that_failed_alone() {
-        let attempts = Arc::new(Attempts::default());
+        let attempts = attempts();
         assert_eq!(
             fail_until_locked(&attempts, "ana", PEER).await,
             (10, Duration::from_secs(1)),
@@ -475,7 +481,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_success_resets_the_account_at_the_peer_but_not_the_peer() {
-        let attempts = Arc::new(Attempts::default());
+        let attempts = attempts();
         for _ in 0..11 {
             for _ in 0..9 {
                 assert_eq!(fail(&attempts, "ana", PEER).await, None);
@@ -489,7 +495,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_account_is_locked_for_all_after_very_many_failures_only() {
-        let attempts = Arc::new(Attempts::default());
+        let attempts = attempts();
         let (mut failures, mut next) = (0, 0_u32);
         let locked = loop {
             let ip = format!("198.18.{}.{}", next / 250, next % 250);
@@ -507,7 +513,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_is_locked_out_leaves_no_counts_behind() {
-        let attempts = Arc::new(Attempts::default());
+        let attempts = attempts();
         for number in 0..OF_PEER.limit {
             assert_eq!(fail(&attempts, &number.to_string(), PEER).await, None);
         }
@@ -520,7 +526,7 @@ mod tests {
 
     #[tokio::test]
     async fn attempts_at_once_get_no_further_than_one_by_one() {
-        let attempts = Arc::new(Attempts::default());
+        let attempts = attempts();
         let mut guesses: JoinSet<_> = (0..1_000)
             .map(|_| {
                 let attempts = attempts.clone();
@@ -532,19 +538,20 @@ mod tests {
                 }
             })
             .collect();
-        let mut failed = 0;
+        let (mut failed, mut refused) = (0, 0);
         while let Some(guess) = guesses.join_next().await {
             match guess.expect("no panic") {
                 Ok(()) => failed += 1,
-                Err(error) => assert!(matches!(error, Error::TooManyAttempts { .. }), "{error}"),
+                Err(Error::TooManyAttempts { .. }) => refused += 1,
+                Err(error) => assert!(matches!(error, Error::Overloaded), "{error}"),
             }
         }
-        assert_eq!(failed, OF_ACCOUNT_AT_PEER.limit);
+        assert_eq!((failed, refused), (OF_ACCOUNT_AT_PEER.limit, MAX_WAITING), "no other waits");
     }
 
     #[tokio::test]
     async fn of_right_passwords_at_once_so_many_wait_and_are_let_in_each_in_its_turn() {
-        let attempts = Arc::new(Attempts::default());
+        let attempts = attempts();
         for _ in 0..9 {
             assert_eq!(fail(&attempts, "ana", PEER).await, None);
         }
@@ -567,18 +574,16 @@ mod tests {
         while let Some(login) = logins.join_next().await {
             match login.expect("no panic") {
                 Ok(()) => let_in += 1,
-                Err(Error::TooManyAttempts { retry_after }) => {
-                    assert_eq!(retry_after, RETRY_CROWDED_AFTER);
-                }
-                Err(error) => panic!("{error}"),
+                Err(error) => assert!(matches!(error, Error::Overloaded), "{error}"),
             }
         }
         assert_eq!(let_in, 1 + MAX_WAITING);
+        assert_eq!(attempts.shed.get(), 999 - MAX_WAITING as u64);
     }
 
     #[tokio::test]
     async fn what_is_given_up_counts_for_nothing_and_lets_others_in() {
-        let attempts = Arc::new(Attempts::default());
+        let attempts = attempts();
         for number in 0..1_000 {
             drop(begin(&attempts, "ana", PEER).await.expect("let in"));
             drop(begin(&attempts, &number.to_string(), PEER).await.expect("let in"));
@@ -602,7 +607,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_counts_by_other_names_as_well() {
-        let (attempts, user_id) = (Arc::new(Attempts::default()), UserId::generate());
+        let (attempts, user_id) = (attempts(), UserId::generate());
         for _ in 0..10 {
             let attempt = attempts.begin(Account::Own(user_id), peer(PEER)).await;
             attempt.expect("let in").fail();
@@ -615,7 +620,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_kept_is_bounded_and_locks_are_kept_longest() {
-        let attempts = Arc::new(Attempts::default());
+        let attempts = attempts();
         let failures = fail_until_locked(&attempts, "ana", PEER).await.0;
         for _ in 1..failures {
             assert_eq!(fail(&attempts, "bob", PEER).await, None);
