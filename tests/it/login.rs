@@ -1,6 +1,9 @@
 //! Logging in: who may, and what comes of it.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use fast_zero::{config::Config, proto::auth::v1::LoginResponse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -91,11 +94,19 @@ fn wrong_logins() -> Vec<(String, String)> {
 async fn whatever_is_wrong_the_refusal_is_the_same() {
     let app = App::start().await;
     app.create_user("ana").await;
+    let caller = app.anonymous().with("x-request-id", "always-the-same");
+    let mut refusals = BTreeSet::new();
     for (login, password) in wrong_logins() {
-        let refused = app.anonymous().try_log_in(&login, &password).await;
+        let refused = caller.try_log_in(&login, &password).await;
         let refused = assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
         assert_eq!(refused.message(), "Incorrect email or password", "{login:?} {password:?}");
+        let metadata = refused.metadata().clone().into_headers();
+        let metadata = metadata.iter().filter(|(name, _)| *name != "date");
+        let mut metadata: Vec<_> = metadata.map(|entry| format!("{entry:?}")).collect();
+        metadata.sort();
+        refusals.insert((refused.details().to_vec(), metadata));
     }
+    assert_eq!(refusals.len(), 1, "details and metadata, to the byte");
     assert_eq!(app.select::<i64>("select count(*) from sessions").await, 0);
 }
 
