@@ -23,7 +23,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 const BUCKETS: [f64; 13] =
     [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
-/// The names of [`Code`]s, by their number.
+/// What the protocol calls [`Code`]s, by their number.
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -43,6 +43,12 @@ const CODES: [&str; 17] = [
     "DATA_LOSS",
     "UNAUTHENTICATED",
 ];
+
+/// What the protocol calls a code, and so do the metrics and the log.
+#[must_use]
+pub fn code_name(code: Code) -> &'static str {
+    CODES[code as usize]
+}
 
 /// What all methods that do not exist are called together.
 const UNKNOWN_METHOD: &str = "unknown";
@@ -220,7 +226,7 @@ impl Method {
     fn ended_with(&self, code: Code) -> &Counter {
         let number = code as usize;
         self.by_code[number].get_or_init(|| {
-            let labels = CallLabels { method: self.name.clone(), code: CODES[number] };
+            let labels = CallLabels { method: self.name.clone(), code: code_name(code) };
             self.calls.get_or_create_owned(&labels)
         })
     }
@@ -255,6 +261,7 @@ mod tests {
             let code = Code::from_i32(number);
             assert_eq!(code as i32, number);
             assert_eq!(format!("{code:?}").to_uppercase(), name.replace('_', ""));
+            assert_eq!(code_name(code), name);
         }
     }
 

@@ -6,7 +6,7 @@ use tonic::Code;
 
 use crate::{
     auth::guard::Access,
-    metrics::{Counted, Method},
+    metrics::{self, Counted, Method},
 };
 
 /// The longest name of a method that is logged, in bytes.
@@ -41,13 +41,13 @@ impl Drop for CallLog<'_> {
     fn drop(&mut self) {
         let duration = self.begun.elapsed();
         let duration_ms = duration.as_secs_f64() * 1_000.0;
-        let code = self.code;
-        self.method.count(code, duration);
+        self.method.count(self.code, duration);
+        let code = metrics::code_name(self.code);
         // Probes come every few seconds, for ever.
         if matches!(self.access, Some(Access::Health | Access::Reflection)) {
-            tracing::debug!(?code, duration_ms, "call");
+            tracing::debug!(code, duration_ms, "call");
         } else {
-            tracing::info!(?code, duration_ms, "call");
+            tracing::info!(code, duration_ms, "call");
         }
     }
 }

@@ -178,7 +178,7 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
     let me = ana.clone().with("x-request-id", "me-1").users();
     me.clone().get_user(GetUserRequest { id: "me".into() }).await.expect("answered");
 
-    for (id, code) in [("sign-up-1", "Ok"), ("sign-up-2", "AlreadyExists"), ("me-1", "Ok")] {
+    for (id, code) in [("sign-up-1", "OK"), ("sign-up-2", "ALREADY_EXISTS"), ("me-1", "OK")] {
         let output = server.output();
         let is_call = |line: &&str| line.contains(id) && line.contains("\"message\":\"call\"");
         let lines: Vec<_> = output.lines().filter(is_call).collect();
