@@ -15,6 +15,7 @@ use crate::{
     clock,
     error::Error,
     id::{SessionId, UserId},
+    metrics::SessionChecks,
 };
 
 /// The user that makes a call, and the session that it is made in. Only the check of
@@ -73,6 +74,7 @@ const MAX_SESSIONS_PER_USER: usize = 16;
 #[derive(Debug)]
 pub struct LiveSessions {
     users: Cache<UserId, Arc<UserSessions>>,
+    checks: SessionChecks,
 }
 
 type UserSessions = Mutex<Vec<Entry>>;
@@ -95,13 +97,19 @@ struct Seen {
     expires_at: Option<OffsetDateTime>,
 }
 
-impl Default for LiveSessions {
-    fn default() -> Self {
-        Self { users: Cache::new(MAX_USERS) }
-    }
-}
-
 impl LiveSessions {
+    /// Remembers nothing yet.
+    #[must_use]
+    pub fn new(checks: SessionChecks) -> Self {
+        Self { users: Cache::new(MAX_USERS), checks }
+    }
+
+    /// How many users' sessions are remembered.
+    #[must_use]
+    pub fn users(&self) -> usize {
+        self.users.len()
+    }
+
     /// Whether the caller's session is alive. `look_up` asks the database when the
     /// session expires; `None` if it has ended.
     pub async fn is_alive(
@@ -112,19 +120,25 @@ impl LiveSessions {
         let known = || Ok::<_, std::convert::Infallible>(Arc::default());
         let Ok(sessions) = self.users.get_or_insert_with(&caller.user_id, known);
         let turn = match find(&sessions, caller.session_id) {
-            Found::Fresh(seen) => return Ok(seen.is_alive()),
+            Found::Fresh(seen) => return Ok(self.remembered(seen)),
             Found::Stale(turn) => turn,
         };
 
         let _turn = turn.lock().await;
         if let Found::Fresh(seen) = find(&sessions, caller.session_id) {
-            return Ok(seen.is_alive());
+            return Ok(self.remembered(seen));
         }
+        self.checks.misses.inc();
         let at = Instant::now();
         let expires_at = look_up().await?.filter(|expires_at| *expires_at > clock::now());
         let seen = Seen { at, expires_at };
         remember(&sessions, caller.session_id, seen);
         Ok(seen.is_alive())
+    }
+
+    fn remembered(&self, seen: Seen) -> bool {
+        self.checks.hits.inc();
+        seen.is_alive()
     }
 
     /// Forgets all sessions of a user, to be called after one or all of them ended.
@@ -192,6 +206,10 @@ mod tests {
         Caller { user_id: UserId::generate(), session_id: SessionId::generate() }
     }
 
+    fn live_sessions() -> LiveSessions {
+        LiveSessions::new(SessionChecks::default())
+    }
+
     #[expect(clippy::unnecessary_wraps, reason = "what a look-up answers")]
     fn alive() -> Result<Option<OffsetDateTime>, Error> {
         Ok(Some(clock::now() + Duration::from_hours(1)))
@@ -203,7 +221,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_session_seen_alive_needs_no_second_look_for_five_seconds() {
-        let (sessions, caller) = (LiveSessions::default(), caller());
+        let (sessions, caller) = (live_sessions(), caller());
         assert!(sessions.is_alive(caller, async || alive()).await.expect("alive"));
         tokio::time::advance(FRESH_FOR.mul_f64(0.999)).await;
         assert!(sessions.is_alive(caller, unreachable_look_up).await.expect("alive"));
@@ -213,7 +231,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_calls_share_one_look_up() {
-        let (sessions, caller) = (Arc::new(LiveSessions::default()), caller());
+        let (sessions, caller) = (Arc::new(live_sessions()), caller());
         let (look_ups, begin) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let calls: Vec<_> = (0..64)
             .map(|_| {
@@ -234,11 +252,12 @@ mod tests {
             assert!(call.await.expect("no panic").expect("alive"));
         }
         assert_eq!(look_ups.load(Ordering::Relaxed), 1);
+        assert_eq!((sessions.checks.hits.get(), sessions.checks.misses.get()), (63, 1));
     }
 
     #[tokio::test]
     async fn a_look_up_that_began_before_a_revocation_does_not_revive_the_session() {
-        let (sessions, caller) = (Arc::new(LiveSessions::default()), caller());
+        let (sessions, caller) = (Arc::new(live_sessions()), caller());
         let (began, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let early = tokio::spawn({
             let (sessions, began, go_on) = (sessions.clone(), began.clone(), go_on.clone());
@@ -262,7 +281,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_look_up_that_is_given_up_or_fails_is_made_by_the_next_call() {
-        let (sessions, caller) = (Arc::new(LiveSessions::default()), caller());
+        let (sessions, caller) = (Arc::new(live_sessions()), caller());
         let began = Arc::new(Notify::new());
         let given_up = tokio::spawn({
             let (sessions, began) = (sessions.clone(), began.clone());
@@ -283,7 +302,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_remembered_is_bounded() {
-        let (sessions, user_id) = (LiveSessions::default(), UserId::generate());
+        let (sessions, user_id) = (live_sessions(), UserId::generate());
         for _ in 0..10 * MAX_SESSIONS_PER_USER {
             let caller = Caller { user_id, session_id: SessionId::generate() };
             assert!(sessions.is_alive(caller, async || alive()).await.expect("alive"));

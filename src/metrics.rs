@@ -3,16 +3,21 @@
 //! A label takes its values from a list that is known at the start, so that no caller can
 //! make a series of their own.
 
-use std::{collections::HashMap, fmt, sync::OnceLock, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
-    metrics::{family::Family, histogram::Histogram},
+    metrics::{family::Family, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 use tonic::Code;
 
-use crate::{database::Database, password::Hasher};
+use crate::{caller::LiveSessions, database::Database, password::Hasher};
 
 pub use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
@@ -68,9 +73,12 @@ pub struct Metrics {
     pub database_up: Gauge,
     /// Wrong passwords.
     pub logins_failed: Counter,
+    /// Checks whether a caller's session is alive.
+    pub session_checks: SessionChecks,
     open_connections: Gauge,
     idle_connections: Gauge,
     hashing_queue: Gauge,
+    session_cache_users: Gauge,
     sources: OnceLock<Sources>,
     registry: Registry,
 }
@@ -80,6 +88,16 @@ pub struct Metrics {
 struct Sources {
     database: Database,
     hasher: Hasher,
+    live_sessions: Arc<LiveSessions>,
+}
+
+/// How it was found out whether a caller's session is alive.
+#[derive(Clone, Debug, Default)]
+pub struct SessionChecks {
+    /// From what is remembered.
+    pub hits: Counter,
+    /// By asking the database.
+    pub misses: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -98,12 +116,19 @@ struct StateLabel {
     state: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
 impl Metrics {
     /// For the methods at these paths.
     #[must_use]
     pub fn new<'a>(paths: impl Iterator<Item = &'a str>) -> Self {
         let mut registry = Registry::with_prefix("fastzero");
         let calls = Calls::register(paths, &mut registry);
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("FASTZERO_COMMIT"))];
+        registry.register("build", "What runs", Info::new(build.to_vec()));
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -114,6 +139,8 @@ impl Metrics {
         let database_up =
             gauge("database_up", "Whether the database answers and has the schema that is needed");
         let hashing_queue = gauge("hashing_queue", "Passwords that are hashed or wait for it");
+        let session_cache_users =
+            gauge("session_cache_users", "Users whose sessions are remembered");
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -129,6 +156,13 @@ impl Metrics {
             states.clone(),
         );
         let state = |state| states.get_or_create_owned(&StateLabel { state });
+        let results = Family::<ResultLabel, Counter>::default();
+        registry.register(
+            "session_checks",
+            "Checks of sessions: by what is remembered, or not",
+            results.clone(),
+        );
+        let result = |result| results.get_or_create_owned(&ResultLabel { result });
         Self {
             calls,
             calls_in_flight,
@@ -136,26 +170,29 @@ impl Metrics {
             connections,
             database_up,
             logins_failed,
+            session_checks: SessionChecks { hits: result("hit"), misses: result("miss") },
             open_connections: state("open"),
             idle_connections: state("idle"),
             hashing_queue,
+            session_cache_users,
             sources: OnceLock::new(),
             registry,
         }
     }
 
     /// Looks at these from now on. May be called once; later calls change nothing.
-    pub fn look_at(&self, database: Database, hasher: Hasher) {
-        let _ = self.sources.set(Sources { database, hasher });
+    pub fn look_at(&self, database: Database, hasher: Hasher, live_sessions: Arc<LiveSessions>) {
+        let _ = self.sources.set(Sources { database, hasher, live_sessions });
     }
 
     /// All metrics, as of now. Waits for nothing.
     pub fn encode(&self) -> Result<String, fmt::Error> {
-        if let Some(Sources { database, hasher }) = self.sources.get() {
+        if let Some(Sources { database, hasher, live_sessions }) = self.sources.get() {
             let (open, idle) = database.connections();
             set(&self.open_connections, open);
             set(&self.idle_connections, idle);
             set(&self.hashing_queue, hasher.queue_length());
+            set(&self.session_cache_users, live_sessions.users());
         }
         let mut text = String::new();
         text::encode(&mut text, &self.registry)?;

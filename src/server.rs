@@ -259,12 +259,12 @@ async fn serve_metrics(
 }
 
 fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics) -> Api {
-    let live_sessions = Arc::new(LiveSessions::default());
+    let live_sessions = Arc::new(LiveSessions::new(metrics.session_checks.clone()));
     let together = config.coalescing;
     let shed = metrics.calls_shed.clone();
     let attempts = Arc::new(Attempts::new(shed.clone()));
     let hasher = Hasher::new(config.hashing_threads.into(), config.hashing_cost.clone(), shed);
-    metrics.look_at(database.clone(), hasher.clone());
+    metrics.look_at(database.clone(), hasher.clone(), live_sessions.clone());
     let page_tokens = PageTokens::new(keyring);
     let access_tokens = AccessTokens::new(
         keyring,

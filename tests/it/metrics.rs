@@ -129,9 +129,21 @@ async fn calls_are_counted_by_method_and_code() {
         ("fastzero_database_up", 1.0),
         ("fastzero_hashing_queue", 0.0),
         ("fastzero_logins_failed_total", 1.0),
+        ("fastzero_session_cache_users", 1.0),
     ] {
         assert_eq!(after.get(series), Some(value), "{series}");
     }
+    // Her session was looked up at the first of her five calls, if they took no 5 seconds.
+    let checks = |result| format!("fastzero_session_checks_total{{result=\"{result}\"}}");
+    let (hits, misses) = (after.get(&checks("hit")), after.get(&checks("miss")));
+    assert_eq!(hits.zip(misses).map(|(hits, misses)| hits + misses), Some(5.0));
+    assert!(hits >= Some(3.0), "{hits:?}");
+    let build = format!(
+        "fastzero_build_info{{version=\"{}\",commit=\"{}\"}}",
+        env!("CARGO_PKG_VERSION"),
+        env!("FASTZERO_COMMIT"),
+    );
+    assert_eq!(after.get(&build), Some(1.0), "{}", after.0);
     let state = |state| format!("fastzero_database_connections{{state=\"{state}\"}}");
     let (open, idle) = (after.get(&state("open")), after.get(&state("idle")));
     assert!(open.is_some_and(|open| (1.0..=4.0).contains(&open)), "{open:?}");
