@@ -1,8 +1,12 @@
 //! The port for metrics and probes.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use fast_zero::config::Config;
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -23,6 +27,7 @@ use crate::support::{
 
 const README: &str = include_str!("../../README.md");
 const ALERTS: &str = include_str!("../../deploy/alerts.yaml");
+const DASHBOARD: &str = include_str!("../../deploy/dashboard.json");
 
 pub fn with_metrics() -> Config {
     Config { metrics_addr: Some(SocketAddr::from(([127, 0, 0, 1], 0))), ..config() }
@@ -74,11 +79,49 @@ impl Scrape {
         self.get(&series).unwrap_or_default()
     }
 
-    /// The names of all series.
-    fn names(&self) -> BTreeSet<&str> {
+    /// The names of all series, and their labels.
+    fn names(&self) -> BTreeMap<String, BTreeSet<String>> {
         let series = self.0.lines().filter(|line| !line.starts_with('#'));
-        series.filter_map(|line| line.split(['{', ' ']).next()).collect()
+        let series = series.map(mentioned).map(|(names, labels)| {
+            let name = names.into_iter().next().expect("each has a name");
+            (name, labels)
+        });
+        series.collect()
     }
+
+    /// All that a query reads is there.
+    #[track_caller]
+    fn assert_answers(&self, query: &str) {
+        let (names, labels) = mentioned(query);
+        let there = self.names();
+        let mut known: BTreeSet<_> = FROM_PROMETHEUS.into_iter().collect();
+        for name in &names {
+            let labels = there.get(name).unwrap_or_else(|| panic!("no {name}, but {query}"));
+            known.extend(labels.iter().map(|label| &**label));
+        }
+        for label in labels {
+            assert!(known.contains(&*label), "no {names:?} has the label {label}, but {query}");
+        }
+    }
+}
+
+/// The labels that Prometheus itself gives to what it reads.
+const FROM_PROMETHEUS: [&str; 1] = ["instance"];
+
+/// The metrics that a text names, and the labels: those in braces, and those after `by`.
+fn mentioned(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    // What is quoted are values.
+    let bare: String = text.split('"').step_by(2).collect();
+    let lists =
+        |begin, end| bare.split(begin).skip(1).filter_map(move |rest| rest.split(end).next());
+    let labels = lists("{", "}").chain(lists("by (", ")")).flat_map(words).map(str::to_owned);
+    let metrics = words(&bare).filter(|word| word.starts_with("fastzero_")).map(str::to_owned);
+    (metrics.collect(), labels.collect())
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| !word.is_empty())
 }
 
 const GET_TODO: &str = "fastzero.todo.v1.TodoService/GetTodo";
@@ -293,20 +336,39 @@ async fn what_is_documented_is_what_there_is() {
     app.create_user("ana").await;
     app.logged_in("ana").await;
     let scrape = app.scrape().await;
-    let names = scrape.names();
-    let mentioned = |text: &'static str| -> BTreeSet<&str> {
-        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        words.filter(|word| word.starts_with("fastzero_")).collect()
-    };
-    for name in mentioned(ALERTS) {
-        assert!(names.contains(name), "{name} is in the alerts only");
-    }
     let (_, section) = README.split_once("\n## Metrics\n").expect("the section is there");
-    let documented = mentioned(section.split("\n## ").next().unwrap_or_default());
+    let (documented, _) = mentioned(section.split("\n## ").next().unwrap_or_default());
     let parts = ["_bucket", "_sum", "_count"];
-    let whole = |name: &str| {
-        parts.iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name).to_owned()
+    let whole = |name: String| {
+        parts.iter().find_map(|part| name.strip_suffix(part)).unwrap_or(&name).to_owned()
     };
-    let there: BTreeSet<_> = names.iter().map(|name| whole(name)).collect();
-    assert_eq!(documented.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), there);
+    assert_eq!(documented, scrape.names().into_keys().map(whole).collect());
+}
+
+#[tokio::test]
+async fn alerts_and_dashboard_read_what_there_is() {
+    let app = App::start_with(with_metrics()).await;
+    let scrape = app.scrape().await;
+    let rules = ALERTS.split("expr:").skip(1).filter_map(|rule| rule.split("for:").next());
+    rules.for_each(|query| scrape.assert_answers(query));
+
+    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("it is JSON");
+    let list = |value: &Value| value.as_array().expect("a list").clone();
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    for variable in list(&dashboard["templating"]["list"]) {
+        scrape.assert_answers(variable["definition"].as_str().unwrap_or_default());
+    }
+    let mut ids = BTreeSet::new();
+    for panel in list(&dashboard["panels"]) {
+        assert!(ids.insert(panel["id"].as_u64()), "an id twice: {panel}");
+        if panel["type"] == "row" {
+            continue;
+        }
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{panel}");
+        for target in list(&panel["targets"]) {
+            // Their labels, too, are of what is read.
+            let legend = text(&target["legendFormat"]);
+            scrape.assert_answers(&format!("{} {legend}", text(&target["expr"])));
+        }
+    }
 }
