@@ -11,6 +11,7 @@ use crate::support::{
     App, Client, PASSWORD,
     app::{self, config, connect, keyring},
     assert::{assert_refused, assert_unauthenticated},
+    lock::RowLock,
     postgres::TestDatabase,
     process::{Process, Run},
     proxy::{self, Proxy},
@@ -146,13 +147,22 @@ async fn a_port_that_is_taken_is_named() {
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let database = TestDatabase::create().await;
-    let mut server = Run::server(&database.url()).env("SHUTDOWN_GRACE_SECONDS", "3600").start();
-    let address = server.address().await;
-    // A connection that never says anything holds the first stop.
-    let _mute = tokio::net::TcpStream::connect(&address).await.expect("connected");
-    let client = client(&server).await;
-    let request = GetUserRequest { id: "me".into() };
-    assert!(client.users().get_user(request).await.is_err(), "it is accepted after the mute one");
+    let mut server = Run::server(&database.url()).start();
+    let ana = client(&server).await.signed_up("ana").await;
+    let todo = ana.create_todo("held").await;
+    let mut lock = RowLock::hold(database.connect().await, "lock todos").await;
+    let _held = tokio::spawn(async move { ana.try_delete_todo(&todo.id, "").await });
+    lock.until_awaited().await;
+    end_at_once(&mut server).await;
+
+    // Before that, while the stop waits to be known.
+    let mut server = Run::server(&database.url()).env("SHUTDOWN_DELAY_SECONDS", "3600").start();
+    server.address().await;
+    end_at_once(&mut server).await;
+}
+
+/// The first signal alone does not, since there is something to wait for.
+async fn end_at_once(server: &mut Process) {
     server.signal(Signal::SIGTERM);
     server.line("stopping").await;
     server.signal(Signal::SIGTERM);

@@ -24,6 +24,7 @@ mod plans;
 mod races;
 mod readme;
 mod refresh;
+mod replicas;
 mod sessions;
 mod settings;
 mod statements;

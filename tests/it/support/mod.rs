@@ -4,6 +4,7 @@
 pub mod app;
 pub mod assert;
 pub mod auth;
+pub mod balancer;
 pub mod certificates;
 pub mod client;
 pub mod compose;
