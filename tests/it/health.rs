@@ -57,7 +57,7 @@ async fn try_check(channel: &Channel, service: &str) -> Answer<HealthCheckRespon
     HealthClient::new(channel.clone()).check(request).await
 }
 
-async fn check(channel: &Channel, service: &str) -> ServingStatus {
+pub async fn check(channel: &Channel, service: &str) -> ServingStatus {
     try_check(channel, service).await.expect("a known service").into_inner().status()
 }
 

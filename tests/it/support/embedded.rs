@@ -123,6 +123,19 @@ impl Postgres {
         pids
     }
 
+    /// Stops all its processes by SIGSTOP, until the guard is dropped: nothing is closed, and
+    /// nothing answers.
+    pub async fn freeze(&self) -> Frozen {
+        let main = *self.processes().await.last().expect("the main one");
+        // First the one that starts others.
+        let mut frozen = Frozen(Vec::new());
+        frozen.stop(main);
+        for process in children(main) {
+            frozen.stop(process);
+        }
+        frozen
+    }
+
     /// Ends it by its lifeline.
     pub fn stop(mut self) -> ExitStatus {
         self.lifeline.take();
@@ -156,6 +169,38 @@ impl Drop for Postgres {
             self.wait();
         }
     }
+}
+
+/// Processes that are stopped.
+pub struct Frozen(Vec<Pid>);
+
+impl Frozen {
+    fn stop(&mut self, pid: i32) {
+        let pid = Pid::from_raw(pid);
+        // It may have ended by itself.
+        if kill(pid, Signal::SIGSTOP).is_ok() {
+            self.0.push(pid);
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill(*pid, Signal::SIGCONT);
+        }
+    }
+}
+
+fn children(parent: i32) -> impl Iterator<Item = i32> {
+    let processes = fs::read_dir("/proc").expect("it is mounted").flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(move |pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name in brackets: the state, the parent.
+        let parent_of = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
+        parent_of.and_then(|pid| pid.parse().ok()) == Some(parent)
+    })
 }
 
 /// Waits for something that is to happen within [`END_LIMIT`].

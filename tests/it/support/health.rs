@@ -1,6 +1,6 @@
 //! Watching the health service.
 
-use tonic::{Status, Streaming};
+use tonic::{Status, Streaming, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
     health_client::HealthClient,
@@ -14,13 +14,17 @@ pub struct Watch(pub Streaming<HealthCheckResponse>);
 impl App {
     /// Watches a service.
     pub async fn watch(&self, service: &str) -> Watch {
-        let request = HealthCheckRequest { service: service.to_owned() };
-        let mut client = HealthClient::new(self.channel.clone());
-        Watch(client.watch(request).await.expect("a known service").into_inner())
+        Watch::begin(&self.channel, service).await
     }
 }
 
 impl Watch {
+    pub async fn begin(channel: &Channel, service: &str) -> Self {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let mut client = HealthClient::new(channel.clone());
+        Self(client.watch(request).await.expect("a known service").into_inner())
+    }
+
     pub async fn until_serving(&mut self) {
         self.until(ServingStatus::Serving).await;
     }

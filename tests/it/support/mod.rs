@@ -12,6 +12,7 @@ pub mod container;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 pub mod health;
+pub mod lag;
 pub mod lock;
 pub mod messages;
 pub mod parallel;
