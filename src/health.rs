@@ -32,10 +32,11 @@ use crate::{
 
 /// How often the database is looked at. With [`CHECK_TIMEOUT`], an outage is told
 /// within two seconds.
-const CHECK_INTERVAL: Duration = Duration::from_millis(900);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a look may take before the database counts as away.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a look may take before the database counts as away: most of the two seconds,
+/// since one on a machine that is busy for a moment is slow, and there.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(1_400);
 
 /// The names that need the database; `""` is the server as a whole.
 const READINESS: [&str; 4] = [
@@ -70,8 +71,8 @@ impl Reporter {
         (this, service)
     }
 
-    /// Follows the database for ever, after it was reported to be ready, over a connection of its own: calls that wait for
-    /// the others must not make the service look dead.
+    /// Follows the database for ever, after it was reported to be ready, over a connection of
+    /// its own: calls that wait for the others must not make the service look dead.
     pub async fn follow(self, database: Database) {
         let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -121,15 +122,21 @@ impl Reporter {
     }
 }
 
+/// A connection may have been closed since the last look, by a pooler or on the way. It is
+/// the next one that tells whether the database is there.
 async fn check(
     connection: &mut Option<PgConnection>,
     database: &Database,
 ) -> Result<bool, sqlx::Error> {
-    let connection = match connection {
-        Some(connection) => connection,
-        None => connection.insert(database.connect().await?),
-    };
-    database::is_migrated(connection).await
+    if let Some(open) = connection {
+        if let Ok(is_ready) = database::is_migrated(open).await {
+            return Ok(is_ready);
+        }
+        // Those of calls most likely were, too.
+        database.discard_idle();
+    }
+    let new = connection.insert(database.connect().await?);
+    database::is_migrated(new).await
 }
 
 fn log_change(was_ready: bool, error: &dyn std::error::Error) {

@@ -118,6 +118,39 @@ async fn readiness_follows_the_schema_and_liveness_does_not() {
     assert_eq!(check(&app.channel, LIVENESS).await, ServingStatus::Serving);
 }
 
+/// The process of PostgreSQL's that the looks at the database are made in.
+async fn looked_at_by(app: &App) -> Option<i32> {
+    app.select(
+        "select max(pid) from pg_stat_activity where datname = current_database()
+            and application_name = 'fast-zero' and query like '%from _sqlx_migrations%'",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_is_no_outage() {
+    let app = App::start().await;
+    let mut watch = app.watch("").await;
+    in_time("SERVING", watch.until_serving()).await;
+    eventually("a look", async || looked_at_by(&app).await.is_some()).await;
+    let before = looked_at_by(&app).await;
+    app.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity
+            where datname = current_database() and application_name = 'fast-zero'",
+    )
+    .await;
+    let looks_again = eventually("another look", async || {
+        let now = looked_at_by(&app).await;
+        now.is_some() && now != before
+    });
+    tokio::select! {
+        () = watch.until_not_serving() => panic!("the database is there"),
+        () = looks_again => {}
+    }
+    // The look has found out that those of calls are closed, too.
+    app.create_user("ana").await;
+}
+
 /// A server from its first moment on, which may never serve.
 struct Starting {
     address: SocketAddr,
