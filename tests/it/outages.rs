@@ -10,7 +10,7 @@ use fast_zero::proto::{
     todo::v1::{GetTodoRequest, ListTodosRequest, Todo},
 };
 use prost::Message;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::time::sleep;
 use tonic::{Code, Response, Status, transport::Channel};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -272,6 +272,8 @@ async fn a_database_that_is_away_is_used_again_when_it_is_back() {
 /// The real binary, on a PostgreSQL of its own.
 #[cfg(feature = "embedded")]
 mod alone {
+    use sqlx::Connection;
+
     use super::*;
     use crate::support::{
         embedded::{Postgres, place},
