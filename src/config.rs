@@ -10,6 +10,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum, builder::TypedValueParser};
+use http::Uri;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
@@ -34,6 +35,10 @@ pub struct Config {
     /// Address and port on which metrics and probes are served, in plain HTTP/1.1; without it, they are not
     #[arg(long, env, global = true, value_parser = parse_address)]
     pub metrics_addr: Option<SocketAddr>,
+
+    /// OpenTelemetry collector that gets traces over gRPC (OTLP), http://host:4317; without it, none are exported
+    #[arg(long, env, global = true, value_parser = parse_collector)]
+    pub otel_exporter_otlp_endpoint: Option<Uri>,
 
     /// Certificate that the server shows, and those between it and its authority, in PEM; without it, there is no TLS
     #[arg(long, env, global = true)]
@@ -424,6 +429,13 @@ fn secret() -> impl TypedValueParser<Value = SecretString> {
 fn parse_address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse()
         .map_err(|_| "must be an IP address and a port, like 127.0.0.1:50051 or [::1]:50051")
+}
+
+fn parse_collector(text: &str) -> Result<Uri, &'static str> {
+    let uri = text.parse().ok().filter(|uri: &Uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && matches!(uri.path(), "" | "/")
+    });
+    uri.ok_or("must be a URL of gRPC, like http://localhost:4317 or https://collector:4317")
 }
 
 /// A network, or one address.

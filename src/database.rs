@@ -18,7 +18,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::error::{Cause, Chain, Error};
+use crate::{
+    error::{Cause, Chain, Error},
+    traces::{self, DatabaseSpan},
+};
 
 /// The schema that this binary needs.
 pub static MIGRATIONS: Migrator = Migrator { ignore_missing: true, ..sqlx::migrate!() };
@@ -116,9 +119,14 @@ impl Database {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let mut connection = scopeguard::guard(self.acquire().await?, settle_in_background);
+        let span = DatabaseSpan::begin();
+        let acquired = self.acquire().await.inspect_err(|error| span.note(error))?;
+        let mut connection = scopeguard::guard(acquired, settle_in_background);
         let result = work(&mut connection).await;
         let object = ScopeGuard::into_inner(connection);
+        if let Err(error) = &result {
+            span.note(error);
+        }
         match result {
             Err(Error::DatabaseUnavailable(_)) => {
                 drop(Object::take(object));
@@ -165,7 +173,7 @@ pub async fn complete<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
     use tracing::Instrument;
-    tokio::spawn(work.in_current_span()).await.map_err(Error::internal)?
+    tokio::spawn(traces::in_current(work).in_current_span()).await.map_err(Error::internal)?
 }
 
 struct Manager {

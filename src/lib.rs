@@ -26,8 +26,8 @@
 //! Look-ups and additions that come at the same time share a statement ([`coalesce`]).
 //!
 //! Around them: [`config`], [`keys`] and [`telemetry`] at the start, [`audit`], [`health`],
-//! [`metrics`] with their own port ([`metrics_server`]) and [`shutdown`] while it runs,
-//! [`probe`] from outside, and `embedded`, the private PostgreSQL of development.
+//! [`metrics`] with their own port ([`metrics_server`]), [`traces`] and [`shutdown`] while it
+//! runs, [`probe`] from outside, and `embedded`, the private PostgreSQL of development.
 //!
 //! # What always holds
 //!
@@ -74,5 +74,6 @@ pub mod telemetry;
 pub mod text;
 pub mod tls;
 pub mod todo;
+pub mod traces;
 pub mod user;
 pub mod validation;

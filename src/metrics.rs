@@ -254,6 +254,12 @@ impl Method {
         method
     }
 
+    /// What it is called in metrics: `unknown` if there is no such method.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Counts a call that has ended.
     pub fn count(&self, code: Code, duration: Duration) {
         self.ended_with(code).inc();

@@ -6,7 +6,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::{
     net::TcpListener,
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -39,6 +39,7 @@ use crate::{
         user::v1::user_service_server::UserServiceServer,
     },
     todo::service::TodoService,
+    traces::Traces,
     user::{service::UserService, sign_ups::SignUps},
 };
 
@@ -81,6 +82,7 @@ pub struct Server {
     gateway: Arc<Gateway>,
     reporter: Reporter,
     metrics: Arc<Metrics>,
+    traces: Traces,
     metrics_address: Option<SocketAddr>,
     connections: JoinHandle<()>,
     /// Cancelled when no more connections are accepted.
@@ -114,8 +116,16 @@ impl Server {
             open_calls: MAX_OPEN_CALLS_PER_PEER,
             memory: MEMORY_PER_PEER,
         });
-        let gateway =
-            Gateway::new(methods, open, max_calls, peers.clone(), proxies, metrics.clone());
+        let traces = Traces::start(config.otel_exporter_otlp_endpoint.as_ref())?;
+        let gateway = Gateway::new(
+            methods,
+            open,
+            max_calls,
+            peers.clone(),
+            proxies,
+            metrics.clone(),
+            traces.clone(),
+        );
         let gateway = Arc::new(gateway);
         let tls = config.tls()?.map(Arc::new);
         if let Some(tls) = tls.clone() {
@@ -140,6 +150,7 @@ impl Server {
             gateway,
             reporter,
             metrics,
+            traces,
             metrics_address,
             connections,
             closing,
@@ -184,11 +195,12 @@ impl Server {
     }
 
     /// Says that it is going, waits for `delay` until that is known, and lets the calls
-    /// under way finish, for `grace` at the most.
+    /// under way finish, and the collector take their traces, for `grace` at the most.
     async fn stop(self, delay: Duration, grace: Duration) {
         self.reporter.report(false).await;
         tokio::time::sleep(delay).await;
         self.closing.cancel();
+        let end = Instant::now() + grace;
         let calls_end = async {
             self.gateway.calls_end().await;
             tokio::time::sleep(GOODBYE).await;
@@ -200,10 +212,11 @@ impl Server {
                 () = calls_end => {}
             }
         };
-        if timeout(grace, ended).await.is_err() {
+        if timeout_at(end, ended).await.is_err() {
             tracing::warn!("calls were cut: they did not end within the grace");
         }
         self.cutting.cancel();
+        self.traces.stop(end.saturating_duration_since(Instant::now())).await;
         tracing::info!("stopped");
     }
 }

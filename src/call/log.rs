@@ -7,6 +7,7 @@ use tonic::Code;
 use crate::{
     auth::guard::Access,
     metrics::{self, Counted, Method},
+    traces::CallTrace,
 };
 
 /// The longest name of a method that is logged, in bytes.
@@ -19,21 +20,27 @@ pub(super) fn method_name(path: &str) -> &str {
     &name[..name.floor_char_boundary(MAX_METHOD_LENGTH)]
 }
 
-/// Writes the call's line and counts it when it ends, whichever way: a caller that goes
-/// away drops it.
+/// Writes the call's line, counts it and ends its span when it ends, whichever way: a caller
+/// that goes away drops it.
 pub(super) struct CallLog<'a> {
     begun: Instant,
     access: Option<Access>,
     method: &'a Method,
+    trace: CallTrace,
     /// How it ended: until that is known, by the caller's going away.
     pub(super) code: Code,
     _in_flight: Counted,
 }
 
 impl<'a> CallLog<'a> {
-    pub(super) fn begin(access: Option<Access>, method: &'a Method, in_flight: Counted) -> Self {
+    pub(super) fn begin(
+        access: Option<Access>,
+        method: &'a Method,
+        trace: CallTrace,
+        in_flight: Counted,
+    ) -> Self {
         let (begun, code) = (Instant::now(), Code::Cancelled);
-        Self { begun, access, method, code, _in_flight: in_flight }
+        Self { begun, access, method, trace, code, _in_flight: in_flight }
     }
 }
 
@@ -42,6 +49,7 @@ impl Drop for CallLog<'_> {
         let duration = self.begun.elapsed();
         let duration_ms = duration.as_secs_f64() * 1_000.0;
         self.method.count(self.code, duration);
+        self.trace.end(self.code);
         let code = metrics::code_name(self.code);
         // Probes come every few seconds, for ever.
         if matches!(self.access, Some(Access::Health | Access::Reflection)) {

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     error::Error,
+    traces::CallerSpan,
     validation::{Invalid, Violations},
 };
 
@@ -21,6 +22,11 @@ const MAX_REQUEST_ID_LENGTH: usize = 128;
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The metadata entry that names the caller's span (W3C Trace Context), and the one with what
+/// others note of the trace.
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// The metadata entry in which each proxy notes whom it speaks for.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -65,6 +71,33 @@ fn parse_timeout(value: &str) -> Option<Duration> {
         "n" => Some(Duration::from_nanos(count)),
         _ => None,
     }
+}
+
+/// The caller's span, if the metadata name one.
+pub(super) fn caller_span(headers: &HeaderMap) -> Option<CallerSpan<'_>> {
+    let mut values = headers.get_all(TRACE_PARENT).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let state = headers.get(TRACE_STATE).and_then(|state| state.to_str().ok());
+    parse_trace_parent(value.to_str().ok()?, state.unwrap_or_default())
+}
+
+/// `traceparent` of W3C's Trace Context, section 3.2. Versions to come may have more to say,
+/// after the parts of this one.
+fn parse_trace_parent<'a>(value: &str, state: &'a str) -> Option<CallerSpan<'a>> {
+    let mut parts = value.split('-');
+    let mut number = |length| {
+        let digits = parts.next().filter(|digits| digits.len() == length)?;
+        let is_hex = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        u128::from_str_radix(digits, 16).ok().filter(|_| digits.bytes().all(is_hex))
+    };
+    let version = number(2).filter(|version| *version != 0xff)?;
+    let trace_id = number(32).filter(|id| *id != 0)?;
+    let span_id = number(16).and_then(|id| u64::try_from(id).ok()).filter(|id| *id != 0)?;
+    let sampled = number(2)? & 1 == 1;
+    let is_whole = version != 0 || parts.next().is_none();
+    is_whole.then_some(CallerSpan { trace_id, span_id, sampled, state })
 }
 
 /// Who calls: the one that connected, or whom trusted proxies name. Each adds whom it
@@ -134,7 +167,84 @@ mod tests {
         }
     }
 
+    const TRACE_ID: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
+    const SPAN_ID: u64 = 0x00f0_67aa_0ba9_02b7;
+
+    #[test]
+    fn the_callers_span_is_taken_over_if_it_is_one() {
+        let ids = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7";
+        // Flags may be added, and parts, in a version to come.
+        for (good, sampled) in [
+            (format!("00-{ids}-01"), true),
+            (format!("00-{ids}-00"), false),
+            (format!("00-{ids}-03"), true),
+            (format!("00-{ids}-fe"), false),
+            (format!("01-{ids}-01"), true),
+            (format!("cc-{ids}-01-what-the-future-is"), true),
+        ] {
+            let read = headers(TRACE_PARENT, &good);
+            let expected = CallerSpan { trace_id: TRACE_ID, span_id: SPAN_ID, sampled, state: "" };
+            assert_eq!(caller_span(&read), Some(expected), "{good}");
+        }
+        for bad in [
+            String::new(),
+            ids.to_owned(),
+            format!("ff-{ids}-01"),
+            format!("0-{ids}-01"),
+            format!("00-{ids}-1"),
+            format!("00-{ids}-01-"),
+            format!("00-{ids}-01-more"),
+            format!("cc-{ids}-01.more"),
+            format!("00-{ids}-0g"),
+            format!("00-{ids}-+1"),
+            format!("00-{}-01", ids.to_uppercase()),
+            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+            format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{}-01", "0".repeat(16)),
+            format!("00-{}-01", &ids[1..]),
+            format!(" 00-{ids}-01"),
+        ] {
+            assert_eq!(caller_span(&headers(TRACE_PARENT, &bad)), None, "{bad}");
+        }
+        let mut twice = headers(TRACE_PARENT, &format!("00-{ids}-01"));
+        twice.append(TRACE_PARENT, twice[TRACE_PARENT].clone());
+        assert_eq!(caller_span(&twice), None);
+        assert_eq!(caller_span(&HeaderMap::new()), None);
+    }
+
     proptest! {
+        #[test]
+        fn any_span_is_read_as_it_is_written(
+            trace_id in 1_u128.., span_id in 1_u64.., flags: u8, version in 0_u8..0xff
+        ) {
+            let value = format!("{version:02x}-{trace_id:032x}-{span_id:016x}-{flags:02x}");
+            let sampled = flags % 2 == 1;
+            let expected = CallerSpan { trace_id, span_id, sampled, state: "" };
+            let read = headers(TRACE_PARENT, &value);
+            prop_assert_eq!(caller_span(&read), Some(expected));
+        }
+
+        #[test]
+        fn any_trace_parent_is_taken_over_or_replaced(
+            value in prop_oneof![
+                "[ -~]{0,60}",
+                "[0-9a-g]{2}-[0-9a-f]{31,33}-[0-9a-f]{15,17}-[0-9a-fA-F]{1,3}(-[ -~]{0,5})?",
+            ],
+            state in "[ -~]{0,20}",
+        ) {
+            let mut read = headers(TRACE_PARENT, &value);
+            read.extend(headers(TRACE_STATE, &state));
+            if let Some(span) = caller_span(&read) {
+                let CallerSpan { trace_id, span_id, sampled, .. } = span;
+                prop_assert!(trace_id != 0 && span_id != 0);
+                let version = &value[..2];
+                let ids = format!("{version}-{trace_id:032x}-{span_id:016x}-");
+                prop_assert!(value.starts_with(&ids), "{}", value);
+                let flags = u8::from_str_radix(&value[ids.len()..ids.len() + 2], 16);
+                prop_assert_eq!(flags.map(|flags| flags % 2 == 1), Ok(sampled));
+                prop_assert_eq!(span.state, &*state);
+            }
+        }
+
         #[test]
         fn a_timeout_is_a_count_of_its_unit(
             count in prop_oneof![0_u64..10, 0_u64..10_000, 0_u64..100_000_000], width in 1_usize..=8, unit in 0_usize..6

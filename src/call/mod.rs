@@ -1,5 +1,5 @@
-//! What happens around every call, whatever its method: a request id, a deadline,
-//! authentication, complete error details, one line in the log.
+//! What happens around every call, whatever its method: a request id, a trace, a
+//! deadline, authentication, complete error details, one line in the log.
 
 mod log;
 mod metadata;
@@ -28,6 +28,7 @@ use crate::{
     error::{self, Error},
     metrics::{Counted, Metrics},
     peers::{Peers, Share},
+    traces::{self, Traces},
 };
 
 pub use self::{
@@ -44,6 +45,7 @@ const MAX_REFLECTION: Duration = Duration::from_secs(30);
 pub struct Gateway {
     methods: Methods,
     metrics: Arc<Metrics>,
+    traces: Traces,
     admission: Admission,
     peers: Arc<Peers>,
     trusted_proxies: Vec<IpNet>,
@@ -73,12 +75,14 @@ impl Gateway {
         peers: Arc<Peers>,
         trusted_proxies: Vec<IpNet>,
         metrics: Arc<Metrics>,
+        traces: Traces,
     ) -> Self {
         Self {
             methods,
             admission: Admission::new(max_calls, metrics.calls_shed.clone()),
             metrics,
             peers,
+            traces,
             trusted_proxies,
             open,
             api: OnceLock::new(),
@@ -120,26 +124,29 @@ impl Gateway {
         let access = self.methods.access(request.uri().path());
         let method = self.metrics.calls.of(request.uri().path());
         let in_flight = Counted::by(&self.metrics.calls_in_flight);
+        let id = request_id.to_str().unwrap_or_default();
+        let caller = metadata::caller_span(request.headers());
+        let of_probe = access == Some(Access::Open);
+        let trace = self.traces.begin(method.name(), id, caller, of_probe);
         let span = tracing::info_span!(
             "call",
             method = log::method_name(request.uri().path()),
-            request_id = request_id.to_str().unwrap_or_default(),
+            request_id = id,
+            trace_id = %trace.id(),
             peer = %peer,
             user_id = field::Empty,
         );
-        async {
+        let answering = trace.around(async {
             let share = self.share(peer, origin);
-            let mut log = CallLog::begin(access, method, in_flight);
-            let id = request_id.to_str().unwrap_or_default();
+            let mut log = CallLog::begin(access, method, trace.clone(), in_flight);
             let call = Call { origin, share, access, request_id: id };
             let response = self.answer_in_time(request, call).await;
             let mut response = response.unwrap_or_else(|error| Status::from(error).into_http());
             log.code = error::complete_details(response.headers_mut(), id);
             response.headers_mut().insert(REQUEST_ID, request_id.clone());
             response
-        }
-        .instrument(span)
-        .await
+        });
+        answering.instrument(span).await
     }
 
     async fn answer_in_time(
@@ -195,6 +202,7 @@ impl Gateway {
         if call.access == Some(Access::Caller) {
             let caller = api.authenticator.authenticate(request.headers()).await?;
             Span::current().record("user_id", field::display(caller.user_id));
+            traces::note_user(caller.user_id);
             request.extensions_mut().insert(caller);
         }
         // Only now: who may not call is not told what is wrong with the call.

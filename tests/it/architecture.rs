@@ -9,7 +9,7 @@ use std::{
 /// A crate or a module, and who alone may use it: the files, each with how much of it.
 type MayUse = (&'static str, &'static [(&'static str, &'static str)]);
 
-const MAY_USE: [MayUse; 9] = [
+const MAY_USE: [MayUse; 12] = [
     // Everything is wired in `server`, and nothing but `main` knows it.
     ("crate::server", &[]),
     ("fast_zero::server", &[("main.rs", "fast_zero::server")]),
@@ -60,6 +60,10 @@ const MAY_USE: [MayUse; 9] = [
     ),
     // Everybody else counts with what `metrics.rs` gives them.
     ("prometheus_client", &[("metrics.rs", "prometheus_client")]),
+    // And is traced with what `traces.rs` gives them.
+    ("opentelemetry", &[("traces.rs", "opentelemetry")]),
+    ("opentelemetry_otlp", &[("traces.rs", "opentelemetry_otlp")]),
+    ("opentelemetry_sdk", &[("traces.rs", "opentelemetry_sdk")]),
     // Settings are read with the arguments, into the configuration. What the private
     // PostgreSQL reads is about the machine: folders, programs, and where it is itself.
     (

@@ -32,5 +32,6 @@ mod support;
 mod tls;
 mod todos;
 mod tokens;
+mod traces;
 mod updates;
 mod users;

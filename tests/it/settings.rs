@@ -12,6 +12,7 @@ async fn the_help_names_every_setting() {
     for variable in [
         "LISTEN_ADDR",
         "METRICS_ADDR",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
         "TLS_CERT_FILE",
         "TLS_KEY_FILE",
         "TLS_CLIENT_CA_FILE",
@@ -64,6 +65,11 @@ async fn bad_usage_and_bad_values_have_codes_of_their_own() {
     for (variable, value, allowed) in [
         ("LISTEN_ADDR", "localhost", "127.0.0.1:50051"),
         ("METRICS_ADDR", "9464", "an IP address and a port"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "http://localhost:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost", "http://localhost:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://", "http://localhost:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://collector:4317", "http://localhost:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/v1/traces", "a URL of gRPC"),
         ("ALGORITHM", "none", "HS256"),
         ("ACCESS_TOKEN_EXPIRE_MINUTES", "0", "1..="),
         ("REFRESH_TOKEN_EXPIRE_DAYS", "-1", "1..="),
@@ -169,7 +175,14 @@ async fn a_flag_comes_before_a_variable_and_a_variable_before_the_file() {
 async fn an_empty_variable_is_not_set() {
     let database = TestDatabase::create().await;
     let mut run = Run::server(&database.url());
-    for variable in ["HASHING_THREADS", "LOG_FORMAT", "REFLECTION", "RUST_LOG", "TOKEN_ISSUER"] {
+    for variable in [
+        "HASHING_THREADS",
+        "LOG_FORMAT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "REFLECTION",
+        "RUST_LOG",
+        "TOKEN_ISSUER",
+    ] {
         run = run.env(variable, "");
     }
     run.start().address().await;

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod balancer;
 pub mod certificates;
 pub mod client;
+pub mod collector;
 pub mod compose;
 pub mod container;
 #[cfg(feature = "embedded")]
