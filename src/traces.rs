@@ -133,7 +133,7 @@ impl Traces {
         CallTrace { id, context }
     }
 
-    /// Exports what is left, within this time and [`FLUSH_TIMEOUT`].
+    /// Exports what is left, for 2 seconds at the most, and no longer than `limit`.
     pub async fn stop(self, limit: Duration) {
         let Some(Export { provider, .. }) = self.0 else {
             return;

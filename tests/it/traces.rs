@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fast_zero::proto::user::v1::GetUserRequest;
+use fast_zero::{config::Config, proto::user::v1::GetUserRequest};
 use nix::sys::signal::Signal;
 use opentelemetry_proto::tonic::trace::v1::{Span, Status, span::SpanKind, status::StatusCode};
 use tokio::net::TcpListener;
@@ -11,8 +11,8 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 
 use crate::support::{
-    Client, PASSWORD,
-    app::{SECRET_KEY, connect},
+    App, Client, PASSWORD,
+    app::{SECRET_KEY, config, connect},
     assert::{assert_refused, assert_unauthenticated},
     certificates::{Authority, Secret},
     collector::{Attributes, Collector, attributes, hex},
@@ -147,6 +147,28 @@ async fn failures_of_the_server_are_told_from_those_of_callers() {
     client.unary(request, path, codec).await.expect_err("there is none");
     let [unknown] = &collector.until_trace(OTHER_TRACE, 1).await[..] else { panic!("more spans") };
     assert_eq!((&*unknown.name, status(unknown)), ("unknown", StatusCode::Error));
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_is_told_as_that() {
+    let collector = Collector::start().await;
+    let endpoint = Some(collector.url().parse().expect("a URL"));
+    let app = App::start_with(Config { otel_exporter_otlp_endpoint: endpoint, ..config() }).await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("a").await;
+    let mut lock = app.lock_todo(&todo.id).await;
+    let calling = within(&ana, TRACE, true);
+    let call = tokio::spawn(async move { calling.try_delete_todo(&todo.id, "").await });
+    lock.until_queue_of(1).await;
+    call.abort();
+    // The stop exports what is left.
+    app.stop();
+    let spans = collector.until_trace(TRACE, 2).await;
+    let [call] = of_kind(&spans, SpanKind::Server)[..] else { panic!("{spans:#?}") };
+    assert_eq!(
+        (status(call), &*attributes(call)["rpc.grpc.status_code"]),
+        (StatusCode::Unset, "1")
+    );
 }
 
 #[tokio::test]
