@@ -12,9 +12,8 @@ use tokio::{
     sync::{Mutex, mpsc, oneshot},
     time::timeout,
 };
-use tracing::{Instrument, Span};
 
-use crate::{call::DEFAULT_DEADLINE, database::Database, error::Error};
+use crate::{call::DEFAULT_DEADLINE, database::Database, error::Error, traces::CurrentCall};
 
 /// Statements of one kind under way at once: one runs while the answers of the other are
 /// on their way.
@@ -58,8 +57,7 @@ pub struct Coalescer<S: Statement> {
 struct Waiting<S: Statement> {
     question: S::Question,
     answer: oneshot::Sender<Result<S::Answer, Error>>,
-    /// The call's.
-    span: Span,
+    call: CurrentCall,
 }
 
 impl<S: Statement> fmt::Debug for Coalescer<S> {
@@ -83,7 +81,7 @@ impl<S: Statement> Coalescer<S> {
             return alone::<S>(&self.database, question).await;
         };
         let (answer, answered) = oneshot::channel();
-        let question = Waiting { question, answer, span: Span::current() };
+        let question = Waiting { question, answer, call: CurrentCall::get() };
         waiting.send(question).await.map_err(|_| unanswered())?;
         answered.await.map_err(|_| unanswered())?
     }
@@ -130,18 +128,18 @@ async fn take_turns<S: Statement>(
 
 async fn answer<S: Statement>(database: &Database, waiting: impl Iterator<Item = Waiting<S>>) {
     let waiting = waiting.filter(|waiting| !waiting.answer.is_closed());
-    let mut span = None;
+    let mut call = None;
     let (questions, callers): (Vec<_>, Vec<_>) = waiting
         .map(|waiting| {
-            span.get_or_insert(waiting.span);
+            call.get_or_insert(waiting.call);
             (waiting.question, waiting.answer)
         })
         .unzip();
     // What the statement logs stands with one of those for whom it is.
-    let Some(span) = span else { return };
+    let Some(call) = call else { return };
     let answers = database.run(async |connection| S::run(connection, &questions).await);
     // Nobody waits for longer.
-    let answers = timeout(DEFAULT_DEADLINE, answers.instrument(span)).await;
+    let answers = timeout(DEFAULT_DEADLINE, call.around(answers)).await;
     match answers.unwrap_or(Err(Error::DeadlineExceeded)) {
         // Who has gone meanwhile hears nothing of it.
         Ok(answers) => callers.into_iter().zip(answers).for_each(|(caller, answer)| {

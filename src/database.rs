@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     error::{Cause, Chain, Error},
-    traces::{self, DatabaseSpan},
+    traces::{CurrentCall, DatabaseSpan},
 };
 
 /// The schema that this binary needs.
@@ -172,8 +172,7 @@ impl Database {
 pub async fn complete<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    use tracing::Instrument;
-    tokio::spawn(traces::in_current(work).in_current_span()).await.map_err(Error::internal)?
+    tokio::spawn(CurrentCall::get().around(work)).await.map_err(Error::internal)?
 }
 
 struct Manager {
@@ -200,7 +199,8 @@ impl managed::Manager for Manager {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<PgConnection, sqlx::Error> {
-        self.connect().await
+        // It is rare, and what it keeps meanwhile is large: every call would carry it.
+        Box::pin(self.connect()).await
     }
 
     /// No ping: it would cost each call a round trip, and a connection may break right

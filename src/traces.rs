@@ -26,6 +26,7 @@ use tonic::{
     Code,
     transport::{Channel, ClientTlsConfig, Endpoint},
 };
+use tracing::Instrument;
 
 use crate::error::{Cause, Error};
 
@@ -262,9 +263,25 @@ pub fn note_user(id: impl fmt::Display) {
     });
 }
 
-/// What this work does is part of the call that begins it, even if it goes on without it.
-pub fn in_current<F: Future>(work: F) -> impl Future<Output = F::Output> + use<F> {
-    work.with_current_context()
+/// The call that something is done for: what is logged and traced meanwhile stands with it,
+/// even where it goes on without the call.
+#[derive(Clone, Debug)]
+pub struct CurrentCall {
+    context: Context,
+    span: tracing::Span,
+}
+
+impl CurrentCall {
+    /// The one that is under way here.
+    #[must_use]
+    pub fn get() -> Self {
+        Self { context: Context::current(), span: tracing::Span::current() }
+    }
+
+    /// What this work does is part of the call.
+    pub fn around<F: Future>(self, work: F) -> impl Future<Output = F::Output> + use<F> {
+        work.with_context(self.context).instrument(self.span)
+    }
 }
 
 /// The span of some work on the database, if its call is recorded; it ends when this is

@@ -126,7 +126,7 @@ impl Gateway {
         let in_flight = Counted::by(&self.metrics.calls_in_flight);
         let id = request_id.to_str().unwrap_or_default();
         let caller = metadata::caller_span(request.headers());
-        let of_probe = access == Some(Access::Open);
+        let of_probe = matches!(access, Some(Access::Health | Access::Reflection));
         let trace = self.traces.begin(method.name(), id, caller, of_probe);
         let span = tracing::info_span!(
             "call",
