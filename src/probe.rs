@@ -1,19 +1,14 @@
 //! The `healthcheck` subcommand: asks a server how it is, as `grpc_health_probe` does.
 
-use std::{io, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use http::Uri;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio_rustls::{
-    TlsConnector,
-    client::TlsStream,
-    rustls::{ClientConfig, pki_types::ServerName},
-};
+use tokio_rustls::rustls::ClientConfig;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
+
+use crate::tls;
 
 /// How long the connection, and then the answer, may take: what `grpc_health_probe`
 /// allows.
@@ -56,18 +51,6 @@ async fn connect(
     let Some(tls) = tls else {
         return Endpoint::from_shared(format!("http://{address}"))?.connect().await;
     };
-    let tls = TlsConnector::from(Arc::new(tls));
-    let connector = tower::service_fn(move |uri| connect_with_tls(uri, tls.clone()));
     let endpoint = Endpoint::from_shared(format!("https://{address}"))?;
-    endpoint.connect_with_connector(connector).await
-}
-
-async fn connect_with_tls(
-    uri: Uri,
-    tls: TlsConnector,
-) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
-    Ok(TokioIo::new(tls.connect(name, stream).await?))
+    endpoint.connect_with_connector(tls::connector(tls)).await
 }

@@ -12,6 +12,8 @@ use std::{
 };
 
 use aws_lc_rs::digest;
+use http::Uri;
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -19,7 +21,8 @@ use tokio::{
     time::sleep,
 };
 use tokio_rustls::{
-    TlsAcceptor,
+    TlsAcceptor, TlsConnector,
+    client::TlsStream,
     rustls::{
         self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
         SignatureScheme, SupportedProtocolVersion,
@@ -34,6 +37,7 @@ use tokio_rustls::{
         version::{TLS12, TLS13},
     },
 };
+use tower::Service;
 
 /// What is spoken over TLS: HTTP/2 (RFC 9113, section 3.2) and nothing else.
 const ALPN: &[u8] = b"h2";
@@ -184,6 +188,34 @@ impl Files {
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(config)
     }
+}
+
+/// The side of a client of servers that a public authority vouches for.
+pub fn public_client() -> Result<ClientConfig, rustls::Error> {
+    let authorities = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        .with_protocol_versions(&VERSIONS)?
+        .with_root_certificates(authorities)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// Opens connections with TLS to where URLs lead.
+#[must_use]
+pub fn connector(
+    config: ClientConfig,
+) -> impl Service<Uri, Response = TokioIo<TlsStream<TcpStream>>, Error = io::Error, Future: Send> + Send
+{
+    let tls = TlsConnector::from(Arc::new(config));
+    tower::service_fn(move |uri| connect(uri, tls.clone()))
+}
+
+async fn connect(uri: Uri, tls: TlsConnector) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
+    Ok(TokioIo::new(tls.connect(name, stream).await?))
 }
 
 /// What the files hold.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::Uri;
+use http::{Uri, uri::Scheme};
 use opentelemetry::{
     Context, Key, KeyValue,
     context::FutureExt,
@@ -24,11 +24,14 @@ use opentelemetry_sdk::{
 };
 use tonic::{
     Code,
-    transport::{Channel, ClientTlsConfig, Endpoint},
+    transport::{Channel, Endpoint},
 };
 use tracing::Instrument;
 
-use crate::error::{Cause, Error};
+use crate::{
+    error::{Cause, Error},
+    tls,
+};
 
 /// What the spans' service is called, unless `OTEL_SERVICE_NAME` or
 /// `OTEL_RESOURCE_ATTRIBUTES` says otherwise.
@@ -170,12 +173,14 @@ fn resource() -> Resource {
 }
 
 /// Connects when there is something to send.
-fn connect(collector: &Uri) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from(collector.clone())
-        .tls_config(ClientTlsConfig::new().with_enabled_roots())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(EXPORT_TIMEOUT);
-    Ok(endpoint.connect_lazy())
+fn connect(collector: &Uri) -> Result<Channel, Cause> {
+    let endpoint =
+        Endpoint::from(collector.clone()).connect_timeout(CONNECT_TIMEOUT).timeout(EXPORT_TIMEOUT);
+    Ok(if collector.scheme() == Some(&Scheme::HTTPS) {
+        endpoint.connect_with_connector_lazy(tls::connector(tls::public_client()?))
+    } else {
+        endpoint.connect_lazy()
+    })
 }
 
 /// Tells when the export begins to fail, and when it works again: not for every batch.

@@ -54,7 +54,7 @@ const MAY_USE: [MayUse; 12] = [
         "tokio_rustls",
         &[
             ("tls.rs", "tokio_rustls"),
-            ("probe.rs", "tokio_rustls"),
+            ("probe.rs", "tokio_rustls::rustls::ClientConfig"),
             ("config.rs", "tokio_rustls::rustls::ClientConfig"),
         ],
     ),
