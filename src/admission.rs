@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -18,16 +18,33 @@ use crate::{call::Sending, error::Error, metrics::Counter, peers::Share};
 /// is turned away can go elsewhere.
 const MAX_WAIT: Duration = Duration::from_millis(500);
 
-/// Memory for requests that are read and answers that are not sent, in KiB: some dozens of
-/// the largest.
-const MEMORY: usize = 24 * 1024;
+/// Memory for calls that have come: for what they say, for answers that are not large, and
+/// for what a call costs besides, in KiB.
+const MEMORY: usize = 12 * 1024;
 
-/// What one peer may have of it: one that does not read its answers leaves some for others.
+/// What one peer may have of it: one that says only half of what it has to say, or does not
+/// read its answers, leaves some for others.
 pub const MEMORY_PER_PEER: usize = MEMORY / 4 * 3;
 
-/// What a call takes of it at the least, in KiB: all that most calls need, and some of what
-/// a call costs besides its messages.
-const SMALL: u32 = 4;
+/// What a call costs besides its messages and its metadata, in KiB, as measured: a stream
+/// of HTTP/2, a task, and the buffer in which it came.
+const CALL: u32 = 20;
+
+/// What an entry of metadata costs besides its name and its value, in bytes, as measured.
+const METADATA_ENTRY: usize = 128;
+
+/// What a stream of reflection may have in memory, in KiB, as measured: questions that are
+/// not read yet, and a few answers that the caller does not read.
+const REFLECTION: u32 = 160;
+
+/// Answers of up to a MiB that are made or not sent.
+const LARGE_ANSWERS: usize = 16;
+
+/// How many of them one peer may have.
+pub const LARGE_ANSWERS_PER_PEER: usize = LARGE_ANSWERS / 4 * 3;
+
+/// From which length on an answer is a large one, in bytes: one to-do has up to 41 kB.
+const LARGE: usize = 64 * 1024;
 
 /// The largest request, in bytes. The largest good one has a description of 10 000
 /// characters, 40 kB; more is read to say what is wrong with it.
@@ -42,15 +59,26 @@ pub struct Admission {
     calls: Semaphore,
     queue: Semaphore,
     memory: Arc<Semaphore>,
+    large_answers: Arc<Semaphore>,
     shed: Counter,
 }
 
-/// Memory for the messages of one call, as long as they take it.
+/// Memory for one call, as long as it takes it.
 #[derive(Debug)]
 pub struct Room {
     of_peer: OwnedSemaphorePermit,
     of_all: OwnedSemaphorePermit,
+    /// What it takes besides its messages, in KiB.
+    base: u32,
     share: Arc<Share>,
+}
+
+/// Leave to make one large answer, and to keep it until it is sent.
+#[derive(Debug)]
+pub struct Large {
+    _of_peer: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+    _share: Arc<Share>,
 }
 
 /// A place among the calls under way.
@@ -75,18 +103,29 @@ impl Admission {
             calls: Semaphore::new(max_calls),
             queue: Semaphore::new(max_calls),
             memory: Arc::new(Semaphore::new(MEMORY)),
+            large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             shed,
         }
     }
 
-    /// Memory for a call that begins.
-    pub fn room(&self, share: Arc<Share>) -> Result<Room, Error> {
-        let of_peer = share.memory.clone().try_acquire_many_owned(SMALL);
-        let of_all = self.memory.clone().try_acquire_many_owned(SMALL);
-        match (of_peer, of_all) {
-            (Ok(of_peer), Ok(of_all)) => Ok(Room { of_peer, of_all, share }),
-            _ => Err(self.overloaded()),
-        }
+    /// Memory for a call that begins with these headers.
+    pub fn room(&self, share: Arc<Share>, headers: &HeaderMap) -> Result<Room, Error> {
+        self.room_of(CALL, share, headers)
+    }
+
+    /// Memory for a stream of reflection.
+    pub fn room_of_reflection(
+        &self,
+        share: Arc<Share>,
+        headers: &HeaderMap,
+    ) -> Result<Room, Error> {
+        self.room_of(CALL + REFLECTION, share, headers)
+    }
+
+    fn room_of(&self, cost: u32, share: Arc<Share>, headers: &HeaderMap) -> Result<Room, Error> {
+        let base = cost + kib(size_of_metadata(headers))?;
+        let (of_peer, of_all) = self.memory(&share, base).ok_or_else(|| self.overloaded())?;
+        Ok(Room { of_peer, of_all, base, share })
     }
 
     /// Reads a request. What is too large is read in part, enough to say so.
@@ -104,13 +143,33 @@ impl Admission {
                 // The stream is reset, and whoever waits for this call drops it.
                 return std::future::pending().await;
             };
-            if let Some(data) = frame.data_ref() {
-                self.make_room(message.len() + data.len(), room)?;
-                // What was received lies in buffers that are far larger.
-                message.extend_from_slice(data);
+            let Some(data) = frame.data_ref() else {
+                continue;
+            };
+            let length = message.len() + data.len();
+            if length > message.capacity() {
+                // By a quarter: doubling would cost as much again as was asked for.
+                let capacity = length.max(message.len() / 4 * 5);
+                if !self.make_room(capacity, room)? {
+                    return Err(self.overloaded());
+                }
+                message.reserve_exact(capacity - message.len());
             }
+            // What was received lies in buffers that are far larger.
+            message.extend_from_slice(data);
         }
         Ok(Request::from_parts(parts, Full::new(message.into())))
+    }
+
+    /// Leave to make an answer that may be large. Waits for it, but not long, and before
+    /// there is any answer that would have to be kept meanwhile.
+    pub async fn large_answer(&self, share: &Arc<Share>) -> Result<Large, Error> {
+        let of_peer = share.large_answers.clone().acquire_owned();
+        let of_all = self.large_answers.clone().acquire_owned();
+        let both = timeout(MAX_WAIT, async { Ok((of_peer.await?, of_all.await?)) }).await;
+        let both: Result<_, AcquireError> = both.map_err(|_| self.overloaded())?;
+        let (of_peer, of_all) = both.map_err(Error::internal)?;
+        Ok(Large { _of_peer: of_peer, _of_all: of_all, _share: share.clone() })
     }
 
     /// A place among the calls under way. Waits for one, but not long.
@@ -130,6 +189,7 @@ impl Admission {
         &self,
         response: Response<Body>,
         mut room: Room,
+        large: Option<Large>,
         sending: Sending,
     ) -> Result<Response<Body>, Error> {
         if response.body().is_end_stream() {
@@ -139,47 +199,47 @@ impl Admission {
         let body = body.collect().await.map_err(Error::internal)?;
         let trailers = body.trailers().cloned().map(Ok);
         let bytes = body.to_bytes();
-        self.wait_for_room(bytes.len(), &mut room).await?;
-        let bytes = Bytes::from_owner(Answer { bytes, _room: room, _sending: sending });
-        let body = Full::new(bytes).with_trailers(async { trailers });
+        room.shrink();
+        let large = match large {
+            Some(large) if bytes.len() > LARGE => Some(large),
+            // Somebody else may make a large answer.
+            _ if self.make_room(bytes.len(), &mut room)? => None,
+            large => Some(large.ok_or_else(|| self.overloaded())?),
+        };
+        let answer = Answer { bytes, _room: room, _large: large, _sending: sending };
+        let body = Full::new(Bytes::from_owner(answer)).with_trailers(async { trailers });
         Ok(Response::from_parts(parts, Body::new(body)))
     }
 
-    /// A place among the calls of health and reflection that a peer may have.
-    pub fn enter_openly(&self, share: &Share) -> Result<OwnedSemaphorePermit, Error> {
-        share.open_calls.clone().try_acquire_owned().map_err(|_| self.overloaded())
+    /// A place among the calls of health that a peer may have.
+    pub fn enter_health(&self, share: &Share) -> Result<OwnedSemaphorePermit, Error> {
+        share.health_calls.clone().try_acquire_owned().map_err(|_| self.overloaded())
     }
 
-    /// Makes room for a message of `length` bytes that grows.
-    fn make_room(&self, length: usize, room: &mut Room) -> Result<(), Error> {
-        let Some(missing) = kib(length)?.checked_sub(room.size()).filter(|more| *more > 0) else {
-            return Ok(());
-        };
-        let of_peer = room.share.memory.clone().try_acquire_many_owned(missing);
-        let of_all = self.memory.clone().try_acquire_many_owned(missing);
-        match (of_peer, of_all) {
-            (Ok(of_peer), Ok(of_all)) => room.add(of_peer, of_all),
-            _ => return Err(self.overloaded()),
+    /// Makes room for a message of `length` bytes, if there is any.
+    fn make_room(&self, length: usize, room: &mut Room) -> Result<bool, Error> {
+        let missing = (room.base + kib(length)?).saturating_sub(room.size());
+        let more = (missing > 0).then(|| self.memory(&room.share, missing));
+        match more {
+            None => Ok(true),
+            Some(None) => Ok(false),
+            Some(Some((of_peer, of_all))) => {
+                room.of_peer.merge(of_peer);
+                room.of_all.merge(of_all);
+                Ok(true)
+            }
         }
-        Ok(())
     }
 
-    /// Makes room for a message of `length` bytes in place of another; gives back what is
-    /// more, or waits for what is missing.
-    async fn wait_for_room(&self, length: usize, room: &mut Room) -> Result<(), Error> {
-        let needed = kib(length)?.max(SMALL);
-        room.shrink(needed);
-        let missing = needed - room.size();
-        if missing == 0 {
-            return Ok(());
-        }
-        let of_peer = room.share.memory.clone().acquire_many_owned(missing);
-        let of_all = self.memory.clone().acquire_many_owned(missing);
-        let more = timeout(MAX_WAIT, async { Ok((of_peer.await?, of_all.await?)) }).await;
-        let more: Result<_, AcquireError> = more.map_err(|_| self.overloaded())?;
-        let (of_peer, of_all) = more.map_err(Error::internal)?;
-        room.add(of_peer, of_all);
-        Ok(())
+    /// So many KiB of what the peer and all may have.
+    fn memory(
+        &self,
+        share: &Share,
+        size: u32,
+    ) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let of_peer = share.memory.clone().try_acquire_many_owned(size).ok()?;
+        let of_all = self.memory.clone().try_acquire_many_owned(size).ok()?;
+        Some((of_peer, of_all))
     }
 
     fn overloaded(&self) -> Error {
@@ -192,20 +252,24 @@ fn kib(bytes: usize) -> Result<u32, Error> {
     u32::try_from(bytes.div_ceil(1024)).map_err(Error::internal)
 }
 
+/// What metadata take in memory, in bytes. Names and values lie in the buffer in which they
+/// came, which is up to twice as large.
+fn size_of_metadata(headers: &HeaderMap) -> usize {
+    let size = |(name, value): (&HeaderName, &HeaderValue)| {
+        2 * (name.as_str().len() + value.len()) + METADATA_ENTRY
+    };
+    headers.iter().map(size).sum()
+}
+
 impl Room {
     /// In KiB.
     fn size(&self) -> u32 {
         u32::try_from(self.of_all.num_permits()).unwrap_or(u32::MAX)
     }
 
-    fn add(&mut self, of_peer: OwnedSemaphorePermit, of_all: OwnedSemaphorePermit) {
-        self.of_peer.merge(of_peer);
-        self.of_all.merge(of_all);
-    }
-
-    /// To `size` KiB, if it is larger.
-    fn shrink(&mut self, size: u32) {
-        let surplus = self.size().saturating_sub(size) as usize;
+    /// To what it takes without a message.
+    fn shrink(&mut self) {
+        let surplus = self.size().saturating_sub(self.base) as usize;
         drop((self.of_peer.split(surplus), self.of_all.split(surplus)));
     }
 }
@@ -214,6 +278,7 @@ impl Room {
 struct Answer {
     bytes: Bytes,
     _room: Room,
+    _large: Option<Large>,
     _sending: Sending,
 }
 

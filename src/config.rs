@@ -133,7 +133,7 @@ pub struct Config {
     pub max_connections: u32,
 
     /// Connections open at once from one address, or one IPv6 network (/64)
-    #[arg(long, env, global = true, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
+    #[arg(long, env, global = true, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     pub max_connections_per_peer: u32,
 
     /// How long a connection may be without a call, in seconds

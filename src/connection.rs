@@ -2,13 +2,14 @@
 
 use std::{
     convert::Infallible,
-    io::{self, Cursor},
+    io::{self, Cursor, IoSlice},
     net::{IpAddr, SocketAddr},
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -24,7 +25,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    call::{Gateway, Origin},
+    call::{Gateway, Origin, Sending},
     metrics::{Counted, Gauge},
     peers::{Peers, Share},
     tls::Tls,
@@ -51,6 +52,11 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a client says first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What is read from a connection at a time, in bytes, before others have their turn: as
+/// much as the largest frame. What comes in a flood of small frames would keep a thread
+/// busy for milliseconds.
+const READ_AT_A_TIME: usize = 16 * 1024;
 
 /// A connection on which nothing moves is asked after this time whether it is still
 /// there, and closed when it does not answer.
@@ -230,13 +236,14 @@ async fn serve(
     ending: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let stream = timeout(HANDSHAKE_TIMEOUT, beginning).await??;
+    let stream = Wire::new(stream, origin.clone());
     let begun = Arc::new(AtomicUsize::new(0));
     let service = {
         let (origin, begun) = (origin.clone(), begun.clone());
         service_fn(move |request: http::Request<Incoming>| {
-            let (gateway, origin) = (gateway.clone(), origin.clone());
             begun.fetch_add(1, Ordering::Relaxed);
-            async move { Ok::<_, Infallible>(gateway.answer(request, &origin).await) }
+            let answering = gateway.answer(request, &origin);
+            async { Ok::<_, Infallible>(answering.await) }
         })
     };
     let connection = http2::Builder::new(TokioExecutor::new())
@@ -289,6 +296,85 @@ async fn speak(
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client speaks no HTTP/2"));
     }
     Ok(tokio::io::join(Cursor::new(preface).chain(read), write))
+}
+
+/// What a connection is read from and written to. It does not read for long at a time, and
+/// sees to it that somebody notices when the other side does not read at all.
+struct Wire<S> {
+    stream: S,
+    /// How many bytes may be read in this turn.
+    left: usize,
+    origin: Arc<Origin>,
+    /// While what is to be written has to wait.
+    unsent: Option<Sending>,
+}
+
+impl<S> Wire<S> {
+    fn new(stream: S, origin: Arc<Origin>) -> Self {
+        Self { stream, left: READ_AT_A_TIME, origin, unsent: None }
+    }
+
+    fn watch<T>(&mut self, written: Poll<T>) -> Poll<T> {
+        self.unsent = match written {
+            Poll::Ready(_) => None,
+            Poll::Pending => self.unsent.take().or_else(|| Some(self.origin.sending())),
+        };
+        written
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.left == 0 {
+            self.left = READ_AT_A_TIME;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let count = buffer.filled().len() - before;
+        // Who waits for more gives others their turn.
+        self.left =
+            if read.is_pending() { READ_AT_A_TIME } else { self.left.saturating_sub(count) };
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watch(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.watch(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.watch(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 /// Waits until no call was under way for `limit`.

@@ -19,16 +19,18 @@ pub fn network(ip: IpAddr) -> IpAddr {
 }
 
 /// What one peer may have at once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
     /// Open connections.
     pub connections: usize,
     /// Calls that are let in or wait for that.
     pub calls: usize,
-    /// Calls of health and reflection, streams included.
-    pub open_calls: usize,
-    /// Memory for messages, in KiB.
+    /// Calls of health, streams included.
+    pub health_calls: usize,
+    /// Memory for calls, in KiB.
     pub memory: usize,
+    /// Large answers that are made or not sent.
+    pub large_answers: usize,
 }
 
 /// The peers that have something at the moment.
@@ -56,8 +58,9 @@ impl Peers {
         let share = Arc::new(Share {
             connections: limited(self.limits.connections),
             calls: Semaphore::new(self.limits.calls),
-            open_calls: limited(self.limits.open_calls),
+            health_calls: limited(self.limits.health_calls),
             memory: limited(self.limits.memory),
+            large_answers: limited(self.limits.large_answers),
             network,
             peers: self.clone(),
         });
@@ -78,10 +81,12 @@ pub struct Share {
     pub connections: Arc<Semaphore>,
     /// For calls that are let in or wait for that.
     pub calls: Semaphore,
-    /// For calls of health and reflection.
-    pub open_calls: Arc<Semaphore>,
-    /// For messages, one permit for each KiB.
+    /// For calls of health.
+    pub health_calls: Arc<Semaphore>,
+    /// For calls and their messages, one permit for each KiB.
     pub memory: Arc<Semaphore>,
+    /// For large answers.
+    pub large_answers: Arc<Semaphore>,
     network: IpAddr,
     peers: Arc<Peers>,
 }
@@ -106,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_peer_is_an_address_or_a_network_of_ipv6() {
-        let peers = Peers::new(Limits { connections: 2, calls: 2, open_calls: 2, memory: 2 });
+        let peers = Peers::new(Limits::default());
         let share = peers.share(ip("2001:db8::1"));
         for same in ["2001:db8::2", "2001:db8::ffff:0:0:3"] {
             assert!(Arc::ptr_eq(&share, &peers.share(ip(same))), "{same}");
@@ -118,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_share_stays_as_long_as_somebody_has_it() {
-        let peers = Peers::new(Limits { connections: 1, calls: 1, open_calls: 1, memory: 1 });
+        let peers = Peers::new(Limits { connections: 1, ..Limits::default() });
         let share = peers.share(ip("192.0.2.1"));
         let taken = share.connections.clone().try_acquire_owned().expect("one");
         assert_eq!(peers.share(ip("192.0.2.1")).connections.available_permits(), 0);

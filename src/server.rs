@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::{
-    admission::{MAX_REQUEST_BYTES, MEMORY_PER_PEER, calls_per_peer},
+    admission::{LARGE_ANSWERS_PER_PEER, MAX_REQUEST_BYTES, MEMORY_PER_PEER, calls_per_peer},
     auth::{
         AccessTokens, RefreshTokens,
         attempts::Attempts,
@@ -47,9 +47,9 @@ use crate::{
 /// Anybody may keep such a stream open.
 const MAX_OPEN_REQUEST_BYTES: usize = 4 * 1024;
 
-/// Calls of health and reflection that one peer may have under way at once, streams
-/// included: more than probes and balancers have.
-const MAX_OPEN_CALLS_PER_PEER: usize = 512;
+/// Calls of health that one peer may have under way at once, streams included: more than
+/// probes and balancers have. With the largest metadata, they take 17 MiB.
+const MAX_HEALTH_CALLS_PER_PEER: usize = 256;
 
 /// How long the stop waits for connections on which no call is under way to say goodbye.
 /// One that never said anything, or a client that is gone, does not hold it longer.
@@ -113,8 +113,9 @@ impl Server {
         let peers = Peers::new(peers::Limits {
             connections: config.max_connections_per_peer as usize,
             calls: calls_per_peer(max_calls),
-            open_calls: MAX_OPEN_CALLS_PER_PEER,
+            health_calls: MAX_HEALTH_CALLS_PER_PEER,
             memory: MEMORY_PER_PEER,
+            large_answers: LARGE_ANSWERS_PER_PEER,
         });
         let traces = Traces::start(config.otel_exporter_otlp_endpoint.as_ref())?;
         let gateway = Gateway::new(

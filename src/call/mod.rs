@@ -7,22 +7,24 @@ mod origin;
 mod stream;
 
 use std::{
+    future::ready,
     net::IpAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::{Bytes, Incoming};
 use ipnet::IpNet;
-use tokio_util::task::TaskTracker;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::{either::Either, task::TaskTracker};
 use tonic::{Status, body::Body, service::Routes};
 use tower::Service;
 use tracing::{Instrument, Span, field};
 
-use self::{log::CallLog, stream::OpenBody};
+use self::{log::CallLog, origin::MAX_REFLECTION, stream::OpenBody};
 use crate::{
-    admission::Admission,
+    admission::{Admission, Room},
     auth::guard::{Access, Authenticator, Methods},
     caller::Peer,
     error::{self, Error},
@@ -35,10 +37,6 @@ pub use self::{
     metadata::{DEFAULT_DEADLINE, REQUEST_ID},
     origin::{Origin, Sending},
 };
-
-/// How long a stream of reflection may be open: longer than any tool needs to ask all it
-/// wants to know.
-const MAX_REFLECTION: Duration = Duration::from_secs(30);
 
 /// Takes every call in.
 #[derive(Debug)]
@@ -111,22 +109,23 @@ impl Gateway {
         if peer == origin.ip { origin.share.clone() } else { self.peers.share(peer) }
     }
 
-    /// Answers a call.
-    pub async fn answer(
-        &self,
+    /// Answers a call. What it takes up is counted at once, and not when its task has its
+    /// turn: many more may come until then. One that is refused costs no task that waits.
+    pub fn answer(
+        self: &Arc<Self>,
         mut request: Request<Incoming>,
         origin: &Arc<Origin>,
-    ) -> Response<Body> {
-        let _under_way = (self.calls.token(), origin.calls.token());
+    ) -> impl Future<Output = Response<Body>> + Send + use<> {
+        let under_way = (self.calls.token(), origin.calls.token());
         let request_id = metadata::request_id(request.headers());
         let peer = metadata::peer(request.headers(), origin.ip, |ip| self.trusts(ip));
         request.extensions_mut().insert(Peer(peer));
         let access = self.methods.access(request.uri().path());
-        let method = self.metrics.calls.of(request.uri().path());
         let in_flight = Counted::by(&self.metrics.calls_in_flight);
         let id = request_id.to_str().unwrap_or_default();
         let caller = metadata::caller_span(request.headers());
         let of_probe = matches!(access, Some(Access::Health | Access::Reflection));
+        let method = self.metrics.calls.of(request.uri().path());
         let trace = self.traces.begin(method.name(), id, caller, of_probe);
         let span = tracing::info_span!(
             "call",
@@ -136,70 +135,108 @@ impl Gateway {
             peer = %peer,
             user_id = field::Empty,
         );
-        let answering = trace.around(async {
-            let share = self.share(peer, origin);
-            let mut log = CallLog::begin(access, method, trace.clone(), in_flight);
-            let call = Call { origin, share, access, request_id: id };
-            let response = self.answer_in_time(request, call).await;
-            let mut response = response.unwrap_or_else(|error| Status::from(error).into_http());
-            log.code = error::complete_details(response.headers_mut(), id);
-            response.headers_mut().insert(REQUEST_ID, request_id.clone());
-            response
-        });
-        answering.instrument(span).await
+        let call = Call { origin: origin.clone(), share: self.share(peer, origin), request_id };
+        let entry = match self.enter(access, &call, request.headers()) {
+            Ok(entry) => entry,
+            Err(refused) => {
+                let _entered = span.enter();
+                let log = CallLog::begin(access, method, trace, in_flight);
+                return Either::Left(ready(call.end(Err(refused), log)));
+            }
+        };
+        let (this, log_trace) = (self.clone(), trace.clone());
+        let answering = async move {
+            let _under_way = under_way;
+            let method = this.metrics.calls.of(request.uri().path());
+            let log = CallLog::begin(access, method, log_trace, in_flight);
+            let response = this.answer_in_time(request, &call, entry).await;
+            call.end(response, log)
+        };
+        Either::Right(Box::pin(trace.around(answering).instrument(span)))
+    }
+
+    /// What a call with these headers needs before anything is done for it.
+    fn enter(
+        &self,
+        access: Option<Access>,
+        call: &Call,
+        headers: &HeaderMap,
+    ) -> Result<Entry, Error> {
+        let admission = &self.admission;
+        Ok(match access.ok_or(Error::Unimplemented)? {
+            // Only a peer that has very many of them is turned away.
+            Access::Health => Entry::Health(admission.enter_health(&call.share)?),
+            Access::Reflection => {
+                let room = admission.room_of_reflection(call.share.clone(), headers)?;
+                Entry::Reflection(room, call.origin.streaming())
+            }
+            Access::Public => Entry::Public(admission.room(call.share.clone(), headers)?),
+            Access::Caller => Entry::Caller(admission.room(call.share.clone(), headers)?),
+        })
     }
 
     async fn answer_in_time(
         &self,
         request: Request<Incoming>,
-        call: Call<'_>,
+        call: &Call,
+        entry: Entry,
     ) -> Result<Response<Body>, Error> {
         let deadline = metadata::deadline(request.headers());
         let limit = *deadline.as_ref().unwrap_or(&DEFAULT_DEADLINE);
         let route = async {
-            match call.access.ok_or(Error::Unimplemented)? {
-                Access::Health | Access::Reflection => {
-                    self.answer_openly(request, call, deadline).await
+            match entry {
+                Entry::Health(place) => {
+                    deadline?;
+                    let kept = (place, call.share.clone());
+                    Ok(self.answer_openly(request, call, None, kept).await)
                 }
-                Access::Public | Access::Caller => self.admit(request, call, deadline).await,
+                Entry::Reflection(room, streaming) => {
+                    deadline?;
+                    let kept = (room, streaming);
+                    Ok(self.answer_openly(request, call, Some(MAX_REFLECTION), kept).await)
+                }
+                Entry::Public(room) => self.admit(request, call, room, deadline, false).await,
+                Entry::Caller(room) => self.admit(request, call, room, deadline, true).await,
             }
         };
         tokio::time::timeout(limit, route).await.map_err(|_| Error::DeadlineExceeded)?
     }
 
-    /// Health and reflection: only a peer that has very many of them is turned away.
+    /// Health and reflection: `kept` is kept until the answer, which may be a stream, is whole.
     async fn answer_openly(
         &self,
         request: Request<Incoming>,
-        call: Call<'_>,
-        deadline: Result<Duration, Error>,
-    ) -> Result<Response<Body>, Error> {
-        let place = self.admission.enter_openly(&call.share)?;
-        deadline?;
+        call: &Call,
+        lifetime: Option<Duration>,
+        kept: impl Send + Unpin + 'static,
+    ) -> Response<Body> {
         let response = serve(self.open.clone(), request).await;
-        let lifetime = (call.access == Some(Access::Reflection)).then_some(MAX_REFLECTION);
         let ending = call.origin.ending(lifetime);
-        Ok(response.map(|body| {
-            let kept = (place, call.share, call.origin.calls.token());
-            OpenBody::wrap(body, call.request_id, ending, kept)
-        }))
+        let kept = (kept, call.origin.calls.token());
+        response.map(|body| OpenBody::wrap(body, call.id(), ending, kept))
     }
 
     /// The one place that decides who gets through to the services of the contract.
     async fn admit(
         &self,
         request: Request<Incoming>,
-        call: Call<'_>,
+        call: &Call,
+        mut room: Room,
         deadline: Result<Duration, Error>,
+        needs_caller: bool,
     ) -> Result<Response<Body>, Error> {
-        let mut room = self.admission.room(call.share.clone())?;
         // Before the call takes a place: who sends slowly holds up nobody.
         let mut request = self.admission.read(request, &mut room).await?;
+        let large = if may_answer_much(request.uri().path()) {
+            Some(self.admission.large_answer(&call.share).await?)
+        } else {
+            None
+        };
         let place = self.admission.enter(&call.share).await?;
         let api = self.api.get();
         let api =
             api.ok_or_else(|| Error::DatabaseUnavailable("the service is starting".into()))?;
-        if call.access == Some(Access::Caller) {
+        if needs_caller {
             let caller = api.authenticator.authenticate(request.headers()).await?;
             Span::current().record("user_id", field::display(caller.user_id));
             traces::note_user(caller.user_id);
@@ -209,18 +246,42 @@ impl Gateway {
         deadline?;
         let response = serve(api.routes.clone(), request).await;
         drop(place);
-        self.admission.answer(response, room, call.origin.sending()).await
+        self.admission.answer(response, room, large, call.origin.sending()).await
     }
 }
 
 /// What is known of a call before it is let in.
-struct Call<'a> {
-    origin: &'a Arc<Origin>,
+struct Call {
+    origin: Arc<Origin>,
     /// The share of whoever calls.
     share: Arc<Share>,
-    /// `None` if there is no such method.
-    access: Option<Access>,
-    request_id: &'a str,
+    request_id: HeaderValue,
+}
+
+impl Call {
+    fn id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+
+    fn end(&self, result: Result<Response<Body>, Error>, mut log: CallLog<'_>) -> Response<Body> {
+        let mut response = result.unwrap_or_else(|error| Status::from(error).into_http());
+        log.code = error::complete_details(response.headers_mut(), self.id());
+        response.headers_mut().insert(REQUEST_ID, self.request_id.clone());
+        response
+    }
+}
+
+/// What a call got when it came, by what its method asks for.
+enum Entry {
+    Health(OwnedSemaphorePermit),
+    Reflection(Room, Sending),
+    Public(Room),
+    Caller(Room),
+}
+
+/// Whether the answer of the method at a path may be large: those that list.
+fn may_answer_much(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|method| method.starts_with("List"))
 }
 
 async fn serve<B>(mut routes: Routes, request: Request<B>) -> Response<Body>

@@ -20,6 +20,11 @@ use crate::{error::Error, peers::Share};
 /// memory.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a stream of reflection may be open: longer than any tool needs to ask all it
+/// wants to know. One that cannot be told of its end, because the caller does not read,
+/// has the connection end, after twice this time at the latest.
+pub(super) const MAX_REFLECTION: Duration = Duration::from_secs(30);
+
 /// The connection over which a call comes.
 #[derive(Debug)]
 pub struct Origin {
@@ -29,18 +34,18 @@ pub struct Origin {
     pub(super) calls: TaskTracker,
     /// Cancelled when the connection is told to end: streams do.
     ending: CancellationToken,
-    /// How many answers are made and not sent: those of this turn, and those of the one
-    /// before, by turns.
-    unsent: [AtomicUsize; 2],
-    turn: AtomicUsize,
+    /// Answers that are made and not sent.
+    unsent: Arc<Turns>,
+    /// Streams of reflection.
+    streams: Arc<Turns>,
 }
 
 impl Origin {
     /// A connection from this address, whose streams end when `ending` is cancelled.
     #[must_use]
     pub fn new(ip: IpAddr, share: Arc<Share>, ending: CancellationToken) -> Self {
-        let (calls, unsent, turn) = <_>::default();
-        Self { ip, share, calls, ending, unsent, turn }
+        let (unsent, streams) = (Turns::of(READ_TIMEOUT), Turns::of(MAX_REFLECTION));
+        Self { ip, share, calls: TaskTracker::new(), ending, unsent, streams }
     }
 
     /// Whether no call is under way on it.
@@ -51,13 +56,9 @@ impl Origin {
 
     /// Waits until an answer is not read in time.
     pub async fn is_stuck(&self) {
-        loop {
-            sleep(READ_TIMEOUT).await;
-            let next = (self.turn.load(Ordering::Relaxed) + 1) % self.unsent.len();
-            if self.unsent[next].load(Ordering::Relaxed) > 0 {
-                return;
-            }
-            self.turn.store(next, Ordering::Relaxed);
+        tokio::select! {
+            () = self.unsent.are_old() => {}
+            () = self.streams.are_old() => {}
         }
     }
 
@@ -78,24 +79,61 @@ impl Origin {
         }
     }
 
-    /// Counts an answer until it is sent.
-    pub(super) fn sending(self: &Arc<Self>) -> Sending {
-        let turn = self.turn.load(Ordering::Relaxed);
-        self.unsent[turn].fetch_add(1, Ordering::Relaxed);
-        Sending { origin: self.clone(), turn }
+    /// Counts an answer until it is sent, or what has to wait to be written until it is.
+    #[must_use]
+    pub fn sending(&self) -> Sending {
+        self.unsent.begin()
+    }
+
+    /// Counts a stream of reflection until it has ended.
+    pub(super) fn streaming(&self) -> Sending {
+        self.streams.begin()
     }
 }
 
-/// Stands for an answer that is made and not sent.
+/// Counts what is to end in time: what began in this turn, and in the one before, by turns.
+/// No timer for each, and no list of them.
+#[derive(Debug)]
+struct Turns {
+    length: Duration,
+    counts: [AtomicUsize; 2],
+    turn: AtomicUsize,
+}
+
+impl Turns {
+    fn of(length: Duration) -> Arc<Self> {
+        Arc::new(Self { length, counts: <_>::default(), turn: <_>::default() })
+    }
+
+    /// Waits until something is older than a turn. It is not older than two.
+    async fn are_old(&self) {
+        loop {
+            sleep(self.length).await;
+            let next = (self.turn.load(Ordering::Relaxed) + 1) % self.counts.len();
+            if self.counts[next].load(Ordering::Relaxed) > 0 {
+                return;
+            }
+            self.turn.store(next, Ordering::Relaxed);
+        }
+    }
+
+    fn begin(self: &Arc<Self>) -> Sending {
+        let turn = self.turn.load(Ordering::Relaxed);
+        self.counts[turn].fetch_add(1, Ordering::Relaxed);
+        Sending { turns: self.clone(), turn }
+    }
+}
+
+/// Stands for an answer that is not sent, or a stream that has not ended.
 #[derive(Debug)]
 pub struct Sending {
-    origin: Arc<Origin>,
+    turns: Arc<Turns>,
     turn: usize,
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.origin.unsent[self.turn].fetch_sub(1, Ordering::Relaxed);
+        self.turns.counts[self.turn].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -108,11 +146,42 @@ mod tests {
     use super::*;
     use crate::peers::{Limits, Peers};
 
+    fn origin(ending: CancellationToken) -> Origin {
+        let ip = IpAddr::from(Ipv4Addr::LOCALHOST);
+        Origin::new(ip, Peers::new(Limits::default()).share(ip), ending)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_end_after_their_lifetime_or_with_the_connection() {
+        let token = CancellationToken::new();
+        let origin = origin(token.clone());
+        let begun = Instant::now();
+        let ended = origin.ending(Some(MAX_REFLECTION)).await;
+        assert!(matches!(ended, Error::DeadlineExceeded), "{ended:?}");
+        assert_eq!(begun.elapsed(), MAX_REFLECTION);
+
+        let day = Duration::from_hours(24);
+        assert!(timeout(day, origin.ending(None)).await.is_err(), "some have no lifetime");
+        token.cancel();
+        for lifetime in [None, Some(MAX_REFLECTION)] {
+            let ended = origin.ending(lifetime).await;
+            assert!(matches!(ended, Error::Stopping), "{ended:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_outlives_its_lifetime_is_stuck() {
+        let origin = origin(CancellationToken::new());
+        drop(origin.streaming());
+        let begun = Instant::now();
+        let _stream = origin.streaming();
+        origin.is_stuck().await;
+        assert!((MAX_REFLECTION..=MAX_REFLECTION * 2).contains(&begun.elapsed()));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_answer_has_between_one_and_two_times_the_limit() {
-        let ip = IpAddr::from(Ipv4Addr::LOCALHOST);
-        let peers = Peers::new(Limits { connections: 1, calls: 1, open_calls: 1, memory: 1 });
-        let origin = Arc::new(Origin::new(ip, peers.share(ip), CancellationToken::new()));
+        let origin = origin(CancellationToken::new());
         let stuck = origin.is_stuck();
         tokio::pin!(stuck);
         // Those that are read in time, however many, and whenever they are made.

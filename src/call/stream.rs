@@ -2,48 +2,40 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use http::Response;
 use http_body::Frame;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Status, body::Body};
 
-use crate::{
-    error::{self, Error},
-    peers::Share,
-};
-
-/// What such a call keeps as long as its answer is not whole.
-pub(super) type Kept = (OwnedSemaphorePermit, Arc<Share>, TaskTrackerToken);
+use crate::error::{self, Error};
 
 /// The body of an answer of health or reflection, which may be a stream: errors at its
-/// end get their details, and when it has to end, it ends after what it had to say.
-pub(super) struct OpenBody {
+/// end get their details, and when it has to end, it ends after what it had to say. It
+/// keeps what the call takes up.
+pub(super) struct OpenBody<K> {
     /// `None` after the end.
     body: Option<Body>,
     request_id: String,
     /// Comes when it has to end, with the reason.
     ending: Pin<Box<dyn Future<Output = Error> + Send>>,
-    _kept: Kept,
+    _kept: K,
 }
 
-impl OpenBody {
+impl<K: Send + Unpin + 'static> OpenBody<K> {
     pub(super) fn wrap(
         body: Body,
         request_id: &str,
         ending: impl Future<Output = Error> + Send + 'static,
-        kept: Kept,
+        kept: K,
     ) -> Body {
         let request_id = request_id.to_owned();
         Body::new(Self { body: Some(body), request_id, ending: Box::pin(ending), _kept: kept })
     }
 }
 
-impl http_body::Body for OpenBody {
+impl<K: Unpin> http_body::Body for OpenBody<K> {
     type Data = <Body as http_body::Body>::Data;
     type Error = <Body as http_body::Body>::Error;
 
