@@ -3,12 +3,9 @@
 use fast_zero::{config::Config, proto::todo::v1::ListTodosRequest};
 use tonic::Code;
 
-use crate::{
-    metrics::with_metrics,
-    support::{
-        App, Client, app::unique, assert::assert_refused, lock::RowLock, parallel::at_once,
-        statements::count_of, todos::titled, wait::eventually,
-    },
+use crate::support::{
+    App, Client, app::unique, assert::assert_refused, lock::RowLock, parallel::at_once,
+    statements::count_of, todos::titled, wait::eventually,
 };
 
 /// Keeps everybody from the to-dos.

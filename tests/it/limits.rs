@@ -1,7 +1,6 @@
 //! What the service takes on at once, and how long connections live.
 
 use std::{
-    io::ErrorKind,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -10,20 +9,17 @@ use fast_zero::{
     config::Config,
     proto::{
         auth::v1::ListSessionsRequest,
-        todo::v1::{ListTodosRequest, Todo},
+        todo::v1::{CreateTodoRequest, ListTodosRequest, Todo, UpdateTodoRequest},
     },
 };
-use http_body_util::Full;
-use hyper::{
-    body::{Bytes, Incoming},
-    client::conn::http2,
-};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::body::Incoming;
 use prost::Message;
+use prost_types::FieldMask;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    task::JoinHandle,
+    task::JoinSet,
+    time::interval,
 };
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -31,33 +27,19 @@ use tonic_types::StatusExt;
 
 use crate::support::{
     App, Client, PASSWORD,
-    app::{config, connect, unique},
+    app::{connect, unique},
     assert::assert_refused,
     health::Watch,
-    todos::titled,
+    http2::{
+        self, END_HEADERS, END_STREAM, OTHER_PEER, PREFACE, closed, deaf, frame, message,
+        next_frame, raw,
+    },
+    metrics::with_metrics as config,
+    parallel::at_once,
+    todos::{Answer, titled},
     wait::{eventually, in_time},
+    wire::{Wire, endless, outcome, whole},
 };
-
-/// What a client says first, and its settings, of which there are none.
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-
-/// A connection that has said this.
-pub async fn raw(address: SocketAddr, said: &[u8]) -> TcpStream {
-    let mut stream = TcpStream::connect(address).await.expect("connected");
-    // The server may close it at once.
-    let _ = stream.write_all(said).await;
-    stream
-}
-
-/// Waits until the server closes a connection; what it said before.
-pub async fn closed(stream: &mut TcpStream) -> Vec<u8> {
-    let mut said = Vec::new();
-    match in_time("the end of the connection", stream.read_to_end(&mut said)).await {
-        Ok(_) => {}
-        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
-    }
-    said
-}
 
 /// Whether the server speaks on a new connection.
 async fn is_taken(address: SocketAddr) -> Option<TcpStream> {
@@ -86,7 +68,7 @@ async fn a_peer_gets_so_many_connections_and_no_more() {
 
 #[tokio::test]
 async fn who_says_nothing_or_nonsense_is_closed() {
-    let app = App::start().await;
+    let app = App::start_with(config()).await;
     let begun = Instant::now();
     assert_eq!(
         closed(&mut raw(app.address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await).await,
@@ -164,7 +146,7 @@ async fn a_trusted_proxy_names_whom_it_speaks_for() {
         ],
         ..config()
     };
-    let (trusting, plain) = (App::start_with(trusting).await, App::start().await);
+    let (trusting, plain) = (App::start_with(trusting).await, App::start_with(config()).await);
     for (app, forwarded, expected) in [
         (&trusting, "192.0.2.7", "192.0.2.7"),
         (&trusting, "198.51.100.1, 192.0.2.7, 10.1.2.3", "192.0.2.7"),
@@ -205,62 +187,282 @@ async fn a_stop_waits_until_it_is_known() {
     late.create_todo("late").await;
 }
 
-#[tokio::test]
-async fn who_does_not_read_answers_loses_the_connection_and_hurts_nobody() {
-    let app = App::start().await;
+const CREATE: &str = "/fastzero.todo.v1.TodoService/CreateTodo";
+const GET: &str = "/fastzero.todo.v1.TodoService/GetTodo";
+const LIST: &str = "/fastzero.todo.v1.TodoService/ListTodos";
+const UPDATE: &str = "/fastzero.todo.v1.TodoService/UpdateTodo";
+
+/// Somebody with a list of a MiB.
+async fn signed_up_with_much(app: &App) -> Client {
     let ana = app.signed_up("ana").await;
     let description = "x".repeat(10_000);
-    for _ in 0..150 {
+    for _ in 0..110 {
         ana.create(Todo { description: description.clone(), ..titled("a") }).await;
     }
-    let all = ListTodosRequest { page_size: 1000, ..ListTodosRequest::default() };
-    // Answers of a MiB each, far more than there is room for.
-    let slow = SlowReader::begin(&app, &ana, &all, 64).await;
-    for _ in 0..20 {
-        ana.create_todo("b").await;
-    }
-    slow.until_closed().await;
-    ana.list_todos(all).await;
+    ana
 }
 
-/// A caller that asks for much and reads nothing.
-struct SlowReader {
-    connection: JoinHandle<hyper::Result<()>>,
-    _unread: Vec<http::Response<Incoming>>,
+/// The request for it.
+fn all() -> ListTodosRequest {
+    ListTodosRequest { page_size: 1000, ..ListTodosRequest::default() }
 }
 
-impl SlowReader {
-    async fn begin(app: &App, caller: &Client, request: &ListTodosRequest, calls: usize) -> Self {
-        let stream = TcpStream::connect(app.address).await.expect("connected");
-        let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(1024)
-            .handshake(TokioIo::new(stream))
-            .await
-            .expect("HTTP/2");
-        let connection = tokio::spawn(connection);
-        let message = request.encode_to_vec();
-        let length = u32::try_from(message.len()).expect("a small one");
-        let frame = Bytes::from([&[0][..], &length.to_be_bytes(), &message].concat());
-        let mut unread = Vec::new();
-        for _ in 0..calls {
-            let request = http::Request::post(format!(
-                "http://{}/fastzero.todo.v1.TodoService/ListTodos",
-                app.address
-            ))
-            .header("content-type", "application/grpc")
-            .header("authorization", format!("Bearer {}", caller.tokens().access_token))
-            .body(Full::new(frame.clone()))
-            .expect("a request");
-            let Ok(response) = sender.send_request(request).await else {
-                break;
-            };
+/// The same caller from another address, who reads a KiB of each answer.
+async fn other_peer(app: &App, caller: &Client) -> Wire {
+    let wire = Wire::connect_from(OTHER_PEER, app.address, 1024).await;
+    wire.expect("connected").with_token_of(caller)
+}
+
+/// Asks so often for everything and reads nothing: the answers, and how many calls were
+/// turned away.
+async fn unread(wire: &Wire, calls: usize) -> (Vec<http::Response<Incoming>>, usize) {
+    let calls = (0..calls).map(|_| {
+        let mut wire = wire.clone();
+        async move { wire.send(LIST, whole(message(&all().encode_to_vec()))).await }
+    });
+    let (mut unread, mut refused) = (Vec::new(), 0);
+    for response in at_once(calls).await {
+        let response = response.expect("an answer");
+        if response.headers().contains_key("grpc-status") {
+            assert_overloaded(outcome(response).await);
+            refused += 1;
+        } else {
             unread.push(response);
         }
-        Self { connection, _unread: unread }
     }
+    (unread, refused)
+}
 
-    /// Waits until the server has had enough.
-    async fn until_closed(self) {
-        let _ = in_time("the end of the connection", self.connection).await.expect("no panic");
+fn assert_overloaded<T>(refused: Answer<T>) {
+    let refused = assert_refused(refused, Code::ResourceExhausted, "OVERLOADED");
+    assert!(refused.get_error_details().retry_info().is_some(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn who_reads_nothing_leaves_room_for_others() {
+    let app = App::start_with(config()).await;
+    let ana = signed_up_with_much(&app).await;
+    // Twice: what was taken comes back.
+    for _ in 0..2 {
+        let other = other_peer(&app, &ana).await;
+        let (unread, refused) = unread(&other, 20).await;
+        assert_eq!((unread.len(), refused), (12, 8));
+        ana.list_todos(all()).await;
+        drop((other, unread));
+        eventually("everything is given up", async || {
+            app.scrape().await.get("fastzero_connections") == Some(1.0)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn requests_that_are_almost_whole_leave_room_for_others() {
+    let app = App::start_with(config()).await;
+    let ana = signed_up_with_much(&app).await;
+    let mut large = message(&vec![0; 1024 * 1024]);
+    let last = large.pop().expect("a byte");
+    for _ in 0..2 {
+        let other = other_peer(&app, &ana).await;
+        let mut calls = JoinSet::new();
+        for _ in 0..12 {
+            let (mut wire, almost) = (other.clone(), large.clone());
+            calls.spawn(async move { wire.send(CREATE, endless(almost)).await });
+        }
+        let refused = in_time("a refusal", calls.join_next()).await.expect("one");
+        let refused = refused.expect("no panic").expect("an answer");
+        assert_overloaded(outcome(refused).await);
+        ana.list_todos(all()).await;
+        let mut wire = app.wire().await.with_token_of(&ana);
+        let whole = whole([&large[..], &[last]].concat());
+        let read = wire.send(CREATE, whole).await.expect("an answer");
+        let read = outcome(read).await.expect_err("no good request");
+        assert_eq!(read.code(), Code::Internal, "read, and no to-do: {read:?}");
+        calls.shutdown().await;
+        drop(other);
+        eventually("everything is given up", async || {
+            app.scrape().await.get("fastzero_calls_in_flight") == Some(0.0)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn calls_without_a_body_hold_no_place() {
+    let app = App::start_with(Config { max_concurrent_calls: 2, ..config() }).await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("a").await;
+    let wire = app.wire().await.with_token_of(&ana).with("grpc-timeout", "4S");
+    let mut silent = JoinSet::new();
+    for _ in 0..50 {
+        let mut wire = wire.clone();
+        silent.spawn(async move { wire.send(GET, endless("")).await });
+    }
+    let in_flight = async || app.scrape().await.get("fastzero_calls_in_flight");
+    eventually("all have come", async || in_flight().await == Some(50.0)).await;
+    ana.get_todo(&todo.id).await;
+    assert_eq!(in_flight().await, Some(50.0), "they are still there");
+    while let Some(ended) = in_time("the deadline", silent.join_next()).await {
+        let ended = outcome(ended.expect("no panic").expect("an answer")).await;
+        assert_refused(ended, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    }
+}
+
+#[tokio::test]
+async fn metadata_take_memory_as_messages_do() {
+    let app = App::start_with(config()).await;
+    let ana = app.signed_up("ana").await;
+    for (length, all_come) in [(15, true), (15_000, false)] {
+        let mut calls = JoinSet::new();
+        for _ in 0..3 {
+            let wire = other_peer(&app, &ana).await.with("a", "x".repeat(length));
+            for _ in 0..80 {
+                let mut wire = wire.clone();
+                calls.spawn(async move { wire.send(GET, endless("")).await });
+            }
+        }
+        if all_come {
+            eventually("all have come", async || {
+                app.scrape().await.get("fastzero_calls_in_flight") == Some(240.0)
+            })
+            .await;
+        } else {
+            let refused = in_time("a refusal", calls.join_next()).await.expect("one");
+            assert_overloaded(outcome(refused.expect("no panic").expect("an answer")).await);
+        }
+        calls.shutdown().await;
+        eventually("all are given up", async || {
+            app.scrape().await.get("fastzero_calls_in_flight") == Some(0.0)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_stuck_ends_after_its_other_calls() {
+    let app = App::start_with(config()).await;
+    let ana = signed_up_with_much(&app).await;
+    let todo = ana.create_todo("a").await;
+    let lock = app.lock_todo(&todo.id).await;
+    let bearer = format!("Bearer {}", ana.tokens().access_token);
+    let block = |path| http2::call(path, &[("authorization", &bearer)]);
+    let call = |path, stream, bytes: &[u8]| {
+        let headers = frame(http2::HEADERS, END_HEADERS, stream, &block(path));
+        [headers, frame(http2::DATA, END_STREAM, stream, &message(bytes))].concat()
+    };
+    let mut stream = raw(app.address, PREFACE).await;
+    let window = http2::setting(http2::INITIAL_WINDOW_SIZE, 1024);
+    let list = call(LIST, 1, &all().encode_to_vec());
+    stream.write_all(&[window, list].concat()).await.expect("sent");
+
+    // One call a second, each of which waits, until the server has had enough.
+    let update = UpdateTodoRequest {
+        todo: Some(Todo { etag: String::new(), ..todo }),
+        update_mask: Some(FieldMask { paths: vec!["title".to_owned()] }),
+    };
+    let (mut newest, mut ticks) = (1, interval(Duration::from_secs(1)));
+    let goaway = async {
+        loop {
+            tokio::select! {
+                frame = next_frame(&mut stream) => {
+                    if frame.expect("a frame").kind == http2::GOAWAY {
+                        return;
+                    }
+                }
+                _ = ticks.tick() => {
+                    newest += 2;
+                    let update = call(UPDATE, newest, &update.encode_to_vec());
+                    stream.write_all(&update).await.expect("sent");
+                }
+            }
+        }
+    };
+    in_time("GOAWAY", goaway).await;
+    lock.release().await;
+    let answered = async {
+        loop {
+            let frame = next_frame(&mut stream).await.expect("a frame");
+            // An error would have no message.
+            if frame.stream == newest && frame.kind == http2::DATA {
+                return;
+            }
+        }
+    };
+    in_time("the answer", answered).await;
+    closed(&mut stream).await;
+    ana.list_todos(all()).await;
+}
+
+#[tokio::test]
+async fn who_does_not_even_read_errors_is_cut() {
+    let app = App::start_with(config()).await;
+    let mut stream = deaf(app.address, OTHER_PEER).await.expect("connected");
+    stream.write_all(PREFACE).await.expect("sent");
+    let block = http2::call("/no.Such/Method", &[]);
+    let calls = async {
+        for stream_id in (1..).step_by(2) {
+            let call = frame(http2::HEADERS, END_HEADERS | END_STREAM, stream_id, &block);
+            if stream.write_all(&call).await.is_err() {
+                return;
+            }
+        }
+    };
+    in_time("the end of the connection", calls).await;
+}
+
+#[tokio::test]
+async fn health_is_limited_for_each_peer() {
+    let app = App::start_with(config()).await;
+    let mut watching = Vec::new();
+    let refused = 'refused: loop {
+        let mut wire = Wire::connect_from(OTHER_PEER, app.address, None).await.expect("connected");
+        for _ in 0..100 {
+            let watch = wire.send("/grpc.health.v1.Health/Watch", whole(message(b""))).await;
+            let watch = watch.expect("an answer");
+            if watch.headers().contains_key("grpc-status") {
+                break 'refused outcome(watch).await;
+            }
+            watching.push((wire.clone(), watch));
+        }
+    };
+    assert_overloaded(refused);
+    assert_eq!(watching.len(), 256);
+    let mut health = HealthClient::new(app.channel.clone());
+    health.check(HealthCheckRequest::default()).await.expect("of another peer");
+}
+
+#[tokio::test]
+async fn a_message_that_is_cut_is_an_error_and_changes_nothing() {
+    let app = App::start_with(config()).await;
+    let ana = app.signed_up("ana").await;
+    let mut wire = app.wire().await.with_token_of(&ana);
+    let todo = CreateTodoRequest { todo: Some(titled("a")) };
+    let message = message(&todo.encode_to_vec());
+    for length in [0, 1, 4, 5, message.len() - 1] {
+        let cut = wire.send(CREATE, whole(message[..length].to_vec())).await.expect("an answer");
+        let refused = outcome(cut).await.expect_err("an error");
+        assert!(refused.get_error_details().error_info().is_some(), "{refused:?}");
+    }
+    assert_eq!(ana.all_todos(ListTodosRequest::default()).await, []);
+    outcome(wire.send(CREATE, whole(message)).await.expect("an answer")).await.expect("added");
+}
+
+#[tokio::test]
+async fn a_wrong_length_ends_its_call_only() {
+    let app = App::start_with(config()).await;
+    let mut stream = raw(app.address, PREFACE).await;
+    for (id, length) in [(1, "100"), (3, "5")] {
+        let block = http2::call("/grpc.health.v1.Health/Check", &[("content-length", length)]);
+        let headers = frame(http2::HEADERS, END_HEADERS, id, &block);
+        let data = frame(http2::DATA, END_STREAM, id, &message(b""));
+        stream.write_all(&[headers, data].concat()).await.expect("sent");
+        let kind = loop {
+            let frame = in_time("an answer", next_frame(&mut stream)).await.expect("a frame");
+            if frame.stream == id && frame.kind != http2::WINDOW_UPDATE {
+                break frame.kind;
+            }
+        };
+        let expected = if id == 1 { http2::RST_STREAM } else { http2::HEADERS };
+        assert_eq!(kind, expected, "call {id}");
     }
 }

@@ -1,24 +1,19 @@
 //! The port for metrics and probes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use fast_zero::config::Config;
 use serde_json::Value;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::{io::AsyncReadExt, net::TcpStream};
 use tonic::{Code, Request, Response, client::Grpc, codegen::http::uri::PathAndQuery};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 
 use crate::support::{
     App,
-    app::{SECRET_KEY, config, connect, keyring},
+    app::{SECRET_KEY, connect, keyring},
     assert::assert_refused,
+    metrics::{ask, with_metrics},
     postgres::TestDatabase,
     process::Run,
     proxy::{self, Proxy},
@@ -29,56 +24,7 @@ const README: &str = include_str!("../../README.md");
 const ALERTS: &str = include_str!("../../deploy/alerts.yaml");
 const DASHBOARD: &str = include_str!("../../deploy/dashboard.json");
 
-pub fn with_metrics() -> Config {
-    Config { metrics_addr: Some(SocketAddr::from(([127, 0, 0, 1], 0))), ..config() }
-}
-
-/// An answer of the port.
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-async fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
-    let mut stream = TcpStream::connect(address).await.expect("connected");
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("sent");
-    let mut answer = String::new();
-    // The server closes the connection itself.
-    in_time("an answer", stream.read_to_string(&mut answer)).await.expect("text");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Answer { status: status.expect("a status"), head: head.to_lowercase(), body: body.to_owned() }
-}
-
-impl App {
-    async fn ask(&self, path: &str) -> Answer {
-        ask(self.metrics_address.expect("it has metrics"), "GET", path).await
-    }
-
-    pub async fn scrape(&self) -> Scrape {
-        let answer = self.ask("/metrics").await;
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        Scrape(answer.body)
-    }
-}
-
-/// All metrics at one moment.
-pub struct Scrape(String);
-
 impl Scrape {
-    /// A series; `None` if there is none.
-    pub fn get(&self, series: &str) -> Option<f64> {
-        let values = self.0.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        values.map(|value| value.parse().expect("a number")).next()
-    }
-
-    fn calls(&self, method: &str, code: &str) -> f64 {
-        let series = format!("fastzero_calls_total{{method=\"{method}\",code=\"{code}\"}}");
-        self.get(&series).unwrap_or_default()
-    }
-
     /// The names of all series, and their labels.
     fn names(&self) -> BTreeMap<String, BTreeSet<String>> {
         let series = self.0.lines().filter(|line| !line.starts_with('#'));

@@ -15,12 +15,12 @@ use tonic::transport::Channel;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
-    limits::{PREFACE, closed, raw},
     readme::{commands, has_grpcurl},
     support::{
         App, Client,
         app::{config, connect, unique},
         certificates::{Authority, Caller, Pair, Secret},
+        http2::{PREFACE, closed, raw},
         postgres::TestDatabase,
         process::Run,
         wait::{eventually, in_time},

@@ -13,9 +13,11 @@ pub mod container;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 pub mod health;
+pub mod http2;
 pub mod lag;
 pub mod lock;
 pub mod messages;
+pub mod metrics;
 pub mod parallel;
 pub mod postgres;
 pub mod process;

@@ -123,7 +123,16 @@ impl Process {
 
     /// Waits until the server serves, and gives its address.
     pub async fn address(&self) -> String {
-        let line = self.line("\"serving\"").await;
+        self.address_in("\"serving\"").await
+    }
+
+    /// Waits until metrics are served, and gives their address.
+    pub async fn metrics_address(&self) -> String {
+        self.address_in("\"metrics are served\"").await
+    }
+
+    async fn address_in(&self, text: &str) -> String {
+        let line = self.line(text).await;
         let (_, rest) = line.split_once("\"address\":\"").expect("the line has the address");
         rest.split('"').next().expect("it is quoted").to_owned()
     }

@@ -2,29 +2,31 @@
 //! any method, and leaves deadlines to the server.
 
 use std::{
-    net::SocketAddr,
+    io,
+    net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     task::{Context, Poll},
 };
 
 use http::Uri;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::{
     body::Incoming,
-    client::conn::http2::{SendRequest, handshake},
+    client::conn::http2::{Builder, SendRequest},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::bytes::{Buf, BufMut};
-use tokio::net::TcpStream;
 use tonic::{
-    Request, Status,
+    Code, Request, Response, Status,
     body::Body,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::tokio_stream::{self, StreamExt},
     metadata::{Ascii, MetadataKey, MetadataValue},
 };
 use tower::Service;
 
-use super::{App, Client, todos::Answer};
+use super::{App, Client, http2::tcp, todos::Answer};
 
 /// A caller on such a connection.
 #[derive(Clone)]
@@ -43,13 +45,46 @@ impl App {
 
 impl Wire {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.expect("the server answers");
-        stream.set_nodelay(true).expect("set");
-        let (sender, connection) =
-            handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+        let connected = Self::connect_from(Ipv4Addr::LOCALHOST, address, None).await;
+        connected.expect("the server answers")
+    }
+
+    /// From an address of this machine, with so many bytes that the server may send of one
+    /// answer before they are read.
+    pub async fn connect_from(
+        from: Ipv4Addr,
+        address: SocketAddr,
+        window: impl Into<Option<u32>>,
+    ) -> io::Result<Self> {
+        let stream = TokioIo::new(tcp(address, from).await?);
+        let mut builder = Builder::new(TokioExecutor::new());
+        let handshake = builder.initial_stream_window_size(window).handshake(stream);
+        let (sender, connection) = handshake.await.map_err(io::Error::other)?;
         tokio::spawn(connection);
         let origin = format!("http://{address}").parse().expect("a good address");
-        Self { connection: Connection(sender), origin, metadata: Vec::new() }
+        Ok(Self { connection: Connection(sender), origin, metadata: Vec::new() })
+    }
+
+    /// Whether the server has ended the connection.
+    pub fn is_closed(&self) -> bool {
+        self.connection.0.is_closed()
+    }
+
+    /// Sends any body; the answer is there when it begins.
+    pub async fn send(
+        &mut self,
+        path: &str,
+        body: Body,
+    ) -> hyper::Result<http::Response<Incoming>> {
+        let mut request =
+            http::Request::post(format!("{}{path}", self.origin.to_string().trim_end_matches('/')))
+                .header("content-type", "application/grpc")
+                .header("te", "trailers");
+        for (key, value) in &self.metadata {
+            request = request.header(*key, value.as_bytes());
+        }
+        self.connection.0.ready().await?;
+        self.connection.0.send_request(request.body(body).expect("a request")).await
     }
 
     /// The same caller with one more metadata entry, after those it has.
@@ -135,4 +170,29 @@ impl Decoder for Bytes {
         from.copy_to_slice(&mut message);
         Ok(Some(message))
     }
+}
+
+/// What an answer says, once it is whole.
+pub async fn outcome(response: http::Response<Incoming>) -> Answer<Vec<u8>> {
+    if let Some(status) = Status::from_header_map(response.headers()) {
+        return Err(status);
+    }
+    let (_, body) = response.into_parts();
+    let body = body.collect().await.map_err(|error| Status::unknown(error.to_string()))?;
+    match body.trailers().and_then(Status::from_header_map) {
+        Some(status) if status.code() == Code::Ok => Ok(Response::new(body.to_bytes().to_vec())),
+        Some(status) => Err(status),
+        None => Err(Status::unknown("no trailers")),
+    }
+}
+
+/// A body that begins so and does not end.
+pub fn endless(begin: impl Into<prost::bytes::Bytes>) -> Body {
+    let begin = Ok::<_, io::Error>(http_body::Frame::data(begin.into()));
+    Body::new(StreamBody::new(tokio_stream::iter([begin]).chain(tokio_stream::pending())))
+}
+
+/// A whole body.
+pub fn whole(bytes: impl Into<prost::bytes::Bytes>) -> Body {
+    Body::new(Full::new(bytes.into()))
 }
