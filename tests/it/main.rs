@@ -1,6 +1,7 @@
 //! Tests against the real server and a real PostgreSQL.
 
 mod architecture;
+mod attacks;
 mod attempts;
 mod cancellation;
 mod coalescing;
