@@ -18,13 +18,12 @@ use crate::{call::Sending, error::Error, metrics::Counter, peers::Share};
 /// is turned away can go elsewhere.
 const MAX_WAIT: Duration = Duration::from_millis(500);
 
-/// Memory for calls that have come: for what they say, for answers that are not large, and
-/// for what a call costs besides, in KiB.
-const MEMORY: usize = 12 * 1024;
+/// Memory for each call that there is a place for, in KiB: for what it says, for an answer
+/// that is not large, for what it costs besides, and for those that are not let in yet.
+const MEMORY_PER_PLACE: usize = 48;
 
-/// What one peer may have of it: one that says only half of what it has to say, or does not
-/// read its answers, leaves some for others.
-pub const MEMORY_PER_PEER: usize = MEMORY / 4 * 3;
+/// Memory for calls at the least, in KiB: a dozen of the largest requests.
+const MIN_MEMORY: usize = 12 * 1024;
 
 /// What a call costs besides its messages and its metadata, in KiB, as measured: a stream
 /// of HTTP/2, a task, and the buffer in which it came.
@@ -95,6 +94,18 @@ pub fn calls_per_peer(max_calls: usize) -> usize {
     max_calls + max_calls.div_ceil(2)
 }
 
+/// Memory for calls that have come, in KiB.
+fn memory(max_calls: usize) -> usize {
+    (max_calls * MEMORY_PER_PLACE).max(MIN_MEMORY)
+}
+
+/// What one peer may have of it: one that says only half of what it has to say, or does not
+/// read its answers, leaves some for others.
+#[must_use]
+pub fn memory_per_peer(max_calls: usize) -> usize {
+    memory(max_calls) / 4 * 3
+}
+
 impl Admission {
     /// For `max_calls` at once, and as many that wait. Counts in `shed` what is turned away.
     #[must_use]
@@ -102,7 +113,7 @@ impl Admission {
         Self {
             calls: Semaphore::new(max_calls),
             queue: Semaphore::new(max_calls),
-            memory: Arc::new(Semaphore::new(MEMORY)),
+            memory: Arc::new(Semaphore::new(memory(max_calls))),
             large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             shed,
         }

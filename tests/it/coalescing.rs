@@ -4,8 +4,8 @@ use fast_zero::{config::Config, proto::todo::v1::ListTodosRequest};
 use tonic::Code;
 
 use crate::support::{
-    App, Client, app::unique, assert::assert_refused, lock::RowLock, parallel::at_once,
-    statements::count_of, todos::titled, wait::eventually,
+    App, Client, app::unique, assert::assert_refused, lock::RowLock, metrics::with_metrics,
+    parallel::at_once, statements::count_of, todos::titled, wait::eventually,
 };
 
 /// Keeps everybody from the to-dos.

@@ -13,7 +13,7 @@ use crate::support::{
     App,
     app::{SECRET_KEY, connect, keyring},
     assert::assert_refused,
-    metrics::{ask, with_metrics},
+    metrics::{Scrape, ask, with_metrics},
     postgres::TestDatabase,
     process::Run,
     proxy::{self, Proxy},
