@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::{Client, app::SECRET_KEY, postgres::tell};
 
 /// What the containers are made from.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     ".cargo",
     ".dockerignore",
     ".env.example",
@@ -26,6 +26,7 @@ const SOURCES: [&str; 12] = [
     "Cargo.lock",
     "Cargo.toml",
     "Dockerfile",
+    "bench",
     "build.rs",
     "compose.yaml",
     "deploy",
