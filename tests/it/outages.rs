@@ -194,8 +194,11 @@ struct Ended {
 
 /// Calls of each kind, all at once.
 async fn calls(client: &Client, todo: &Todo) -> Vec<Ended> {
-    let kinds = [Kind::Get, Kind::List, Kind::Create, Kind::Update, Kind::LogIn];
-    let calls = kinds.into_iter().cycle().take(40).map(|kind| {
+    let kinds = [Kind::Get, Kind::List, Kind::Create, Kind::Update];
+    // Of those that hash a password fewer: on a machine that has much else to do, many would
+    // take longer than their deadline whatever the database does.
+    let kinds = kinds.into_iter().cycle().take(38).chain([Kind::LogIn; 2]);
+    let calls = kinds.map(|kind| {
         let (client, id) = (client.clone(), todo.id.clone());
         let changed = Todo { etag: String::new(), ..todo.clone() };
         async move {
