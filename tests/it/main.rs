@@ -30,6 +30,7 @@ mod sessions;
 mod settings;
 mod statements;
 mod support;
+mod timing;
 mod tls;
 mod todos;
 mod tokens;
