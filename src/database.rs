@@ -168,11 +168,12 @@ impl Database {
     }
 }
 
-/// Runs work to its end even if the call that wants it is dropped meanwhile.
-pub async fn complete<T: Send + 'static>(
+/// Begins work that runs to its end even if the call that wants it is dropped meanwhile.
+pub fn complete<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::spawn(CurrentCall::get().around(work)).await.map_err(Error::internal)?
+) -> impl Future<Output = Result<T, Error>> {
+    let running = tokio::spawn(CurrentCall::get().around(work));
+    async { running.await.map_err(Error::internal)? }
 }
 
 struct Manager {
