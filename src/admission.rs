@@ -12,7 +12,7 @@ use tokio::{
 };
 use tonic::body::Body;
 
-use crate::{call::Sending, error::Error, metrics::Counter, peers::Share};
+use crate::{error::Error, metrics::Counter, peers::Share};
 
 /// How long a call waits to be let in: a fraction of any deadline, so that a caller that
 /// is turned away can go elsewhere.
@@ -58,6 +58,7 @@ pub struct Admission {
     calls: Semaphore,
     queue: Semaphore,
     memory: Arc<Semaphore>,
+    memory_per_peer: usize,
     large_answers: Arc<Semaphore>,
     shed: Counter,
 }
@@ -114,6 +115,7 @@ impl Admission {
             calls: Semaphore::new(max_calls),
             queue: Semaphore::new(max_calls),
             memory: Arc::new(Semaphore::new(memory(max_calls))),
+            memory_per_peer: memory_per_peer(max_calls),
             large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             shed,
         }
@@ -195,13 +197,13 @@ impl Admission {
         Ok(Place { _of_peer: of_peer, _of_all: of_all })
     }
 
-    /// Keeps the answer to a call in memory until it is sent.
-    pub async fn answer(
+    /// Keeps the answer to a call in memory until it is sent, and `kept` with it.
+    pub async fn answer<K: Send + 'static>(
         &self,
         response: Response<Body>,
         mut room: Room,
         large: Option<Large>,
-        sending: Sending,
+        kept: K,
     ) -> Result<Response<Body>, Error> {
         if response.body().is_end_stream() {
             return Ok(response);
@@ -210,14 +212,14 @@ impl Admission {
         let body = body.collect().await.map_err(Error::internal)?;
         let trailers = body.trailers().cloned().map(Ok);
         let bytes = body.to_bytes();
-        room.shrink();
-        let large = match large {
-            Some(large) if bytes.len() > LARGE => Some(large),
-            // Somebody else may make a large answer.
-            _ if self.make_room(bytes.len(), &mut room)? => None,
-            large => Some(large.ok_or_else(|| self.overloaded())?),
-        };
-        let answer = Answer { bytes, _room: room, _large: large, _sending: sending };
+        room.shrink_to(bytes.len())?;
+        // What is done is answered, even where there is no room: what is not large may not
+        // be counted in full then.
+        let is_large = bytes.len() > LARGE;
+        let fits = !is_large && self.make_room(bytes.len(), &mut room)?;
+        // Somebody else may make a large answer.
+        let large = large.filter(|_| !fits);
+        let answer = Answer { bytes, _room: room, _large: large, _kept: kept };
         let body = Full::new(Bytes::from_owner(answer)).with_trailers(async { trailers });
         Ok(Response::from_parts(parts, Body::new(body)))
     }
@@ -242,12 +244,17 @@ impl Admission {
         }
     }
 
-    /// So many KiB of what the peer and all may have.
+    /// So many KiB of what all may have: of what is free, a peer that has some gets no more
+    /// than it leaves, so that two do not have all of it.
     fn memory(
         &self,
         share: &Share,
         size: u32,
     ) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let had = self.memory_per_peer.saturating_sub(share.memory.available_permits());
+        if had + size as usize > self.memory.available_permits() {
+            return None;
+        }
         let of_peer = share.memory.clone().try_acquire_many_owned(size).ok()?;
         let of_all = self.memory.clone().try_acquire_many_owned(size).ok()?;
         Some((of_peer, of_all))
@@ -278,22 +285,23 @@ impl Room {
         u32::try_from(self.of_all.num_permits()).unwrap_or(u32::MAX)
     }
 
-    /// To what it takes without a message.
-    fn shrink(&mut self) {
-        let surplus = self.size().saturating_sub(self.base) as usize;
+    /// To what it takes with a message of `length` bytes, if it is larger.
+    fn shrink_to(&mut self, length: usize) -> Result<(), Error> {
+        let surplus = self.size().saturating_sub(self.base + kib(length)?) as usize;
         drop((self.of_peer.split(surplus), self.of_all.split(surplus)));
+        Ok(())
     }
 }
 
 /// An answer, as long as it is in memory: in the hands of HTTP/2, too.
-struct Answer {
+struct Answer<K> {
     bytes: Bytes,
     _room: Room,
     _large: Option<Large>,
-    _sending: Sending,
+    _kept: K,
 }
 
-impl AsRef<[u8]> for Answer {
+impl<K> AsRef<[u8]> for Answer<K> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

@@ -23,8 +23,9 @@ const TASKS: usize = 2;
 /// save hardly anything.
 const MAX_BATCH: usize = 32;
 
-/// Questions that wait, at the most: callers wait for their turn then.
-const MAX_WAITING: usize = 1_024;
+/// Questions that wait, at the most; calls beyond wait with theirs. A question that waits
+/// here is kept even when its call is given up.
+const MAX_WAITING: usize = TASKS * MAX_BATCH;
 
 /// A statement that answers many questions of a kind.
 pub trait Statement: fmt::Debug + 'static {
@@ -33,18 +34,12 @@ pub trait Statement: fmt::Debug + 'static {
     /// What it is answered.
     type Answer: Send + 'static;
 
-    /// Answers one question, or several at once; in their order.
+    /// Answers one question, or several at once; in their order. Of several, those that
+    /// are `None` are to be asked alone: they would hold up or spoil the others.
     fn run(
         connection: &mut PgConnection,
         questions: &[Self::Question],
-    ) -> impl Future<Output = Result<Vec<Self::Answer>, Error>> + Send;
-
-    /// Whether only some of several questions are the reason for this error, and nothing
-    /// is done for the others: each is asked alone then.
-    #[must_use]
-    fn concerns_some(_: &Error) -> bool {
-        false
-    }
+    ) -> impl Future<Output = Result<Vec<Option<Self::Answer>>, Error>> + Send;
 }
 
 /// Asks a statement, together with whoever else does.
@@ -87,19 +82,20 @@ impl<S: Statement> Coalescer<S> {
     }
 }
 
-/// Brings what was found into the order of `count` questions; `None` where nothing was.
-/// Questions are counted from 1, as `with ordinality` does.
+/// Brings what was found into the order of `count` questions; where nothing was, the answer
+/// is `None`. Questions are counted from 1, as `with ordinality` does. What cannot be read is
+/// asked for alone, and so concerns nobody else.
 pub fn in_order<A>(
     count: usize,
-    found: impl IntoIterator<Item = Result<(i64, A), Error>>,
-) -> Result<Vec<Option<A>>, Error> {
-    let mut answers: Vec<_> = std::iter::repeat_with(|| None).take(count).collect();
-    for found in found {
-        let (question, answer) = found?;
-        let place = usize::try_from(question - 1).ok().and_then(|at| answers.get_mut(at));
-        *place.ok_or_else(|| Error::internal("an answer without a question"))? = Some(answer);
+    found: impl IntoIterator<Item = (i64, Result<A, Error>)>,
+) -> Vec<Option<Option<A>>> {
+    let mut answers: Vec<_> = std::iter::repeat_with(|| Some(None)).take(count).collect();
+    for (question, answer) in found {
+        if let Some(place) = usize::try_from(question - 1).ok().and_then(|at| answers.get_mut(at)) {
+            *place = answer.ok().map(Some);
+        }
     }
-    Ok(answers)
+    answers
 }
 
 fn unanswered() -> Error {
@@ -111,7 +107,11 @@ fn start<S: Statement>(database: &Database) -> mpsc::Sender<Waiting<S>> {
     let (sender, receiver) = mpsc::channel(MAX_WAITING);
     let receiver = Arc::new(Mutex::new(receiver));
     for _ in 0..TASKS {
-        tokio::spawn(take_turns(database.clone(), receiver.clone()));
+        let (database, receiver) = (database.clone(), receiver.clone());
+        tokio::spawn(async move {
+            // A panic is one batch's, and not the end of all.
+            while tokio::spawn(take_turns(database.clone(), receiver.clone())).await.is_err() {}
+        });
     }
     sender
 }
@@ -128,31 +128,53 @@ async fn take_turns<S: Statement>(
 
 async fn answer<S: Statement>(database: &Database, waiting: impl Iterator<Item = Waiting<S>>) {
     let waiting = waiting.filter(|waiting| !waiting.answer.is_closed());
-    let mut call = None;
     let (questions, callers): (Vec<_>, Vec<_>) = waiting
-        .map(|waiting| {
-            call.get_or_insert(waiting.call);
-            (waiting.question, waiting.answer)
-        })
+        .map(|waiting| (waiting.question, Asker { answer: waiting.answer, call: waiting.call }))
         .unzip();
-    // What the statement logs stands with one of those for whom it is.
-    let Some(call) = call else { return };
+    // What the statement logs stands with the first of those for whom it is.
+    let Some(first) = callers.first().map(|caller| caller.call.clone()) else {
+        return;
+    };
     let answers = database.run(async |connection| S::run(connection, &questions).await);
     // Nobody waits for longer.
-    let answers = timeout(DEFAULT_DEADLINE, call.around(answers)).await;
+    let answers = timeout(DEFAULT_DEADLINE, first.around(answers)).await;
     match answers.unwrap_or(Err(Error::DeadlineExceeded)) {
-        // Who has gone meanwhile hears nothing of it.
-        Ok(answers) => callers.into_iter().zip(answers).for_each(|(caller, answer)| {
-            let _ = caller.send(Ok(answer));
-        }),
-        Err(error) if S::concerns_some(&error) && callers.len() > 1 => {
-            for (question, caller) in questions.into_iter().zip(callers) {
-                let _ = caller.send(alone::<S>(database, question).await);
+        Ok(answers) => {
+            for ((question, caller), answer) in questions.into_iter().zip(callers).zip(answers) {
+                match answer {
+                    Some(answer) => caller.tell(Ok(answer)),
+                    // Not here, where others would wait for it.
+                    None => drop(tokio::spawn(caller.ask_alone::<S>(database.clone(), question))),
+                }
             }
         }
-        Err(error) => callers.into_iter().for_each(|caller| {
-            let _ = caller.send(Err(error.again()));
-        }),
+        Err(error) => callers.into_iter().for_each(|caller| caller.tell(Err(error.again()))),
+    }
+}
+
+/// A call that waits for an answer.
+struct Asker<A> {
+    answer: oneshot::Sender<Result<A, Error>>,
+    call: CurrentCall,
+}
+
+impl<A> Asker<A> {
+    fn tell(self, answer: Result<A, Error>) {
+        // It may have gone.
+        let _ = self.answer.send(answer);
+    }
+
+    async fn ask_alone<S: Statement<Answer = A>>(
+        mut self,
+        database: Database,
+        question: S::Question,
+    ) {
+        let answer = self.call.clone().around(alone::<S>(&database, question));
+        let answer = tokio::select! {
+            answer = timeout(DEFAULT_DEADLINE, answer) => answer,
+            () = self.answer.closed() => return,
+        };
+        self.tell(answer.unwrap_or(Err(Error::DeadlineExceeded)));
     }
 }
 
@@ -162,5 +184,5 @@ async fn alone<S: Statement>(
 ) -> Result<S::Answer, Error> {
     let questions = [question];
     let answers = database.run(async |connection| S::run(connection, &questions).await);
-    answers.await?.pop().ok_or_else(unanswered)
+    answers.await?.pop().flatten().ok_or_else(unanswered)
 }

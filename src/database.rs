@@ -127,8 +127,8 @@ impl Database {
         if let Err(error) = &result {
             span.note(error);
         }
-        match result {
-            Err(Error::DatabaseUnavailable(_)) => {
+        match &result {
+            Err(Error::DatabaseUnavailable(cause)) if is_disconnected(&**cause) => {
                 drop(Object::take(object));
                 self.discard_idle();
             }
@@ -384,6 +384,18 @@ fn violates(error: &sqlx::Error, code: &str, constraint: &str) -> bool {
         None => database.message().contains(&format!("\"{constraint}")),
     };
     database.code().as_deref() == Some(code) && named
+}
+
+/// Whether this is about the connection, and not about what was to be done on it.
+fn is_disconnected(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let Some(error) = cause.downcast_ref::<sqlx::Error>() else {
+        return false;
+    };
+    match sqlstate(error) {
+        None => true,
+        // Broken; ended by an operator; cut in a transaction.
+        Some(code) => code.starts_with("08") || code.starts_with("57P") || code == "25P03",
+    }
 }
 
 fn sqlstate(error: &sqlx::Error) -> Option<Cow<'_, str>> {

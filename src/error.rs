@@ -81,7 +81,6 @@ impl Error {
                 Self::DatabaseUnavailable(Chain(&**cause).to_string().into())
             }
             Self::DeadlineExceeded => Self::DeadlineExceeded,
-            Self::SessionRevoked => Self::SessionRevoked,
             Self::Internal(cause) => Self::internal(Chain(&**cause).to_string()),
             other => Self::internal(other.to_string()),
         }

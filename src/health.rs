@@ -21,6 +21,7 @@ use tonic_health::{
 use crate::{
     auth,
     database::{self, Database},
+    error::{Cause, Chain},
     metrics::Gauge,
     proto::{
         auth::v1::auth_service_server::AuthServiceServer,
@@ -81,22 +82,19 @@ impl Reporter {
         self.database_up.set(1);
         loop {
             ticks.tick().await;
-            let is_ready = match timeout(CHECK_TIMEOUT, check(&mut connection, &database)).await {
-                Ok(Ok(is_ready)) => is_ready,
-                Ok(Err(error)) => {
-                    log_change(was_ready, &error);
-                    false
-                }
-                Err(late) => {
-                    log_change(was_ready, &late);
-                    false
-                }
-            };
-            self.database_up.set(is_ready.into());
-            if !is_ready {
+            let looked = timeout(CHECK_TIMEOUT, check(&mut connection, &database)).await;
+            let is_ready = looked.map_err(Cause::from).and_then(|looked| Ok(looked?));
+            if let Err(cause) = &is_ready {
                 connection = None;
                 database.discard_idle();
+                if was_ready {
+                    tracing::warn!(cause = %Chain(&**cause), "the database does not answer");
+                }
+            } else if was_ready && matches!(is_ready, Ok(false)) {
+                tracing::warn!("the database's schema is not the one that is needed");
             }
+            let is_ready = is_ready.unwrap_or(false);
+            self.database_up.set(is_ready.into());
             // Watchers are told of changes only.
             if is_ready != was_ready {
                 tracing::info!(is_ready, "readiness changed");
@@ -137,10 +135,4 @@ async fn check(
     }
     let new = connection.insert(database.connect().await?);
     database::is_migrated(new).await
-}
-
-fn log_change(was_ready: bool, error: &dyn std::error::Error) {
-    if was_ready {
-        tracing::warn!(cause = %error, "the database does not answer");
-    }
 }

@@ -184,9 +184,9 @@ impl Statement for FindExpiry {
     async fn run(
         connection: &mut PgConnection,
         callers: &[Caller],
-    ) -> Result<Vec<Option<OffsetDateTime>>, Error> {
+    ) -> Result<Vec<Option<Option<OffsetDateTime>>>, Error> {
         if let &[caller] = callers {
-            return Ok(vec![find_expiry(connection, caller).await?]);
+            return Ok(vec![Some(find_expiry(connection, caller).await?)]);
         }
         let (user_ids, ids): (Vec<_>, Vec<_>) = callers
             .iter()
@@ -202,7 +202,8 @@ impl Statement for FindExpiry {
         )
         .fetch_all(connection)
         .await?;
-        in_order(callers.len(), rows.into_iter().map(|row| Ok((row.question, row.expires_at))))
+        let found = rows.into_iter().map(|row| (row.question, Ok(row.expires_at)));
+        Ok(in_order(callers.len(), found))
     }
 }
 

@@ -1,6 +1,9 @@
 //! What the metadata of a call say about it.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
@@ -100,6 +103,11 @@ fn parse_trace_parent<'a>(value: &str, state: &'a str) -> Option<CallerSpan<'a>>
     is_whole.then_some(CallerSpan { trace_id, span_id, sampled, state })
 }
 
+/// Some proxies note the port, too.
+fn address_of(text: &str) -> Option<IpAddr> {
+    text.parse().ok().or_else(|| text.parse().ok().map(|peer: SocketAddr| peer.ip()))
+}
+
 /// Who calls: the one that connected, or whom trusted proxies name. Each adds whom it
 /// heard the call from at the end; what comes before an address that is not trusted
 /// may be made up.
@@ -115,8 +123,8 @@ pub(super) fn peer(
     while trusts(peer)
         && let Some(address) = addresses.next()
     {
-        let address = str::from_utf8(address).ok().and_then(|text| text.trim().parse().ok());
-        let Some(address): Option<IpAddr> = address else {
+        let address = str::from_utf8(address).ok().and_then(|text| address_of(text.trim()));
+        let Some(address) = address else {
             break;
         };
         peer = address.to_canonical();

@@ -13,10 +13,13 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
 use hyper::body::{Bytes, Incoming};
 use ipnet::IpNet;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout_at},
+};
 use tokio_util::{either::Either, task::TaskTracker};
 use tonic::{Status, body::Body, service::Routes};
 use tower::Service;
@@ -116,6 +119,7 @@ impl Gateway {
         mut request: Request<Incoming>,
         origin: &Arc<Origin>,
     ) -> impl Future<Output = Response<Body>> + Send + use<> {
+        let came_at = Instant::now();
         let under_way = (self.calls.token(), origin.calls.token());
         let request_id = metadata::request_id(request.headers());
         let peer = metadata::peer(request.headers(), origin.ip, |ip| self.trusts(ip));
@@ -127,7 +131,8 @@ impl Gateway {
         let of_probe = matches!(access, Some(Access::Health | Access::Reflection));
         let method = self.metrics.calls.of(request.uri().path());
         let trace = self.traces.begin(method.name(), id, caller, of_probe);
-        let span = tracing::info_span!(
+        // At the level of what is always logged: every line of the call is to name it.
+        let span = tracing::error_span!(
             "call",
             method = log::method_name(request.uri().path()),
             request_id = id,
@@ -149,7 +154,7 @@ impl Gateway {
             let _under_way = under_way;
             let method = this.metrics.calls.of(request.uri().path());
             let log = CallLog::begin(access, method, log_trace, in_flight);
-            let response = this.answer_in_time(request, &call, entry).await;
+            let response = this.answer_in_time(request, &call, entry, came_at).await;
             call.end(response, log)
         };
         Either::Right(Box::pin(trace.around(answering).instrument(span)))
@@ -171,6 +176,9 @@ impl Gateway {
                 Entry::Reflection(room, call.origin.streaming())
             }
             Access::Public => Entry::Public(admission.room(call.share.clone(), headers)?),
+            Access::Caller if !headers.contains_key(AUTHORIZATION) => {
+                return Err(Error::NotAuthenticated);
+            }
             Access::Caller => Entry::Caller(admission.room(call.share.clone(), headers)?),
         })
     }
@@ -180,6 +188,7 @@ impl Gateway {
         request: Request<Incoming>,
         call: &Call,
         entry: Entry,
+        came_at: Instant,
     ) -> Result<Response<Body>, Error> {
         let deadline = metadata::deadline(request.headers());
         let limit = *deadline.as_ref().unwrap_or(&DEFAULT_DEADLINE);
@@ -199,7 +208,7 @@ impl Gateway {
                 Entry::Caller(room) => self.admit(request, call, room, deadline, true).await,
             }
         };
-        tokio::time::timeout(limit, route).await.map_err(|_| Error::DeadlineExceeded)?
+        timeout_at(came_at + limit, route).await.map_err(|_| Error::DeadlineExceeded)?
     }
 
     /// Health and reflection: `kept` is kept until the answer, which may be a stream, is whole.
@@ -212,7 +221,7 @@ impl Gateway {
     ) -> Response<Body> {
         let response = serve(self.open.clone(), request).await;
         let ending = call.origin.ending(lifetime);
-        let kept = (kept, call.origin.calls.token());
+        let kept = (kept, self.calls.token(), call.origin.calls.token());
         response.map(|body| OpenBody::wrap(body, call.id(), ending, kept))
     }
 
@@ -246,7 +255,8 @@ impl Gateway {
         deadline?;
         let response = serve(api.routes.clone(), request).await;
         drop(place);
-        self.admission.answer(response, room, large, call.origin.sending()).await
+        let kept = (call.origin.sending(), self.calls.token(), call.origin.calls.token());
+        self.admission.answer(response, room, large, kept).await
     }
 }
 

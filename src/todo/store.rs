@@ -64,17 +64,14 @@ impl Statement for Insert {
     async fn run(
         connection: &mut PgConnection,
         questions: &[(UserId, NewTodo)],
-    ) -> Result<Vec<Todo>, Error> {
-        match questions {
-            [(owner_id, todo)] => insert(connection, *owner_id, todo).await?,
-            _ => insert_all(connection, questions).await?,
+    ) -> Result<Vec<Option<Todo>>, Error> {
+        if let [(owner_id, todo)] = questions {
+            insert(connection, *owner_id, todo).await?;
+            return Ok(vec![Some(todo.into())]);
         }
-        Ok(questions.iter().map(|(_, todo)| todo.into()).collect())
-    }
-
-    /// Of an owner who is gone.
-    fn concerns_some(error: &Error) -> bool {
-        matches!(error, Error::SessionRevoked)
+        let added = insert_all(connection, questions).await?;
+        let is_added = |todo: &NewTodo| added.contains(&todo.id.as_uuid());
+        Ok(questions.iter().map(|(_, todo)| is_added(todo).then(|| todo.into())).collect())
     }
 }
 
@@ -101,24 +98,30 @@ async fn insert(
     inserted.execute(executor).await.map(drop).map_err(no_owner)
 }
 
+/// Adds the to-dos whose owners are there, and not about to be deleted. Their ids.
 async fn insert_all(
     executor: impl PgExecutor<'_>,
     todos: &[(UserId, NewTodo)],
-) -> Result<(), Error> {
+) -> Result<Vec<Uuid>, Error> {
     fn column<'a, T>(todos: &'a [(UserId, NewTodo)], of: impl Fn(&'a NewTodo) -> T) -> Vec<T> {
         todos.iter().map(|(_, todo)| of(todo)).collect()
     }
     let owner_ids: Vec<_> = todos.iter().map(|(owner_id, _)| owner_id.as_uuid()).collect();
-    let inserted = sqlx::query!(
-        "insert into todos (
+    let added = sqlx::query_scalar!(
+        "with owners as materialized (
+             select id from users where id = any($1::uuid[]) for key share skip locked
+         )
+         insert into todos (
              owner_id, id, title, title_folded, description, description_folded,
              state, updated_at, version
          )
-         select *, $9::bigint
+         select new.*, $9::bigint
          from unnest(
              $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[],
              $7::smallint[], $8::timestamptz[]
-         )",
+         ) as new (owner_id)
+         join owners on owners.id = new.owner_id
+         returning todos.id",
         &owner_ids,
         &column(todos, |todo| todo.id.as_uuid()),
         &column(todos, |todo| todo.title.as_str()) as &[&str],
@@ -129,7 +132,7 @@ async fn insert_all(
         &column(todos, |todo| todo.id.create_time()),
         FIRST_VERSION,
     );
-    inserted.execute(executor).await.map(drop).map_err(no_owner)
+    Ok(added.fetch_all(executor).await?)
 }
 
 fn no_owner(error: sqlx::Error) -> Error {
@@ -182,9 +185,9 @@ impl Statement for Find {
     async fn run(
         connection: &mut PgConnection,
         questions: &[(UserId, TodoId)],
-    ) -> Result<Vec<Option<Todo>>, Error> {
+    ) -> Result<Vec<Option<Option<Todo>>>, Error> {
         if let &[(owner_id, id)] = questions {
-            return Ok(vec![find(connection, owner_id, id).await?]);
+            return Ok(vec![Some(find(connection, owner_id, id).await?)]);
         }
         let (owner_ids, ids): (Vec<_>, Vec<_>) =
             questions.iter().map(|(owner_id, id)| (owner_id.as_uuid(), id.as_uuid())).unzip();
@@ -203,9 +206,9 @@ impl Statement for Find {
             let (id, title, description) = (row.id, row.title, row.description);
             let (state, updated_at, version) = (row.state, row.updated_at, row.version);
             let todo = Row { id, title, description, state, updated_at, version };
-            Ok((row.question, todo.try_into()?))
+            (row.question, todo.try_into())
         });
-        in_order(questions.len(), found)
+        Ok(in_order(questions.len(), found))
     }
 }
 

@@ -89,9 +89,9 @@ impl Statement for Find {
     async fn run(
         connection: &mut PgConnection,
         ids: &[UserId],
-    ) -> Result<Vec<Option<User>>, Error> {
+    ) -> Result<Vec<Option<Option<User>>>, Error> {
         if let &[id] = ids {
-            return Ok(vec![find(connection, id).await?]);
+            return Ok(vec![Some(find(connection, id).await?)]);
         }
         let questions: Vec<_> = ids.iter().copied().map(UserId::as_uuid).collect();
         let rows = sqlx::query!(
@@ -105,9 +105,9 @@ impl Statement for Find {
         let found = rows.into_iter().map(|row| {
             let (id, username, email) = (row.id, row.username, row.email);
             let (updated_at, version) = (row.updated_at, row.version);
-            Ok((row.question, Row { id, username, email, updated_at, version }.into()))
+            (row.question, Ok(Row { id, username, email, updated_at, version }.into()))
         });
-        in_order(ids.len(), found)
+        Ok(in_order(ids.len(), found))
     }
 }
 

@@ -99,6 +99,29 @@ async fn an_owner_who_is_gone_keeps_nobody_else_from_adding() {
 }
 
 #[tokio::test]
+async fn an_owner_who_is_being_deleted_holds_up_nobody_else() {
+    let app = App::start_with(with_metrics()).await;
+    let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
+    let mut lock = app.hold(LOCK).await;
+    let first = app.until_busy(&mut lock, &ana).await;
+    let of_bob = [create(bob.clone(), "one"), create(bob.clone(), "two")];
+    let of_ana = [create(ana.clone(), "one more"), create(ana.clone(), "another")];
+    app.until_under_way(6).await;
+    let deletion = app.hold("select from users where username = 'bob' for update").await;
+    lock.release().await;
+    for added in first.into_iter().chain(of_ana) {
+        added.await.expect("no panic").expect("added");
+    }
+    ana.create_todo("and later, too").await;
+    assert!(of_bob.iter().all(|call| !call.is_finished()), "they wait for the deletion");
+    deletion.release().await;
+    for added in of_bob {
+        added.await.expect("no panic").expect("added: it came to nothing");
+    }
+    assert_eq!(bob.all_todos(ListTodosRequest::default()).await.len(), 2);
+}
+
+#[tokio::test]
 async fn a_call_that_is_given_up_before_its_turn_adds_nothing() {
     let app = App::start_with(with_metrics()).await;
     let ana = app.signed_up("ana").await;
