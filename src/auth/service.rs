@@ -21,7 +21,7 @@ use crate::{
     error::Error,
     id::SessionId,
     metrics::Counter,
-    password::{Attempt, Hasher, NewPassword, PasswordHash, Turn, Verdict},
+    password::{Attempt, Hasher, NewPassword, PasswordHash, Place, Turn, Verdict},
     proto::{auth::v1 as pb, timestamp},
     validation::{Invalid, REQUIRED, Violations},
 };
@@ -216,6 +216,17 @@ impl AuthService {
         // First, so that those that wait for their turn here hold no place.
         let counted = self.attempts.begin(Account::Named(name), peer).await?;
         let place = self.hasher.admit()?;
+        // On the heap, so that only those that have a place take the memory for the rest.
+        Box::pin(self.look_up_and_check(name, attempt, counted, place)).await
+    }
+
+    async fn look_up_and_check(
+        &self,
+        name: &LoginName,
+        attempt: Attempt,
+        counted: attempts::Attempt,
+        place: Place,
+    ) -> Result<Credentials, Error> {
         let credentials = self
             .database
             .run(async |connection| store::find_credentials(connection, name).await)
