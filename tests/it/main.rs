@@ -12,6 +12,7 @@ mod contract;
 mod durability;
 #[cfg(feature = "embedded")]
 mod embedded;
+mod flood;
 mod fuzz;
 mod health;
 mod lifecycle;
