@@ -148,7 +148,14 @@ async fn answer<S: Statement>(database: &Database, waiting: impl Iterator<Item =
                 }
             }
         }
-        Err(error) => callers.into_iter().for_each(|caller| caller.tell(Err(error.again()))),
+        Err(error) => {
+            let mut callers = callers.into_iter();
+            let first = callers.next();
+            callers.for_each(|caller| caller.tell(Err(error.again())));
+            if let Some(first) = first {
+                first.tell(Err(error));
+            }
+        }
     }
 }
 

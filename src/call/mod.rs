@@ -176,7 +176,8 @@ impl Gateway {
                 Entry::Reflection(room, call.origin.streaming())
             }
             Access::Public => Entry::Public(admission.room(call.share.clone(), headers)?),
-            Access::Caller if !headers.contains_key(AUTHORIZATION) => {
+            // At the start, that there is no database comes first.
+            Access::Caller if self.api.get().is_some() && !headers.contains_key(AUTHORIZATION) => {
                 return Err(Error::NotAuthenticated);
             }
             Access::Caller => Entry::Caller(admission.room(call.share.clone(), headers)?),

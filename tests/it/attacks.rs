@@ -86,6 +86,7 @@ macro_rules! attacks {
         /// Each, for a moment.
         mod briefly {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "takes the whole machine: one at a time"]
             async fn $name() {
                 super::survive(stringify!($name), super::Size::BRIEF).await.expect("nobody notices");
             })+
