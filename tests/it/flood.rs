@@ -163,7 +163,7 @@ async fn read(client: &Client, length: Duration) -> Vec<Duration> {
     let answers = reads.join_all().await;
     let (times, refusals): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
     let refusals: Vec<_> = refusals.into_iter().flatten().collect();
-    let refused: Vec<_> = refusals.iter().map(|status| status.code()).collect();
+    let refused: Vec<_> = refusals.iter().map(Status::code).collect();
     assert_eq!(refused, [], "reads go on");
     times
 }
