@@ -80,7 +80,8 @@ impl Servers {
             // A day: longer than any run.
             .env("ACCESS_TOKEN_EXPIRE_MINUTES", "1440")
             // All come from one address.
-            .env("SIGN_UPS_PER_PEER_PER_MINUTE", "1000000");
+            .env("SIGN_UPS_PER_PEER_PER_MINUTE", "1000000")
+            .env("MAX_CONNECTIONS_PER_PEER", "2048");
     }
 }
 
