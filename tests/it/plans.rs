@@ -40,7 +40,7 @@ const ARGUMENTS: [(&str, &str); 34] = [
         "OWNER, NEW, 'a', 'a', 'b', 'b', 1::smallint, now(), 1",
     ),
     (
-        "version ) select *, $9::bigint",
+        "insert into todos ( owner_id, id, title, title_folded, description, description_folded, state, updated_at, version ) select new",
         "array[OWNER], array[NEW], array['a'], array['a'], array['b'], array['b'], array[1::smallint], array[now()], 1",
     ),
     ("and id > $9 order by id offset", "OWNER, null, null, null, 0, 101, 1000000, 160, NONE"),
