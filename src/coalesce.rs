@@ -27,16 +27,22 @@ const MAX_BATCH: usize = 32;
 /// here is kept even when its call is given up.
 const MAX_WAITING: usize = TASKS * MAX_BATCH;
 
-/// A statement that answers many questions of a kind.
+/// What is asked of the database: by one call, or by several at once.
 pub trait Statement: fmt::Debug + 'static {
     /// What one call asks.
     type Question: Send + Sync + 'static;
     /// What it is answered.
     type Answer: Send + 'static;
 
-    /// Answers one question, or several at once; in their order. Of several, those that
-    /// are `None` are to be asked alone: they would hold up or spoil the others.
-    fn run(
+    /// Answers one question.
+    fn one(
+        connection: &mut PgConnection,
+        question: &Self::Question,
+    ) -> impl Future<Output = Result<Self::Answer, Error>> + Send;
+
+    /// Answers several questions, in their order. Those that are `None` are to be asked
+    /// alone: they would hold up or spoil the others.
+    fn many(
         connection: &mut PgConnection,
         questions: &[Self::Question],
     ) -> impl Future<Output = Result<Vec<Option<Self::Answer>>, Error>> + Send;
@@ -51,8 +57,7 @@ pub struct Coalescer<S: Statement> {
 
 struct Waiting<S: Statement> {
     question: S::Question,
-    answer: oneshot::Sender<Result<S::Answer, Error>>,
-    call: CurrentCall,
+    caller: Asker<S::Answer>,
 }
 
 impl<S: Statement> fmt::Debug for Coalescer<S> {
@@ -73,11 +78,11 @@ impl<S: Statement> Coalescer<S> {
     /// Asks. A call that is dropped before its turn asks nothing.
     pub async fn ask(&self, question: S::Question) -> Result<S::Answer, Error> {
         let Some(waiting) = &self.waiting else {
-            return alone::<S>(&self.database, question).await;
+            return alone::<S>(&self.database, &question).await;
         };
         let (answer, answered) = oneshot::channel();
-        let question = Waiting { question, answer, call: CurrentCall::get() };
-        waiting.send(question).await.map_err(|_| unanswered())?;
+        let caller = Asker { answer, call: CurrentCall::get() };
+        waiting.send(Waiting { question, caller }).await.map_err(|_| unanswered())?;
         answered.await.map_err(|_| unanswered())?
     }
 }
@@ -127,15 +132,17 @@ async fn take_turns<S: Statement>(
 }
 
 async fn answer<S: Statement>(database: &Database, waiting: impl Iterator<Item = Waiting<S>>) {
-    let waiting = waiting.filter(|waiting| !waiting.answer.is_closed());
-    let (questions, callers): (Vec<_>, Vec<_>) = waiting
-        .map(|waiting| (waiting.question, Asker { answer: waiting.answer, call: waiting.call }))
-        .unzip();
+    let waiting = waiting.filter(|waiting| !waiting.caller.answer.is_closed());
+    let (questions, callers): (Vec<_>, Vec<_>) =
+        waiting.map(|waiting| (waiting.question, waiting.caller)).unzip();
     // What the statement logs stands with the first of those for whom it is.
     let Some(first) = callers.first().map(|caller| caller.call.clone()) else {
         return;
     };
-    let answers = database.run(async |connection| S::run(connection, &questions).await);
+    let answers = database.run(async |connection| match &*questions {
+        [one] => Ok(vec![Some(S::one(connection, one).await?)]),
+        several => S::many(connection, several).await,
+    });
     // Nobody waits for longer.
     let answers = timeout(DEFAULT_DEADLINE, first.around(answers)).await;
     match answers.unwrap_or(Err(Error::DeadlineExceeded)) {
@@ -176,7 +183,7 @@ impl<A> Asker<A> {
         database: Database,
         question: S::Question,
     ) {
-        let answer = self.call.clone().around(alone::<S>(&database, question));
+        let answer = self.call.clone().around(alone::<S>(&database, &question));
         let answer = tokio::select! {
             answer = timeout(DEFAULT_DEADLINE, answer) => answer,
             () = self.answer.closed() => return,
@@ -187,9 +194,7 @@ impl<A> Asker<A> {
 
 async fn alone<S: Statement>(
     database: &Database,
-    question: S::Question,
+    question: &S::Question,
 ) -> Result<S::Answer, Error> {
-    let questions = [question];
-    let answers = database.run(async |connection| S::run(connection, &questions).await);
-    answers.await?.pop().flatten().ok_or_else(unanswered)
+    database.run(async |connection| S::one(connection, question).await).await
 }

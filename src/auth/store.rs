@@ -181,13 +181,24 @@ impl Statement for FindExpiry {
     type Question = Caller;
     type Answer = Option<OffsetDateTime>;
 
-    async fn run(
+    async fn one(
+        connection: &mut PgConnection,
+        caller: &Caller,
+    ) -> Result<Option<OffsetDateTime>, Error> {
+        let expires_at = sqlx::query_scalar!(
+            "select expires_at from sessions where user_id = $1 and id = $2",
+            caller.user_id.as_uuid(),
+            caller.session_id.as_uuid(),
+        )
+        .fetch_optional(connection)
+        .await?;
+        Ok(expires_at)
+    }
+
+    async fn many(
         connection: &mut PgConnection,
         callers: &[Caller],
     ) -> Result<Vec<Option<Option<OffsetDateTime>>>, Error> {
-        if let &[caller] = callers {
-            return Ok(vec![Some(find_expiry(connection, caller).await?)]);
-        }
         let (user_ids, ids): (Vec<_>, Vec<_>) = callers
             .iter()
             .map(|caller| (caller.user_id.as_uuid(), caller.session_id.as_uuid()))
@@ -205,20 +216,6 @@ impl Statement for FindExpiry {
         let found = rows.into_iter().map(|row| (row.question, Ok(row.expires_at)));
         Ok(in_order(callers.len(), found))
     }
-}
-
-async fn find_expiry(
-    executor: impl PgExecutor<'_>,
-    caller: Caller,
-) -> Result<Option<OffsetDateTime>, Error> {
-    let expires_at = sqlx::query_scalar!(
-        "select expires_at from sessions where user_id = $1 and id = $2",
-        caller.user_id.as_uuid(),
-        caller.session_id.as_uuid(),
-    )
-    .fetch_optional(executor)
-    .await?;
-    Ok(expires_at)
 }
 
 /// What a refresh token was found to be.

@@ -61,14 +61,18 @@ impl Statement for Insert {
     type Question = (UserId, NewTodo);
     type Answer = Todo;
 
-    async fn run(
+    async fn one(
+        connection: &mut PgConnection,
+        (owner_id, todo): &(UserId, NewTodo),
+    ) -> Result<Todo, Error> {
+        insert(connection, *owner_id, todo).await?;
+        Ok(todo.into())
+    }
+
+    async fn many(
         connection: &mut PgConnection,
         questions: &[(UserId, NewTodo)],
     ) -> Result<Vec<Option<Todo>>, Error> {
-        if let [(owner_id, todo)] = questions {
-            insert(connection, *owner_id, todo).await?;
-            return Ok(vec![Some(todo.into())]);
-        }
         let added = insert_all(connection, questions).await?;
         let is_added = |todo: &NewTodo| added.contains(&todo.id.as_uuid());
         Ok(questions.iter().map(|(_, todo)| is_added(todo).then(|| todo.into())).collect())
@@ -182,13 +186,17 @@ impl Statement for Find {
     type Question = (UserId, TodoId);
     type Answer = Option<Todo>;
 
-    async fn run(
+    async fn one(
+        connection: &mut PgConnection,
+        &(owner_id, id): &(UserId, TodoId),
+    ) -> Result<Option<Todo>, Error> {
+        find(connection, owner_id, id).await
+    }
+
+    async fn many(
         connection: &mut PgConnection,
         questions: &[(UserId, TodoId)],
     ) -> Result<Vec<Option<Option<Todo>>>, Error> {
-        if let &[(owner_id, id)] = questions {
-            return Ok(vec![Some(find(connection, owner_id, id).await?)]);
-        }
         let (owner_ids, ids): (Vec<_>, Vec<_>) =
             questions.iter().map(|(owner_id, id)| (owner_id.as_uuid(), id.as_uuid())).unzip();
         let rows = sqlx::query!(

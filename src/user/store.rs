@@ -86,13 +86,14 @@ impl Statement for Find {
     type Question = UserId;
     type Answer = Option<User>;
 
-    async fn run(
+    async fn one(connection: &mut PgConnection, id: &UserId) -> Result<Option<User>, Error> {
+        find(connection, *id).await
+    }
+
+    async fn many(
         connection: &mut PgConnection,
         ids: &[UserId],
     ) -> Result<Vec<Option<Option<User>>>, Error> {
-        if let &[id] = ids {
-            return Ok(vec![Some(find(connection, id).await?)]);
-        }
         let questions: Vec<_> = ids.iter().copied().map(UserId::as_uuid).collect();
         let rows = sqlx::query!(
             r#"select question as "question!", users.id, username, email, updated_at, version
