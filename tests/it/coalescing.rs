@@ -5,7 +5,7 @@ use tonic::Code;
 
 use crate::support::{
     App, Client, app::unique, assert::assert_refused, lock::RowLock, metrics::with_metrics,
-    parallel::at_once, statements::count_of, todos::titled, wait::eventually,
+    parallel::at_once, statements::count_of, todos::titled,
 };
 
 /// Keeps everybody from the to-dos.
@@ -15,14 +15,6 @@ const LOCK: &str = "lock table todos in access exclusive mode";
 const STATEMENTS_AT_ONCE: i64 = 2;
 
 impl App {
-    /// Waits until this many calls are under way.
-    async fn until_under_way(&self, calls: u32) {
-        eventually("so many calls are under way", async || {
-            self.scrape().await.get("fastzero_calls_in_flight") == Some(f64::from(calls))
-        })
-        .await;
-    }
-
     /// Waits until the tasks wait for the lock, so that who comes next waits for them.
     async fn until_busy(&self, lock: &mut RowLock, ana: &Client) -> Vec<Call> {
         let mut calls = Vec::new();

@@ -249,10 +249,7 @@ async fn who_reads_nothing_leaves_room_for_others() {
         assert_eq!((unread.len(), refused), (12, 8));
         ana.list_todos(all()).await;
         drop((other, unread));
-        eventually("everything is given up", async || {
-            app.scrape().await.get("fastzero_connections") == Some(1.0)
-        })
-        .await;
+        app.until_connected(1).await;
     }
 }
 
@@ -280,10 +277,7 @@ async fn requests_that_are_almost_whole_leave_room_for_others() {
         assert_eq!(read.code(), Code::Internal, "read, and no to-do: {read:?}");
         calls.shutdown().await;
         drop(other);
-        eventually("everything is given up", async || {
-            app.scrape().await.get("fastzero_calls_in_flight") == Some(0.0)
-        })
-        .await;
+        app.until_under_way(0).await;
     }
 }
 
@@ -299,7 +293,7 @@ async fn calls_without_a_body_hold_no_place() {
         silent.spawn(async move { wire.send(GET, endless("")).await });
     }
     let in_flight = async || app.scrape().await.get("fastzero_calls_in_flight");
-    eventually("all have come", async || in_flight().await == Some(50.0)).await;
+    app.until_under_way(50).await;
     ana.get_todo(&todo.id).await;
     assert_eq!(in_flight().await, Some(50.0), "they are still there");
     while let Some(ended) = in_time("the deadline", silent.join_next()).await {
@@ -322,19 +316,13 @@ async fn metadata_take_memory_as_messages_do() {
             }
         }
         if all_come {
-            eventually("all have come", async || {
-                app.scrape().await.get("fastzero_calls_in_flight") == Some(240.0)
-            })
-            .await;
+            app.until_under_way(240).await;
         } else {
             let refused = in_time("a refusal", calls.join_next()).await.expect("one");
             assert_overloaded(outcome(refused.expect("no panic").expect("an answer")).await);
         }
         calls.shutdown().await;
-        eventually("all are given up", async || {
-            app.scrape().await.get("fastzero_calls_in_flight") == Some(0.0)
-        })
-        .await;
+        app.until_under_way(0).await;
     }
 }
 

@@ -140,15 +140,9 @@ async fn calls_are_counted_by_method_and_code() {
 
     let other = connect(app.address).await;
     // A client is connected before the server has accepted it.
-    eventually("the connection is there", async || {
-        app.scrape().await.get("fastzero_connections") == Some(2.0)
-    })
-    .await;
+    app.until_connected(2).await;
     drop(other);
-    eventually("the connection is gone", async || {
-        app.scrape().await.get("fastzero_connections") == Some(1.0)
-    })
-    .await;
+    app.until_connected(1).await;
 }
 
 #[tokio::test]

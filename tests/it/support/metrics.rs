@@ -8,7 +8,11 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{App, app::config, wait::in_time};
+use super::{
+    App,
+    app::config,
+    wait::{eventually, in_time},
+};
 
 /// Settings for tests, with a port for metrics.
 pub fn with_metrics() -> Config {
@@ -42,6 +46,22 @@ impl App {
 
     pub async fn scrape(&self) -> Scrape {
         Scrape::of(self.metrics_address.expect("it has metrics")).await
+    }
+
+    /// Waits until this many calls are under way.
+    pub async fn until_under_way(&self, calls: u32) {
+        eventually("so many calls are under way", async || {
+            self.scrape().await.get("fastzero_calls_in_flight") == Some(f64::from(calls))
+        })
+        .await;
+    }
+
+    /// Waits until this many connections are open.
+    pub async fn until_connected(&self, connections: u32) {
+        eventually("so many connections are open", async || {
+            self.scrape().await.get("fastzero_connections") == Some(f64::from(connections))
+        })
+        .await;
     }
 }
 
