@@ -58,7 +58,6 @@ pub struct Admission {
     calls: Semaphore,
     queue: Semaphore,
     memory: Arc<Semaphore>,
-    memory_per_peer: usize,
     large_answers: Arc<Semaphore>,
     shed: Counter,
 }
@@ -66,8 +65,8 @@ pub struct Admission {
 /// Memory for one call, as long as it takes it.
 #[derive(Debug)]
 pub struct Room {
-    of_peer: OwnedSemaphorePermit,
-    of_all: OwnedSemaphorePermit,
+    /// Of what all may have, and counted in the share.
+    memory: OwnedSemaphorePermit,
     /// What it takes besides its messages, in KiB.
     base: u32,
     share: Arc<Share>,
@@ -100,13 +99,6 @@ fn memory(max_calls: usize) -> usize {
     (max_calls * MEMORY_PER_PLACE).max(MIN_MEMORY)
 }
 
-/// What one peer may have of it: one that says only half of what it has to say, or does not
-/// read its answers, leaves some for others.
-#[must_use]
-pub fn memory_per_peer(max_calls: usize) -> usize {
-    memory(max_calls) / 4 * 3
-}
-
 impl Admission {
     /// For `max_calls` at once, and as many that wait. Counts in `shed` what is turned away.
     #[must_use]
@@ -115,7 +107,6 @@ impl Admission {
             calls: Semaphore::new(max_calls),
             queue: Semaphore::new(max_calls),
             memory: Arc::new(Semaphore::new(memory(max_calls))),
-            memory_per_peer: memory_per_peer(max_calls),
             large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             shed,
         }
@@ -137,8 +128,8 @@ impl Admission {
 
     fn room_of(&self, cost: u32, share: Arc<Share>, headers: &HeaderMap) -> Result<Room, Error> {
         let base = cost + kib(size_of_metadata(headers))?;
-        let (of_peer, of_all) = self.memory(&share, base).ok_or_else(|| self.overloaded())?;
-        Ok(Room { of_peer, of_all, base, share })
+        let memory = self.memory(&share, base).ok_or_else(|| self.overloaded())?;
+        Ok(Room { memory, base, share })
     }
 
     /// Reads a request. What is too large is read in part, enough to say so.
@@ -232,37 +223,29 @@ impl Admission {
     /// Makes room for a message of `length` bytes, if there is any.
     fn make_room(&self, length: usize, room: &mut Room) -> Result<bool, Error> {
         let missing = (room.base + kib(length)?).saturating_sub(room.size());
-        let more = (missing > 0).then(|| self.memory(&room.share, missing));
-        match more {
-            None => Ok(true),
-            Some(None) => Ok(false),
-            Some(Some((of_peer, of_all))) => {
-                room.of_peer.merge(of_peer);
-                room.of_all.merge(of_all);
-                Ok(true)
-            }
+        if missing == 0 {
+            return Ok(true);
         }
+        let more = self.memory(&room.share, missing);
+        Ok(more.map(|more| room.memory.merge(more)).is_some())
     }
 
-    /// So many KiB of what all may have: of what is free, a peer that has some gets no more
-    /// than it leaves, so that two do not have all of it.
-    fn memory(
-        &self,
-        share: &Share,
-        size: u32,
-    ) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-        let had = self.memory_per_peer.saturating_sub(share.memory.available_permits());
-        if had + size as usize > self.memory.available_permits() {
-            return None;
+    /// So many KiB of what all may have, for a peer that has no more then than it leaves: one
+    /// that says only half of what it has to say, or does not read its answers, leaves some
+    /// for others, and two do not have all of it.
+    fn memory(&self, share: &Share, size: u32) -> Option<OwnedSemaphorePermit> {
+        let has = share.take_memory(size);
+        let leaves = self.memory.available_permits();
+        let memory = (has <= leaves).then(|| self.memory.clone().try_acquire_many_owned(size).ok());
+        let memory = memory.flatten();
+        if memory.is_none() {
+            share.give_memory_back(size);
         }
-        let of_peer = share.memory.clone().try_acquire_many_owned(size).ok()?;
-        let of_all = self.memory.clone().try_acquire_many_owned(size).ok()?;
-        Some((of_peer, of_all))
+        memory
     }
 
     fn overloaded(&self) -> Error {
-        self.shed.inc();
-        Error::Overloaded
+        Error::overloaded(&self.shed)
     }
 }
 
@@ -282,14 +265,21 @@ fn size_of_metadata(headers: &HeaderMap) -> usize {
 impl Room {
     /// In KiB.
     fn size(&self) -> u32 {
-        u32::try_from(self.of_all.num_permits()).unwrap_or(u32::MAX)
+        u32::try_from(self.memory.num_permits()).unwrap_or(u32::MAX)
     }
 
     /// To what it takes with a message of `length` bytes, if it is larger.
     fn shrink_to(&mut self, length: usize) -> Result<(), Error> {
-        let surplus = self.size().saturating_sub(self.base + kib(length)?) as usize;
-        drop((self.of_peer.split(surplus), self.of_all.split(surplus)));
+        let surplus = self.size().saturating_sub(self.base + kib(length)?);
+        drop(self.memory.split(surplus as usize));
+        self.share.give_memory_back(surplus);
         Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.share.give_memory_back(self.size());
     }
 }
 

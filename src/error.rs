@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::{clock, proto::error::v1::ErrorReason, validation::Violations};
+use crate::{clock, metrics::Counter, proto::error::v1::ErrorReason, validation::Violations};
 
 /// The domain of all reasons (`google.rpc.ErrorInfo`).
 const DOMAIN: &str = "fastzero";
@@ -62,6 +62,13 @@ impl Error {
     /// A fault of this service.
     pub fn internal(cause: impl Into<Cause>) -> Self {
         Self::Internal(cause.into())
+    }
+
+    /// A call that is turned away; counted in `shed`.
+    #[must_use]
+    pub fn overloaded(shed: &Counter) -> Self {
+        shed.inc();
+        Self::Overloaded
     }
 
     /// What to tell an operator, where there is no caller.

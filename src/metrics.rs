@@ -208,8 +208,8 @@ fn set(gauge: &Gauge, count: usize) {
 #[derive(Debug)]
 pub struct Calls {
     /// By path.
-    methods: HashMap<String, Method>,
-    unknown: Method,
+    methods: HashMap<String, Arc<Method>>,
+    unknown: Arc<Method>,
 }
 
 impl Calls {
@@ -219,14 +219,14 @@ impl Calls {
         let durations = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> _);
         let help = "How long calls took until their answer was there";
         registry.register_with_unit("call_duration", help, Unit::Seconds, durations.clone());
-        let method = |name: &str| Method::new(name, calls.clone(), &durations);
+        let method = |name: &str| Arc::new(Method::new(name, calls.clone(), &durations));
         let named = |path: &str| (path.to_owned(), method(path.strip_prefix('/').unwrap_or(path)));
         Self { methods: paths.map(named).collect(), unknown: method(UNKNOWN_METHOD) }
     }
 
     /// The metrics of the method at a path.
     #[must_use]
-    pub fn of(&self, path: &str) -> &Method {
+    pub fn of(&self, path: &str) -> &Arc<Method> {
         self.methods.get(path).unwrap_or(&self.unknown)
     }
 }

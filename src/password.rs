@@ -167,10 +167,8 @@ impl Hasher {
     /// Takes a place in the queue, before anything else is done for the call;
     /// [`Error::Overloaded`] when it is full.
     pub fn admit(&self) -> Result<Place, Error> {
-        let permit = self.0.places.clone().try_acquire_owned().map_err(|_| {
-            self.0.shed.inc();
-            Error::Overloaded
-        })?;
+        let permit = self.0.places.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| Error::overloaded(&self.0.shed))?;
         Ok(Place { shared: self.0.clone(), permit: Some(permit) })
     }
 

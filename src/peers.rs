@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::Semaphore;
@@ -27,8 +30,6 @@ pub struct Limits {
     pub calls: usize,
     /// Calls of health, streams included.
     pub health_calls: usize,
-    /// Memory for calls, in KiB.
-    pub memory: usize,
     /// Large answers that are made or not sent.
     pub large_answers: usize,
 }
@@ -59,7 +60,7 @@ impl Peers {
             connections: limited(self.limits.connections),
             calls: Semaphore::new(self.limits.calls),
             health_calls: limited(self.limits.health_calls),
-            memory: limited(self.limits.memory),
+            memory: AtomicUsize::new(0),
             large_answers: limited(self.limits.large_answers),
             network,
             peers: self.clone(),
@@ -83,12 +84,24 @@ pub struct Share {
     pub calls: Semaphore,
     /// For calls of health.
     pub health_calls: Arc<Semaphore>,
-    /// For calls and their messages, one permit for each KiB.
-    pub memory: Arc<Semaphore>,
     /// For large answers.
     pub large_answers: Arc<Semaphore>,
+    /// What its calls and their messages take, in KiB.
+    memory: AtomicUsize,
     network: IpAddr,
     peers: Arc<Peers>,
+}
+
+impl Share {
+    /// Counts so many KiB more. How many it has then.
+    pub fn take_memory(&self, size: u32) -> usize {
+        self.memory.fetch_add(size as usize, Ordering::Relaxed) + size as usize
+    }
+
+    /// Counts so many KiB less.
+    pub fn give_memory_back(&self, size: u32) {
+        self.memory.fetch_sub(size as usize, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Share {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::{
-    admission::{LARGE_ANSWERS_PER_PEER, MAX_REQUEST_BYTES, calls_per_peer, memory_per_peer},
+    admission::{LARGE_ANSWERS_PER_PEER, MAX_REQUEST_BYTES, calls_per_peer},
     auth::{
         AccessTokens, RefreshTokens,
         attempts::Attempts,
@@ -114,7 +114,6 @@ impl Server {
             connections: config.max_connections_per_peer as usize,
             calls: calls_per_peer(max_calls),
             health_calls: MAX_HEALTH_CALLS_PER_PEER,
-            memory: memory_per_peer(max_calls),
             large_answers: LARGE_ANSWERS_PER_PEER,
         });
         let traces = Traces::start(config.otel_exporter_otlp_endpoint.as_ref())?;

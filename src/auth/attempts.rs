@@ -149,10 +149,7 @@ impl Attempts {
         if let Some(attempt) = self.try_begin(keys)? {
             return Ok(attempt);
         }
-        let _waiting = self.waiting.try_acquire().map_err(|_| {
-            self.shed.inc();
-            Error::Overloaded
-        })?;
+        let _waiting = self.waiting.try_acquire().map_err(|_| Error::overloaded(&self.shed))?;
         loop {
             // Before the look, so that none that ends after it is missed.
             let left = self.left.notified();

@@ -1,11 +1,10 @@
 //! The one line that the log has of each call.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use tonic::Code;
 
 use crate::{
-    auth::guard::Access,
     metrics::{self, Counted, Method},
     traces::CallTrace,
 };
@@ -22,29 +21,29 @@ pub(super) fn method_name(path: &str) -> &str {
 
 /// Writes the call's line, counts it and ends its span when it ends, whichever way: a caller
 /// that goes away drops it.
-pub(super) struct CallLog<'a> {
+pub(super) struct CallLog {
     begun: Instant,
-    access: Option<Access>,
-    method: &'a Method,
+    of_probe: bool,
+    method: Arc<Method>,
     trace: CallTrace,
     /// How it ended: until that is known, by the caller's going away.
     pub(super) code: Code,
     _in_flight: Counted,
 }
 
-impl<'a> CallLog<'a> {
+impl CallLog {
     pub(super) fn begin(
-        access: Option<Access>,
-        method: &'a Method,
+        of_probe: bool,
+        method: Arc<Method>,
         trace: CallTrace,
         in_flight: Counted,
     ) -> Self {
         let (begun, code) = (Instant::now(), Code::Cancelled);
-        Self { begun, access, method, trace, code, _in_flight: in_flight }
+        Self { begun, of_probe, method, trace, code, _in_flight: in_flight }
     }
 }
 
-impl Drop for CallLog<'_> {
+impl Drop for CallLog {
     fn drop(&mut self) {
         let duration = self.begun.elapsed();
         let duration_ms = duration.as_secs_f64() * 1_000.0;
@@ -52,7 +51,7 @@ impl Drop for CallLog<'_> {
         self.trace.end(self.code);
         let code = metrics::code_name(self.code);
         // Probes come every few seconds, for ever.
-        if matches!(self.access, Some(Access::Health | Access::Reflection)) {
+        if self.of_probe {
             tracing::debug!(code, duration_ms, "call");
         } else {
             tracing::info!(code, duration_ms, "call");

@@ -129,7 +129,7 @@ impl Gateway {
         let id = request_id.to_str().unwrap_or_default();
         let caller = metadata::caller_span(request.headers());
         let of_probe = matches!(access, Some(Access::Health | Access::Reflection));
-        let method = self.metrics.calls.of(request.uri().path());
+        let method = self.metrics.calls.of(request.uri().path()).clone();
         let trace = self.traces.begin(method.name(), id, caller, of_probe);
         // At the level of what is always logged: every line of the call is to name it.
         let span = tracing::error_span!(
@@ -145,15 +145,14 @@ impl Gateway {
             Ok(entry) => entry,
             Err(refused) => {
                 let _entered = span.enter();
-                let log = CallLog::begin(access, method, trace, in_flight);
+                let log = CallLog::begin(of_probe, method, trace, in_flight);
                 return Either::Left(ready(call.end(Err(refused), log)));
             }
         };
         let (this, log_trace) = (self.clone(), trace.clone());
         let answering = async move {
             let _under_way = under_way;
-            let method = this.metrics.calls.of(request.uri().path());
-            let log = CallLog::begin(access, method, log_trace, in_flight);
+            let log = CallLog::begin(of_probe, method, log_trace, in_flight);
             let response = this.answer_in_time(request, &call, entry, came_at).await;
             call.end(response, log)
         };
@@ -274,7 +273,7 @@ impl Call {
         self.request_id.to_str().unwrap_or_default()
     }
 
-    fn end(&self, result: Result<Response<Body>, Error>, mut log: CallLog<'_>) -> Response<Body> {
+    fn end(&self, result: Result<Response<Body>, Error>, mut log: CallLog) -> Response<Body> {
         let mut response = result.unwrap_or_else(|error| Status::from(error).into_http());
         log.code = error::complete_details(response.headers_mut(), self.id());
         response.headers_mut().insert(REQUEST_ID, self.request_id.clone());
