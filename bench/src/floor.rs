@@ -57,6 +57,9 @@ pub async fn serve(config: &Config) -> Result<()> {
     Ok(serving.await?)
 }
 
+/// Of a to-do that nobody has changed.
+const FIRST_VERSION: i64 = 1;
+
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
@@ -96,22 +99,22 @@ impl TodoService for Floor {
         let state = i16::try_from(todo.state).map_err(invalid)?;
         let (title, description) = (todo.title.to_lowercase(), todo.description.to_lowercase());
         let (id, now) = (Uuid::now_v7(), OffsetDateTime::now_utc());
-        let todo = self
-            .one(
-                sql::INSERT,
-                &[
-                    &owner,
-                    &id,
-                    &todo.title,
-                    &title,
-                    &todo.description,
-                    &description,
-                    &state,
-                    &now,
-                    &1_i64,
-                ],
-            )
-            .await?;
+        let parameters: &[&(dyn ToSql + Sync)] = &[
+            &owner,
+            &id,
+            &todo.title,
+            &title,
+            &todo.description,
+            &description,
+            &state,
+            &now,
+            &FIRST_VERSION,
+        ];
+        let connection = self.connection().await?;
+        let statement = connection.prepare_cached(sql::INSERT).await.map_err(internal)?;
+        connection.execute(&statement, parameters).await.map_err(internal)?;
+        let todo = Todo { title: todo.title, description: todo.description, ..Todo::default() };
+        let todo = with_rest(todo, id, state, now, FIRST_VERSION);
         Ok(Response::new(CreateTodoResponse { todo: Some(todo) }))
     }
 
@@ -208,14 +211,20 @@ impl TodoService for Floor {
 
 fn todo_of(row: &Row) -> Result<Todo, Status> {
     let id: Uuid = row.try_get(0).map_err(internal)?;
+    let title = row.try_get(1).map_err(internal)?;
+    let description = row.try_get(2).map_err(internal)?;
     let state: i16 = row.try_get(3).map_err(internal)?;
     let updated_at: OffsetDateTime = row.try_get(4).map_err(internal)?;
     let version: i64 = row.try_get(5).map_err(internal)?;
+    let todo = Todo { title, description, ..Todo::default() };
+    Ok(with_rest(todo, id, state, updated_at, version))
+}
+
+/// A to-do that has its texts, with all else.
+fn with_rest(todo: Todo, id: Uuid, state: i16, updated_at: OffsetDateTime, version: i64) -> Todo {
     let (seconds, nanoseconds) = id.get_timestamp().map_or((0, 0), |time| time.to_unix());
-    Ok(Todo {
+    Todo {
         id: id.to_string(),
-        title: row.try_get(1).map_err(internal)?,
-        description: row.try_get(2).map_err(internal)?,
         state: state.into(),
         create_time: Some(Timestamp {
             seconds: i64::try_from(seconds).unwrap_or_default(),
@@ -226,7 +235,8 @@ fn todo_of(row: &Row) -> Result<Todo, Status> {
             nanos: i32::try_from(updated_at.nanosecond()).unwrap_or_default(),
         }),
         etag: version.to_string(),
-    })
+        ..todo
+    }
 }
 
 fn parse_id(text: &str) -> Result<Uuid, Status> {
