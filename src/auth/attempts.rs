@@ -174,8 +174,17 @@ impl Attempts {
 
     /// `None` where it has to wait.
     fn try_begin(self: &Arc<Self>, keys: [Key; 3]) -> Result<Option<Attempt>, Error> {
-        let let_in = self.counts().enter(keys, Instant::now())?;
-        Ok(let_in.then(|| Attempt { attempts: self.clone(), keys }))
+        let entered = self.counts().enter(keys, Instant::now());
+        match entered {
+            Ok(let_in) => Ok(let_in.then(|| Attempt { attempts: self.clone(), keys })),
+            Err(Locked { retry_after, is_first }) => {
+                // All of them would flood the log.
+                if is_first {
+                    audit::record("login_refused", None, None);
+                }
+                Err(Error::TooManyAttempts { retry_after })
+            }
+        }
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -223,7 +232,7 @@ struct Counts {
 impl Counts {
     /// Lets an attempt in, to all of the counts or to none. Looks for a lock at the same
     /// moment: an attempt that fails between the two would not keep this one out.
-    fn enter(&mut self, keys: [Key; 3], now: Instant) -> Result<bool, Error> {
+    fn enter(&mut self, keys: [Key; 3], now: Instant) -> Result<bool, Locked> {
         self.refuse_if_locked(keys, now)?;
         let mut has_room = true;
         for key in keys {
@@ -242,9 +251,8 @@ impl Counts {
         Ok(has_room)
     }
 
-    /// The longest lock counts. The first refusal by a lock is told: all of them would flood
-    /// the log.
-    fn refuse_if_locked(&mut self, keys: [Key; 3], now: Instant) -> Result<(), Error> {
+    /// The longest lock counts.
+    fn refuse_if_locked(&mut self, keys: [Key; 3], now: Instant) -> Result<(), Locked> {
         let (mut longest, mut is_first) = (None, false);
         for key in keys {
             if let Some(count) = self.table.get_mut(&key)
@@ -254,10 +262,7 @@ impl Counts {
                 is_first |= !mem::replace(&mut count.has_refused, true);
             }
         }
-        if is_first {
-            audit::record("login_refused", None, None);
-        }
-        longest.map_or(Ok(()), |retry_after| Err(Error::TooManyAttempts { retry_after }))
+        longest.map_or(Ok(()), |retry_after| Err(Locked { retry_after, is_first }))
     }
 
     /// Counts a failure. Whether that makes a lock.
@@ -298,6 +303,13 @@ impl Counts {
             self.hand = least + 1;
         }
     }
+}
+
+/// Nothing is let in.
+struct Locked {
+    retry_after: Duration,
+    /// Whether the lock refuses somebody for the first time.
+    is_first: bool,
 }
 
 /// What is known of a key.
