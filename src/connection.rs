@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     io::{self, Cursor, IoSlice},
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
@@ -20,6 +21,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::yield_now,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -146,6 +148,8 @@ impl Acceptor {
                 () = self.closing.cancelled() => break,
             };
             self.take(stream, peer);
+            // Hundreds may come at once: calls have their turn in between.
+            yield_now().await;
         }
         drop(listener);
         self.open.close();
@@ -257,7 +261,7 @@ async fn serve(
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     tokio::select! {
-        ended = connection.as_mut() => return Ok(ended?),
+        ended = after_others(connection.as_mut()) => return Ok(ended?),
         () = origin.is_stuck() => tracing::debug!("an answer was not read in time"),
         () = ending.cancelled() => {}
         () = sleep(about(limits.max_age)) => {}
@@ -267,6 +271,21 @@ async fn serve(
     ending.cancel();
     connection.as_mut().graceful_shutdown();
     Ok(timeout(GOODBYE_TIMEOUT, connection).await??)
+}
+
+/// Gives the tasks that can go on their turn each time before this one: the answers of calls
+/// that end together are then written together, and not each by itself.
+async fn after_others<T>(mut task: Pin<&mut impl Future<Output = T>>) -> T {
+    let mut is_last = true;
+    poll_fn(|context| {
+        is_last = !is_last;
+        if is_last {
+            return task.as_mut().poll(context);
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await
 }
 
 /// Waits until the client speaks HTTP/2. The halves of a plain stream need no lock between

@@ -150,13 +150,14 @@ impl Gateway {
             }
         };
         let (this, log_trace) = (self.clone(), trace.clone());
-        let answering = async move {
+        // Boxed before anything is put around it: it is large, and would be moved each time.
+        let answering = Box::pin(async move {
             let _under_way = under_way;
             let log = CallLog::begin(of_probe, method, log_trace, in_flight);
             let response = this.answer_in_time(request, &call, entry, came_at).await;
             call.end(response, log)
-        };
-        Either::Right(Box::pin(trace.around(answering).instrument(span)))
+        });
+        Either::Right(trace.around(answering).instrument(span))
     }
 
     /// What a call with these headers needs before anything is done for it.
