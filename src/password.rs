@@ -3,6 +3,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
 use argon2::{
@@ -10,7 +11,7 @@ use argon2::{
     password_hash::phc::{self, Output, ParamsString, Salt},
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{
     error::Error,
@@ -35,6 +36,10 @@ const MAX_STORED_PASSES: u32 = 16;
 /// writes to becomes resident. glibc keeps freed memory of up to 32 MiB for itself,
 /// once for each thread that ever hashed, but gives larger pieces back at once.
 const MIN_RESERVED_BLOCKS: usize = 33 * 1024;
+
+/// How much nicer a hashing thread is than others: where both want a processor, it has a
+/// quarter of it. A hash takes as long as a hundred other calls, which would wait for it.
+const NICER: i32 = 5;
 
 const SALT_BYTES: usize = 16;
 const OUTPUT_BYTES: usize = 32;
@@ -235,14 +240,27 @@ impl Turn {
         self,
         work: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let hashing = tokio::task::spawn_blocking(move || {
+        let (tell, told) = oneshot::channel();
+        let hashing = move || {
             let Self { place, running } = self;
+            be_nice();
             let result = work(&place.shared);
             // The thread before the place, whose end may give the memory back.
             drop((running, place));
-            result
-        });
-        hashing.await.map_err(Error::internal)?
+            // Nobody may wait for it any more.
+            let _ = tell.send(result);
+        };
+        // One of the runtime's would be as nice for ever, to whatever it does next.
+        thread::Builder::new().name("hash".into()).spawn(hashing).map_err(Error::internal)?;
+        told.await.map_err(Error::internal)?
+    }
+}
+
+/// Lets others go first. Where that is not allowed, it is as fair as before.
+fn be_nice() {
+    // Elsewhere it would be the whole process.
+    if cfg!(target_os = "linux") {
+        let _ = rustix::process::nice(NICER);
     }
 }
 

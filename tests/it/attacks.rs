@@ -31,6 +31,7 @@ use crate::support::{
     http2::{self, END_HEADERS, END_STREAM, OTHER_PEER, Sender, frame},
     metrics::Scrape,
     postgres::TestDatabase,
+    priority,
     process::{Process, Run},
     todos::titled,
     wait::eventually,
@@ -268,7 +269,8 @@ impl Service {
     }
 }
 
-/// Those who attack, on a thread of their own, as somebody else.
+/// Those who attack, on a thread of their own, as somebody else. Elsewhere they have a
+/// machine of their own: here they take what the service and its caller leave.
 struct Attackers {
     stop: CancellationToken,
     done: Arc<AtomicU64>,
@@ -282,6 +284,7 @@ impl Attackers {
         let target = Target { address: service.address, token, worker: 0, done: done.clone() };
         let until = stop.clone();
         let thread = thread::spawn(move || {
+            priority::lowest();
             let runtime = runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 for worker in 0..attack.workers {

@@ -20,6 +20,7 @@ pub mod messages;
 pub mod metrics;
 pub mod parallel;
 pub mod postgres;
+pub mod priority;
 pub mod process;
 pub mod proxy;
 pub mod random;
