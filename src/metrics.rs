@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use crate::{caller::LiveSessions, database::Database, password::Hasher};
+use crate::{caller::LiveSessions, database::Database, password::Hasher, telemetry};
 
 pub use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
@@ -75,6 +75,7 @@ pub struct Metrics {
     pub logins_failed: Counter,
     /// Checks whether a caller's session is alive.
     pub session_checks: SessionChecks,
+    log_lines_lost: Counter,
     open_connections: Gauge,
     idle_connections: Gauge,
     hashing_queue: Gauge,
@@ -149,6 +150,8 @@ impl Metrics {
         let calls_shed =
             counter("calls_shed", "Calls turned away because there was too much to do");
         let logins_failed = counter("logins_failed", "Wrong passwords");
+        let log_lines_lost =
+            counter("log_lines_lost", "Lines of the log that were lost: who reads it is too slow");
         let states = Family::<StateLabel, Gauge>::default();
         registry.register(
             "database_connections",
@@ -169,6 +172,7 @@ impl Metrics {
             calls_shed,
             connections,
             database_up,
+            log_lines_lost,
             logins_failed,
             session_checks: SessionChecks { hits: result("hit"), misses: result("miss") },
             open_connections: state("open"),
@@ -194,6 +198,7 @@ impl Metrics {
             set(&self.hashing_queue, hasher.queue_length());
             set(&self.session_cache_users, live_sessions.users());
         }
+        self.log_lines_lost.inner().store(telemetry::lost_lines() as u64, Ordering::Relaxed);
         let mut text = String::new();
         text::encode(&mut text, &self.registry)?;
         Ok(text)

@@ -12,9 +12,11 @@ use crate::support::{
     app::{self, config, connect, keyring},
     assert::{assert_refused, assert_unauthenticated},
     lock::RowLock,
+    metrics::Scrape,
     postgres::TestDatabase,
     process::{Process, Run},
     proxy::{self, Proxy},
+    wait::eventually,
 };
 
 async fn healthcheck(address: &str, service: &str) -> Option<i32> {
@@ -188,8 +190,11 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
     let me = ana.clone().with("x-request-id", "me-1").users();
     me.clone().get_user(GetUserRequest { id: "me".into() }).await.expect("answered");
 
+    // After all that was logged before.
+    server.signal(Signal::SIGTERM);
+    server.line("\"message\":\"stopped\"").await;
+    let output = server.output();
     for (id, code) in [("sign-up-1", "OK"), ("sign-up-2", "ALREADY_EXISTS"), ("me-1", "OK")] {
-        let output = server.output();
         let is_call = |line: &&str| line.contains(id) && line.contains("\"message\":\"call\"");
         let lines: Vec<_> = output.lines().filter(is_call).collect();
         assert_eq!(lines.len(), 1, "{id}: {output}");
@@ -202,7 +207,6 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
             assert!(lines[0].contains(part), "{part} is not in {}", lines[0]);
         }
     }
-    let output = server.output();
     let tokens = ana.tokens();
     for secret in [
         PASSWORD,
@@ -214,6 +218,29 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
     ] {
         assert!(!output.contains(secret), "{secret} is in the log");
     }
+}
+
+#[tokio::test]
+async fn calls_do_not_wait_for_a_log_that_nobody_reads() {
+    let database = TestDatabase::create().await;
+    let (address, metrics) = (Proxy::reserve().await, Proxy::reserve().await);
+    let (_unread, log) = std::io::pipe().expect("a pipe");
+    let _server = Run::server(&database.url())
+        .env("LISTEN_ADDR", &address.to_string())
+        .env("METRICS_ADDR", &metrics.to_string())
+        .env("RUST_LOG", "trace")
+        .log_to(log)
+        .start();
+    let address_text = address.to_string();
+    eventually("it serves", async || healthcheck(&address_text, "").await == Some(0)).await;
+    let caller = Client::new(connect(address).await);
+    // More than the pipe takes, and than waits for it.
+    eventually("lines are lost", async || {
+        caller.users().get_user(GetUserRequest::default()).await.expect_err("without a token");
+        Scrape::of(metrics).await.get("fastzero_log_lines_lost_total") > Some(0.0)
+    })
+    .await;
+    caller.signed_up("ana").await.create_todo("a").await;
 }
 
 #[tokio::test]

@@ -117,6 +117,7 @@ async fn calls_are_counted_by_method_and_code() {
         ("fastzero_connections", 1.0),
         ("fastzero_database_up", 1.0),
         ("fastzero_hashing_queue", 0.0),
+        ("fastzero_log_lines_lost_total", 0.0),
         ("fastzero_logins_failed_total", 1.0),
         ("fastzero_session_cache_users", 1.0),
     ] {

@@ -69,6 +69,12 @@ impl Run {
         self
     }
 
+    /// Has the log written there, where the test sees to it.
+    pub fn log_to(mut self, file: impl Into<Stdio>) -> Self {
+        self.command.stderr(file);
+        self
+    }
+
     /// Writes a file into the working folder.
     pub fn file(self, name: &str, content: &str) -> Self {
         std::fs::write(self.folder.path().join(name), content).expect("written");
@@ -80,7 +86,9 @@ impl Run {
         let mut child = self.command.spawn().expect("the binary starts");
         let output = Arc::<Output>::default();
         collect(child.stdout.take().expect("it is piped"), output.clone());
-        collect(child.stderr.take().expect("it is piped"), output.clone());
+        if let Some(log) = child.stderr.take() {
+            collect(log, output.clone());
+        }
         Process { child, output, _folder: self.folder }
     }
 
