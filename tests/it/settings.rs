@@ -1,48 +1,59 @@
 //! Settings: where they come from, and what is said of bad ones.
 
+use clap::Args;
+use fast_zero::config::Config;
+
 use crate::support::{app::SECRET_KEY, postgres::TestDatabase, process::Run};
 
 const USAGE: Option<i32> = Some(64);
 const CONFIG: Option<i32> = Some(78);
 
+/// All settings, by their variable.
+fn variables() -> Vec<String> {
+    let settings = Config::augment_args(clap::Command::new("settings"));
+    let variables = settings.get_arguments().filter_map(|setting| setting.get_env());
+    variables.map(|variable| variable.to_str().expect("text").to_owned()).collect()
+}
+
 #[tokio::test]
 async fn the_help_names_every_setting() {
     let (code, help) = Run::new(&["--help"]).finish().await;
     assert_eq!(code, Some(0));
-    for variable in [
-        "LISTEN_ADDR",
-        "METRICS_ADDR",
-        "OTEL_EXPORTER_OTLP_ENDPOINT",
-        "TLS_CERT_FILE",
-        "TLS_KEY_FILE",
-        "TLS_CLIENT_CA_FILE",
-        "DATABASE_URL",
-        "DATABASE_URL_FILE",
-        "SECRET_KEY",
-        "SECRET_KEY_FILE",
-        "SECRET_KEY_PREVIOUS",
-        "SECRET_KEY_PREVIOUS_FILE",
-        "ALGORITHM",
-        "TOKEN_ISSUER",
-        "TOKEN_AUDIENCE",
-        "ACCESS_TOKEN_EXPIRE_MINUTES",
-        "REFRESH_TOKEN_EXPIRE_DAYS",
-        "HASHING_THREADS",
-        "DATABASE_MAX_CONNECTIONS",
-        "MIGRATE_ON_START",
-        "DATABASE_WAIT_SECONDS",
-        "SHUTDOWN_GRACE_SECONDS",
-        "SIGN_UPS_PER_PEER_PER_MINUTE",
-        "REFLECTION",
-        "FASTZERO_DATA_DIR",
-        "RUST_LOG",
-        "LOG_FORMAT",
-    ] {
+    for variable in variables() {
         // A secret's value is not shown.
         let named = [format!("[env: {variable}="), format!("[env: {variable}]")];
         assert!(named.iter().any(|text| help.contains(text)), "{variable} is not in:\n{help}");
         let flag = format!("--{}", variable.to_lowercase().replace('_', "-"));
         assert!(help.contains(&flag), "{flag} is not in:\n{help}");
+    }
+}
+
+#[test]
+fn the_readme_and_the_example_name_every_setting_and_no_other() {
+    let variables = variables();
+    let readme = include_str!("../../README.md");
+    let table = readme.split("\n## Settings\n").nth(1).expect("a section");
+    let table = table.split("\n## ").next().expect("its text");
+    for variable in &variables {
+        assert!(table.contains(&format!("`{variable}`")), "the README has no {variable}");
+    }
+    let example = include_str!("../../.env.example");
+    let assigned: Vec<_> = example
+        .lines()
+        .filter_map(|line| line.strip_prefix('#').unwrap_or(line).split_once('='))
+        .map(|(name, _)| name)
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_'))
+        .collect();
+    for variable in &variables {
+        // A secret in a file of its own is for containers; there is one algorithm.
+        let is_special = variable.ends_with("_FILE") && !variable.starts_with("TLS_");
+        let is_named = assigned.contains(&&**variable);
+        assert!(is_named || is_special || variable == "ALGORITHM", "no {variable} in .env.example");
+    }
+    // What else compose reads.
+    for name in assigned {
+        let of_compose = name.starts_with("POSTGRES_") || name == "FASTZERO_PORT";
+        assert!(of_compose || variables.iter().any(|known| known == name), "{name} is no setting");
     }
 }
 
