@@ -1,15 +1,15 @@
 //! One statement for what several calls ask at once.
 //!
-//! A few tasks take turns: each answers all questions that wait, by one statement, while
-//! new ones gather. So a call that is alone is answered at once, by the statement that asks
-//! for it alone, and the busier the service, the more calls share a statement, its round
-//! trip and, where it writes, its commit.
+//! Few statements of a kind run at once. A call that finds a turn free asks by itself, by
+//! the statement that asks for it alone. The others wait, and whoever has the next turn asks
+//! for all of them by one statement, while new ones gather. So the busier the service, the
+//! more calls share a statement, its round trip and, where it writes, its commit.
 
 use std::{fmt, sync::Arc};
 
 use sqlx::PgConnection;
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
+    sync::{Mutex, Semaphore, mpsc, oneshot},
     time::timeout,
 };
 
@@ -17,7 +17,7 @@ use crate::{call::DEFAULT_DEADLINE, database::Database, error::Error, traces::Cu
 
 /// Statements of one kind under way at once: one runs while the answers of the other are
 /// on their way.
-const TASKS: usize = 2;
+const TURNS: usize = 2;
 
 /// Questions in one statement. More make those that come first wait for the others, and
 /// save hardly anything.
@@ -25,7 +25,7 @@ const MAX_BATCH: usize = 32;
 
 /// Questions that wait, at the most; calls beyond wait with theirs. A question that waits
 /// here is kept even when its call is given up.
-const MAX_WAITING: usize = TASKS * MAX_BATCH;
+const MAX_WAITING: usize = TURNS * MAX_BATCH;
 
 /// What is asked of the database: by one call, or by several at once.
 pub trait Statement: fmt::Debug + 'static {
@@ -52,7 +52,13 @@ pub trait Statement: fmt::Debug + 'static {
 pub struct Coalescer<S: Statement> {
     database: Database,
     /// `None`: each asks alone.
-    waiting: Option<mpsc::Sender<Waiting<S>>>,
+    queue: Option<Queue<S>>,
+}
+
+/// Where questions wait for a turn.
+struct Queue<S: Statement> {
+    turns: Arc<Semaphore>,
+    waiting: mpsc::Sender<Waiting<S>>,
 }
 
 struct Waiting<S: Statement> {
@@ -71,15 +77,18 @@ impl<S: Statement> Coalescer<S> {
     /// owners, each alone.
     #[must_use]
     pub fn new(database: Database, together: bool) -> Self {
-        let waiting = together.then(|| start(&database));
-        Self { database, waiting }
+        let queue = together.then(|| Queue::start(&database));
+        Self { database, queue }
     }
 
     /// Asks. A call that is dropped before its turn asks nothing.
     pub async fn ask(&self, question: S::Question) -> Result<S::Answer, Error> {
-        let Some(waiting) = &self.waiting else {
+        let Some(Queue { turns, waiting }) = &self.queue else {
             return alone::<S>(&self.database, &question).await;
         };
+        if let Ok(_turn) = turns.try_acquire() {
+            return alone::<S>(&self.database, &question).await;
+        }
         let (answer, answered) = oneshot::channel();
         let caller = Asker { answer, call: CurrentCall::get() };
         waiting.send(Waiting { question, caller }).await.map_err(|_| unanswered())?;
@@ -107,26 +116,46 @@ fn unanswered() -> Error {
     Error::internal("a statement left a question without an answer")
 }
 
-/// The tasks live as long as somebody may ask.
-fn start<S: Statement>(database: &Database) -> mpsc::Sender<Waiting<S>> {
-    let (sender, receiver) = mpsc::channel(MAX_WAITING);
-    let receiver = Arc::new(Mutex::new(receiver));
-    for _ in 0..TASKS {
-        let (database, receiver) = (database.clone(), receiver.clone());
-        tokio::spawn(async move {
-            // A panic is one batch's, and not the end of all.
-            while tokio::spawn(take_turns(database.clone(), receiver.clone())).await.is_err() {}
-        });
+impl<S: Statement> Queue<S> {
+    /// As many tasks as there are turns, which live as long as somebody may ask.
+    fn start(database: &Database) -> Self {
+        let turns = Arc::new(Semaphore::new(TURNS));
+        let (waiting, receiver) = mpsc::channel(MAX_WAITING);
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..TURNS {
+            let (database, turns, receiver) = (database.clone(), turns.clone(), receiver.clone());
+            tokio::spawn(async move {
+                let take_turns = || take_turns(database.clone(), turns.clone(), receiver.clone());
+                // A panic is one batch's, and not the end of all.
+                while tokio::spawn(take_turns()).await.is_err() {}
+            });
+        }
+        Self { turns, waiting }
     }
-    sender
 }
 
 async fn take_turns<S: Statement>(
     database: Database,
+    turns: Arc<Semaphore>,
     receiver: Arc<Mutex<mpsc::Receiver<Waiting<S>>>>,
 ) {
     let mut waiting = Vec::with_capacity(MAX_BATCH);
-    while receiver.lock().await.recv_many(&mut waiting, MAX_BATCH).await > 0 {
+    loop {
+        // Nobody else takes questions meanwhile: all that come until it has its turn are its.
+        let mut receiver = receiver.lock().await;
+        let Some(first) = receiver.recv().await else {
+            return;
+        };
+        let Ok(_turn) = turns.acquire().await else {
+            return;
+        };
+        waiting.push(first);
+        while waiting.len() < MAX_BATCH
+            && let Ok(next) = receiver.try_recv()
+        {
+            waiting.push(next);
+        }
+        drop(receiver);
         answer(&database, waiting.drain(..)).await;
     }
 }

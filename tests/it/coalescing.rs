@@ -11,7 +11,7 @@ use crate::support::{
 /// Keeps everybody from the to-dos.
 const LOCK: &str = "lock table todos in access exclusive mode";
 
-/// As many as there are tasks that ask.
+/// As many as there are turns.
 const STATEMENTS_AT_ONCE: i64 = 2;
 
 impl App {
