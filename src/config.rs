@@ -96,10 +96,6 @@ pub struct Config {
     #[arg(long, env, global = true, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=MAX_REFRESH_TOKEN_DAYS))]
     pub refresh_token_expire_days: u32,
 
-    /// Threads that serve calls
-    #[arg(long, env, global = true, default_value_t = default_worker_threads(), value_parser = clap::value_parser!(u16).range(1..=MAX_WORKER_THREADS))]
-    pub worker_threads: u16,
-
     /// Passwords hashed at once, 19 MiB each
     #[arg(long, env, global = true, default_value_t = default_hashing_threads(), value_parser = clap::value_parser!(u16).range(1..=MAX_HASHING_THREADS))]
     pub hashing_threads: u16,
@@ -183,8 +179,6 @@ const MAX_ACCESS_TOKEN_MINUTES: i64 = 365 * 24 * 60;
 /// Ten years.
 const MAX_REFRESH_TOKEN_DAYS: i64 = 3_650;
 /// Well above the cores of a machine.
-const MAX_WORKER_THREADS: i64 = 1_024;
-/// As well.
 const MAX_HASHING_THREADS: i64 = 1_024;
 /// Well above what one PostgreSQL serves well.
 const MAX_DATABASE_CONNECTIONS: i64 = 1_000;
@@ -458,12 +452,6 @@ fn parse_filter(text: &str) -> Result<String, tracing_subscriber::filter::ParseE
 fn cores() -> u16 {
     thread::available_parallelism()
         .map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX))
-}
-
-/// The other half is for hashes, for the system, and often for the database. A call handed
-/// from one thread to another costs both more than they gain, until a core is busy.
-fn default_worker_threads() -> u16 {
-    (cores() / 2).clamp(1, 64)
 }
 
 /// One core stays free for everything else.

@@ -152,13 +152,12 @@ fn run() -> Result<ExitCode, Failure> {
     let config = arguments.config;
     let _log = telemetry::start(&config);
     match arguments.command.unwrap_or(Command::Serve) {
-        Command::Serve => on_runtime(&config, serve(&config)),
-        Command::Migrate => on_runtime(&config, migrate(&config)),
+        Command::Serve => on_runtime(serve(&config)),
+        Command::Migrate => on_runtime(migrate(&config)),
         Command::Healthcheck { addr, service, cert, key } => {
             let address = addr.unwrap_or_else(|| config.local_addr().to_string());
             let tls = config.tls_client(cert.zip(key))?;
-            let probing = async { Ok(exit_code(probe::probe(&address, &service, tls).await)) };
-            on_runtime(&config, probing)
+            on_runtime(async { Ok(exit_code(probe::probe(&address, &service, tls).await)) })
         }
         // Has a runtime of its own: it changes the user first, which must come before
         // the first thread.
@@ -197,14 +196,8 @@ fn load_dotenv() -> Result<(), Failure> {
     }
 }
 
-fn on_runtime(
-    config: &Config,
-    work: impl Future<Output = Result<ExitCode, Failure>>,
-) -> Result<ExitCode, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.worker_threads.into())
-        .enable_all()
-        .build()?;
+fn on_runtime(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(work);
     // A hash that nobody waits for does not hold the exit.
     runtime.shutdown_background();
