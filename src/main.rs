@@ -159,8 +159,7 @@ fn run() -> Result<ExitCode, Failure> {
             let tls = config.tls_client(cert.zip(key))?;
             on_runtime(async { Ok(exit_code(probe::probe(&address, &service, tls).await)) })
         }
-        // Has a runtime of its own: it changes the user first, which must come before
-        // the first thread.
+        // Has a runtime of its own, which begins after it has changed the user.
         #[cfg(feature = "embedded")]
         Command::Postgres { lifeline, temporary } => {
             let data_dir = config.fastzero_data_dir;

@@ -28,8 +28,7 @@ use super::{
 /// and ends it before it returns. Prints one line on standard output, the URL, once
 /// PostgreSQL answers.
 ///
-/// Started as root, the process becomes another user for good; it is to be called
-/// before there is a second thread.
+/// Started as root, the process becomes another user for good.
 ///
 /// # Errors
 /// When there is no PostgreSQL, its folders cannot be used, or it ends by itself.

@@ -38,7 +38,8 @@ impl ServiceUser {
         ))
     }
 
-    /// Becomes this user for good. To be called while the process has one thread.
+    /// Becomes this user for good. So do threads that are there already, such as the log's:
+    /// the C library sees to that (nptl(7), setuid(2)).
     pub(super) fn assume(&self) -> Result<(), Error> {
         self.assume_groups()
             .and_then(|()| setgid(self.gid))
