@@ -183,7 +183,8 @@ impl Acceptor {
         let connection = async move {
             let ip = peer.ip().to_canonical();
             let origin = Arc::new(Origin::new(ip, place.share.clone(), ending.clone()));
-            if let Err(error) = serve(beginning, origin, gateway, limits, ending).await {
+            let serving = pin!(serve(beginning, origin, gateway, limits, ending));
+            if let Err(error) = after_others(serving).await {
                 tracing::debug!(cause = %error, %peer, "a connection broke");
             }
             drop(place);
@@ -261,7 +262,7 @@ async fn serve(
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     tokio::select! {
-        ended = after_others(connection.as_mut()) => return Ok(ended?),
+        ended = connection.as_mut() => return Ok(ended?),
         () = origin.is_stuck() => tracing::debug!("an answer was not read in time"),
         () = ending.cancelled() => {}
         () = sleep(about(limits.max_age)) => {}
