@@ -151,7 +151,7 @@ impl Size {
 async fn survive(name: &'static str, size: Size) -> Result<(), String> {
     let attack = *ATTACKS.iter().find(|attack| attack.name == name).expect("it is in the list");
     let service = Service::start(attack.has_tls).await;
-    let before = service.memory("VmRSS");
+    let before = service.server.memory("VmRSS");
     service.forget_peak();
     let (mut quiet, mut attacked) = (Duration::MAX, Duration::MAX);
     let mut done = 0;
@@ -161,7 +161,7 @@ async fn survive(name: &'static str, size: Size) -> Result<(), String> {
         attacked = attacked.min(service.p99(size.round).await);
         done += attackers.end();
     }
-    let growth = service.memory("VmHWM").saturating_sub(before);
+    let growth = service.server.memory("VmHWM").saturating_sub(before);
     let slowdown = attacked.as_secs_f64() / quiet.as_secs_f64();
     let figures = format!(
         "{name}: p99 {quiet:.2?}, attacked {attacked:.2?}, {slowdown:.1} times; memory {} MiB + \
@@ -235,14 +235,6 @@ impl Service {
         }
         times.sort_unstable();
         times[(times.len() * 99).div_ceil(100) - 1]
-    }
-
-    /// A line of /proc/<pid>/status, in KiB.
-    fn memory(&self, name: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.server.pid()));
-        let status = status.expect("the server lives");
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).expect("a number")
     }
 
     /// Begins to look for the peak anew.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -26,12 +25,8 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::support::{
-    Client,
-    app::connect,
-    assert::assert_unauthenticated,
-    postgres::TestDatabase,
-    priority,
-    process::{Process, Run},
+    Client, app::connect, assert::assert_unauthenticated, postgres::TestDatabase, priority,
+    process::Run,
 };
 
 /// What the service under test hashes with, at the real cost.
@@ -102,7 +97,7 @@ async fn flood(rounds: usize, length: Duration) -> Figures {
     let mut figures = Figures::default();
     // Not counted: the first of each kind open connections and fill caches.
     read(&reader, Duration::from_secs(1)).await;
-    let before = memory(&server, "VmRSS");
+    let before = server.memory("VmRSS");
     // Elsewhere, the flood has machines of its own: here it takes what others leave.
     let elsewhere = runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -119,7 +114,7 @@ async fn flood(rounds: usize, length: Duration) -> Figures {
     }
     elsewhere.shutdown_background();
     figures.logins = flood.answers();
-    let grown = memory(&server, "VmHWM").saturating_sub(before);
+    let grown = server.memory("VmHWM").saturating_sub(before);
     print(&figures, per_second, length * u32::try_from(rounds).expect("few"));
     println!("memory: {before} KiB before, at the most {grown} KiB more");
 
@@ -272,15 +267,6 @@ fn frame(message: &impl Message) -> Bytes {
     let message = message.encode_to_vec();
     let length = u32::try_from(message.len()).expect("a small one");
     Bytes::from([&[0][..], &length.to_be_bytes(), &message].concat())
-}
-
-/// Of the process, in KiB.
-fn memory(server: &Process, what: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid()));
-    let status = status.expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    number.and_then(|number| number.parse().ok()).expect("a number of KiB")
 }
 
 fn percentile(mut times: Vec<Duration>, of: usize) -> Duration {

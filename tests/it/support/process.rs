@@ -159,6 +159,14 @@ impl Process {
         Pid::from_raw(i32::try_from(pid).expect("a process id"))
     }
 
+    /// Memory of the process, in KiB: a line of /proc/<pid>/status.
+    pub fn memory(&self, line: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("it runs");
+        let line = status.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(':'));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).expect("a number of KiB")
+    }
+
     /// Waits for the end of the process.
     pub async fn end(&mut self) -> ExitStatus {
         let status = timeout(PATIENCE, self.child.wait()).await;
