@@ -174,6 +174,7 @@ impl Attempts {
 
     /// `None` where it has to wait.
     fn try_begin(self: &Arc<Self>, keys: [Key; 3]) -> Result<Option<Attempt>, Error> {
+        // The counts are free again before anything is logged.
         let entered = self.counts().enter(keys, Instant::now());
         match entered {
             Ok(let_in) => Ok(let_in.then(|| Attempt { attempts: self.clone(), keys })),
