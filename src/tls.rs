@@ -215,6 +215,8 @@ async fn connect(uri: Uri, tls: TlsConnector) -> io::Result<TokioIo<TlsStream<Tc
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
+    // The frames of a call are small, and each waits for the answer to the one before.
+    stream.set_nodelay(true)?;
     Ok(TokioIo::new(tls.connect(name, stream).await?))
 }
 
