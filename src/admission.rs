@@ -141,6 +141,7 @@ impl Admission {
         let (parts, mut body) = request.into_parts();
         let mut message = Vec::new();
         while message.len() <= MESSAGE_HEADER + MAX_REQUEST_BYTES
+            && announced(&message).is_none_or(|length| length <= MAX_REQUEST_BYTES)
             && let Some(frame) = body.frame().await
         {
             let Ok(frame) = frame else {
@@ -152,8 +153,10 @@ impl Admission {
             };
             let length = message.len() + data.len();
             if length > message.capacity() {
-                // By a quarter: doubling would cost as much again as was asked for.
-                let capacity = length.max(message.len() / 4 * 5);
+                // Doubling, up to the end of the message; a quarter, for what comes after it.
+                let whole = MESSAGE_HEADER + announced(&message).unwrap_or(0);
+                let (double, quarter_more) = (2 * message.len(), message.len() / 4 * 5);
+                let capacity = length.max(whole.min(double)).max(quarter_more);
                 if !self.make_room(capacity, room)? {
                     return Err(self.overloaded());
                 }
@@ -247,6 +250,12 @@ impl Admission {
     fn overloaded(&self) -> Error {
         Error::overloaded(&self.shed)
     }
+}
+
+/// The length that a message says it has.
+fn announced(message: &[u8]) -> Option<usize> {
+    let (&[_is_compressed, length @ ..], _) = message.split_first_chunk::<MESSAGE_HEADER>()?;
+    usize::try_from(u32::from_be_bytes(length)).ok()
 }
 
 fn kib(bytes: usize) -> Result<u32, Error> {
