@@ -307,6 +307,8 @@ async fn again_and_again(attack: Attack, target: Target) {
 impl Target {
     fn done(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
+        // A kernel may look only every 4 ms whether somebody with more right to the core waits.
+        thread::yield_now();
     }
 
     async fn sender(&self) -> io::Result<Sender> {
@@ -473,13 +475,16 @@ async fn hpack_bombs(target: Target) -> io::Result<()> {
     }
 }
 
-/// Messages far larger than they may be, which promise to be larger still.
+/// Messages far larger than they may be, which promise to be larger still, or to be as large
+/// as they may be.
 async fn giant_messages(target: Target) -> io::Result<()> {
     let mut wire = target.wire(None).await?;
+    let mut giant = vec![0xff; 4 * 1024 * 1024];
+    let promised: u32 = if target.worker.is_multiple_of(2) { u32::MAX } else { 1024 * 1024 };
+    giant[..5].copy_from_slice(&[&[0][..], &promised.to_be_bytes()].concat());
+    let giant = Bytes::from(giant);
     loop {
-        let mut giant = vec![0xff; 4 * 1024 * 1024];
-        giant[0] = 0;
-        let answer = wire.send(CREATE, whole(giant)).await;
+        let answer = wire.send(CREATE, whole(giant.clone())).await;
         answer.map_err(io::Error::other)?;
         target.done();
         sleep(STEP * 5).await;
