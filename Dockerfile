@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 
-FROM rust:1.95-slim-trixie AS build
+FROM rust:1.95-trixie AS build
 WORKDIR /fast-zero
 COPY . .
 ARG FASTZERO_COMMIT=unknown

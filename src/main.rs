@@ -26,9 +26,15 @@ use fast_zero::{
 };
 use secrecy::ExposeSecret;
 use sqlx::postgres::PgConnectOptions;
+use tikv_jemallocator::Jemalloc;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use embedded::Embedded;
+
+/// Many small pieces are taken on one thread and given back on another, for which glibc's
+/// locks each of them; and what a burst of calls took is given back to the system.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Users, authentication and to-dos over gRPC, on PostgreSQL.
 ///

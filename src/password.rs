@@ -32,11 +32,6 @@ const QUEUE_PER_THREAD: usize = 16;
 const MAX_STORED_MEMORY: u32 = 256 * 1024;
 const MAX_STORED_PASSES: u32 = 16;
 
-/// The least memory that is reserved for a hash, in blocks of 1 KiB; only what a hash
-/// writes to becomes resident. glibc keeps freed memory of up to 32 MiB for itself,
-/// once for each thread that ever hashed, but gives larger pieces back at once.
-const MIN_RESERVED_BLOCKS: usize = 33 * 1024;
-
 /// How much nicer a hashing thread is than others: where both want a processor, it has a
 /// quarter of it. A hash takes as long as a hundred other calls, which would wait for it.
 const NICER: i32 = 5;
@@ -314,7 +309,6 @@ impl Shared {
 
     fn take_memory(&self, blocks: usize) -> Vec<Block> {
         let mut memory = self.spare().pop().unwrap_or_default();
-        memory.reserve(MIN_RESERVED_BLOCKS.max(blocks).saturating_sub(memory.len()));
         memory.resize(blocks, Block::new());
         memory
     }
