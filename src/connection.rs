@@ -183,8 +183,8 @@ impl Acceptor {
         let connection = async move {
             let ip = peer.ip().to_canonical();
             let origin = Arc::new(Origin::new(ip, place.share.clone(), ending.clone()));
-            let serving = pin!(serve(beginning, origin, gateway, limits, ending));
-            if let Err(error) = after_others(serving).await {
+            let serving = pin!(serve(beginning, origin.clone(), gateway, limits, ending));
+            if let Err(error) = after_others(&origin, serving).await {
                 tracing::debug!(cause = %error, %peer, "a connection broke");
             }
             drop(place);
@@ -275,11 +275,12 @@ async fn serve(
 }
 
 /// Gives the tasks that can go on their turn each time before this one: the answers of calls
-/// that end together are then written together, and not each by itself.
-async fn after_others<T>(mut task: Pin<&mut impl Future<Output = T>>) -> T {
+/// that end together are then written together, and not each by itself. One call alone has
+/// nobody to wait for, and each turn that is given away may wake a thread that sleeps.
+async fn after_others<T>(origin: &Origin, mut task: Pin<&mut impl Future<Output = T>>) -> T {
     let mut is_last = true;
     poll_fn(|context| {
-        is_last = !is_last;
+        is_last = !is_last || origin.has_one_call();
         if is_last {
             return task.as_mut().poll(context);
         }

@@ -54,6 +54,12 @@ impl Origin {
         self.calls.is_empty()
     }
 
+    /// Whether one call at the most is under way.
+    #[must_use]
+    pub fn has_one_call(&self) -> bool {
+        self.calls.len() <= 1
+    }
+
     /// Waits until an answer is not read in time.
     pub async fn is_stuck(&self) {
         tokio::select! {
