@@ -163,6 +163,12 @@ impl Filter {
         let numbers: Vec<_> = states?.into_iter().collect();
         Ok((!numbers.is_empty()).then_some(numbers))
     }
+
+    /// Whether it asks for something of titles and for nothing else.
+    #[must_use]
+    pub fn is_of_titles_alone(&self) -> bool {
+        self.title.is_some() && self.description.is_none() && self.states.is_none()
+    }
 }
 
 /// What a list is ordered by.

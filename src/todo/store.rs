@@ -297,10 +297,9 @@ struct PageRow {
 /// holds, to know whether there is one, and then drops the rows that would make the
 /// answer too large, all but the first.
 ///
-/// Each order has a statement of its own, whose comparison with the place before the
-/// page is one that an index answers: the last page costs what the first one does.
-macro_rules! list {
-    ($after:literal, $order:literal, [$executor:ident, $owner:ident, $filter:ident, $page:ident], $($key:expr),+) => {
+/// `found` finds the rows; all use the same parameters.
+macro_rules! page {
+    ([$($found:literal),+], $order:literal, [$executor:ident, $owner:ident, $filter:ident, $page:ident], $($key:expr),+) => {
         sqlx::query_as!(
             PageRow,
             r#"select id, title, description, state, updated_at, version, candidates as "candidates!"
@@ -312,13 +311,7 @@ macro_rules! list {
                    from (
                        select id, title, title_folded, description, state, updated_at, version
                        from todos
-                       where owner_id = $1
-                           and ($2::text is null or strpos(title_folded, $2) > 0)
-                           and ($3::text is null or strpos(description_folded, $3) > 0)
-                           and ($4::smallint[] is null or state = any($4))
-                           and "# + $after + r#"
-                       order by "# + $order + r#"
-                       offset $5 limit $6
+                       where owner_id = $1 and "# $(+ $found)+ + r#"
                    ) as found
                    window so_far as (order by "# + $order + r#" rows unbounded preceding)
                ) as measured
@@ -336,6 +329,45 @@ macro_rules! list {
         )
         .fetch_all($executor)
         .await?
+    };
+}
+
+/// Each order has a statement of its own, whose comparison with the place before the
+/// page is one that an index answers: the last page costs what the first one does. Where
+/// only titles are searched, another one asks that index alone, which holds them, before it
+/// reads the rows of the page.
+macro_rules! list {
+    ($after:literal, $order:literal, [$executor:ident, $owner:ident, $filter:ident, $page:ident], $($key:expr),+) => {
+        if $filter.is_of_titles_alone() {
+            page!(
+                [
+                    "$3::text is null and $4::smallint[] is null
+                     and id = any(array(
+                         select id from todos
+                         where owner_id = $1 and strpos(title_folded, $2) > 0 and ", $after, "
+                         order by ", $order, "
+                         offset $5 limit $6
+                     ))"
+                ],
+                $order,
+                [$executor, $owner, $filter, $page],
+                $($key),+
+            )
+        } else {
+            page!(
+                [
+                    "($2::text is null or strpos(title_folded, $2) > 0)
+                     and ($3::text is null or strpos(description_folded, $3) > 0)
+                     and ($4::smallint[] is null or state = any($4))
+                     and ", $after, "
+                     order by ", $order, "
+                     offset $5 limit $6"
+                ],
+                $order,
+                [$executor, $owner, $filter, $page],
+                $($key),+
+            )
+        }
     };
 }
 
