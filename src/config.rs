@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use tokio_rustls::rustls::ClientConfig;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 use crate::{
     connection, database,
@@ -160,9 +160,9 @@ pub struct Config {
     #[arg(long, env, global = true)]
     pub fastzero_data_dir: Option<PathBuf>,
 
-    /// What is logged: error, warn, info, debug or trace, for all or by module (tracing's EnvFilter)
-    #[arg(long, env, global = true, default_value = "info", value_parser = parse_filter)]
-    pub rust_log: String,
+    /// What is logged: error, warn, info, debug or trace, for all or by module: warn,fast_zero=debug
+    #[arg(long, env, global = true, default_value = "info")]
+    pub rust_log: Targets,
 
     /// How the log is written; by default pretty on a terminal, else json
     #[arg(long, env, global = true)]
@@ -443,10 +443,6 @@ fn parse_network(text: &str) -> Result<IpNet, &'static str> {
     let text = text.trim();
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     network.map_err(|_| "must be a network, like 10.0.0.0/8 or fd00::/8, or an IP address")
-}
-
-fn parse_filter(text: &str) -> Result<String, tracing_subscriber::filter::ParseError> {
-    EnvFilter::try_new(text).map(|_| text.to_owned())
 }
 
 fn cores() -> u16 {

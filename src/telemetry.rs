@@ -12,14 +12,15 @@ use tracing::{
 };
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    EnvFilter,
     field::RecordFields,
     fmt::{
-        FmtContext, FormatEvent, FormatFields, FormattedFields,
+        FmtContext, FormatEvent, FormatFields, FormattedFields, Layer,
         format::Writer,
         time::{FormatTime, SystemTime},
     },
-    registry::LookupSpan,
+    layer::SubscriberExt,
+    registry::{LookupSpan, Registry},
+    util::SubscriberInitExt,
 };
 
 use crate::config::{Config, LogFormat};
@@ -44,12 +45,12 @@ pub fn start(config: &Config) -> WorkerGuard {
         .thread_name("log")
         .finish(BufWriter::new(io::stderr()));
     let _ = LOST.set(writer.error_counter());
-    let filter = EnvFilter::new(&config.rust_log);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let (lines, targets) = (Layer::new().with_writer(writer), config.rust_log.clone());
     let _ = if pretty {
-        builder.with_ansi(is_terminal).try_init()
+        Registry::default().with(lines.with_ansi(is_terminal)).with(targets).try_init()
     } else {
-        builder.fmt_fields(Json).event_format(Json).try_init()
+        let lines = lines.fmt_fields(Json).event_format(Json);
+        Registry::default().with(lines).with(targets).try_init()
     };
     guard
 }
