@@ -307,8 +307,7 @@ async fn again_and_again(attack: Attack, target: Target) {
 impl Target {
     fn done(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
-        // A kernel may look only every 4 ms whether somebody with more right to the core waits.
-        thread::yield_now();
+        priority::give_way();
     }
 
     async fn sender(&self) -> io::Result<Sender> {
