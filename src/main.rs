@@ -26,15 +26,15 @@ use fast_zero::{
 };
 use secrecy::ExposeSecret;
 use sqlx::postgres::PgConnectOptions;
-use tikv_jemallocator::Jemalloc;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use embedded::Embedded;
 
 /// Many small pieces are taken on one thread and given back on another, for which glibc's
 /// locks each of them; and what a burst of calls took is given back to the system.
+#[cfg(all(feature = "jemalloc", target_os = "linux"))]
 #[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Users, authentication and to-dos over gRPC, on PostgreSQL.
 ///
@@ -314,14 +314,20 @@ async fn serve_from(
         // Nobody listens when the process is about to end.
         let _ = announce.send(address);
     };
-    let mut running = pin!(server.run(config, backing, announce, shutdown.requested.clone()));
+    let running = pin!(server.run(config, backing, announce, shutdown.requested.clone()));
+    let mut running = pin!(async {
+        tokio::select! {
+            ended = running => Ok(ended.map(|()| ExitCode::SUCCESS)?),
+            () = shutdown.forced.cancelled() => Ok(ExitCode::FAILURE),
+        }
+    });
     tokio::select! {
-        ended = &mut running => return Ok(ended.map(|()| ExitCode::SUCCESS)?),
+        ended = &mut running => return ended,
+        failure = source.lost() => return Err(failure),
         Ok(address) = announced => source.greet(config, config::local_addr(address)),
     }
     tokio::select! {
-        ended = running => Ok(ended.map(|()| ExitCode::SUCCESS)?),
-        () = shutdown.forced.cancelled() => Ok(ExitCode::FAILURE),
+        ended = running => ended,
         failure = source.lost() => Err(failure),
     }
 }

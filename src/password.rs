@@ -23,14 +23,19 @@ use crate::{
 /// Passwords, in characters.
 const LENGTH: std::ops::RangeInclusive<usize> = 8..=128;
 
-/// Passwords that may wait for each hashing thread. One hash takes some 25 ms, so
-/// the last in the queue waits for under half a second.
+/// Passwords that may wait for each hashing thread. One hash takes some 25 ms, so the last
+/// in the queue waits for under half a second, and for two where all processors are busy.
 const QUEUE_PER_THREAD: usize = 16;
 
 /// The most memory, in KiB, and passes that the hash of a row may ask for: a row
 /// that somebody tampered with must not exhaust the service.
 const MAX_STORED_MEMORY: u32 = 256 * 1024;
 const MAX_STORED_PASSES: u32 = 16;
+
+/// The least memory that is reserved for a hash, in blocks of 1 KiB; only what a hash
+/// writes to becomes resident. glibc keeps freed memory of up to 32 MiB for itself,
+/// once for each thread that ever hashed, but gives larger pieces back at once.
+const MIN_RESERVED_BLOCKS: usize = 33 * 1024;
 
 /// How much nicer a hashing thread is than others: where both want a processor, it has a
 /// quarter of it. A hash takes as long as a hundred other calls, which would wait for it.
@@ -236,6 +241,7 @@ impl Turn {
         work: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (tell, told) = oneshot::channel();
+        let shed = self.place.shared.shed.clone();
         let hashing = move || {
             let Self { place, running } = self;
             be_nice();
@@ -246,7 +252,10 @@ impl Turn {
             let _ = tell.send(result);
         };
         // One of the runtime's would be as nice for ever, to whatever it does next.
-        thread::Builder::new().name("hash".into()).spawn(hashing).map_err(Error::internal)?;
+        thread::Builder::new()
+            .name("hash".into())
+            .spawn(hashing)
+            .map_err(|_| Error::overloaded(&shed))?;
         told.await.map_err(Error::internal)?
     }
 }
@@ -309,6 +318,7 @@ impl Shared {
 
     fn take_memory(&self, blocks: usize) -> Vec<Block> {
         let mut memory = self.spare().pop().unwrap_or_default();
+        memory.reserve(MIN_RESERVED_BLOCKS.max(blocks).saturating_sub(memory.len()));
         memory.resize(blocks, Block::new());
         memory
     }

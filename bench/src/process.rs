@@ -200,6 +200,8 @@ pub async fn build() -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["build", "--locked", "--package", "fast-zero", "--bin", "fast-zero"])
+        // As it is deployed.
+        .args(["--features", "jemalloc"])
         .args(["--profile", profile, "--target-dir"])
         .arg(folder.parent().ok_or("its folder is in no folder")?)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
