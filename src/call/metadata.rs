@@ -47,16 +47,16 @@ pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
     HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("none"))
 }
 
-/// The caller's deadline or the default one, whichever is shorter.
-pub(super) fn deadline(headers: &HeaderMap) -> Result<Duration, Error> {
+/// How long the caller waits at the most, if it says so.
+pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let Some(value) = headers.get(GRPC_TIMEOUT) else {
-        return Ok(DEFAULT_DEADLINE);
+        return Ok(None);
     };
     let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
         let allowed = Invalid::new("must be up to 8 digits and one of the units H M S m u n");
         Error::InvalidRequest(Violations::single("grpc-timeout", allowed))
     })?;
-    Ok(timeout.min(DEFAULT_DEADLINE))
+    Ok(Some(timeout))
 }
 
 /// `Timeout` of the gRPC protocol over HTTP/2.
@@ -143,22 +143,23 @@ mod tests {
     }
 
     #[test]
-    fn the_shorter_deadline_counts() {
-        assert_eq!(deadline(&HeaderMap::new()).expect("good"), DEFAULT_DEADLINE);
+    fn a_timeout_has_a_unit() {
+        assert_eq!(timeout(&HeaderMap::new()).expect("good"), None);
         for (value, expected) in [
-            ("1H", DEFAULT_DEADLINE),
-            ("99999999H", DEFAULT_DEADLINE),
-            ("6S", DEFAULT_DEADLINE),
+            ("1H", Duration::from_hours(1)),
+            ("99999999H", Duration::from_hours(99_999_999)),
+            ("2M", Duration::from_mins(2)),
             ("4S", Duration::from_secs(4)),
             ("250m", Duration::from_millis(250)),
             ("7u", Duration::from_micros(7)),
             ("9n", Duration::from_nanos(9)),
             ("0m", Duration::ZERO),
         ] {
-            assert_eq!(deadline(&headers(GRPC_TIMEOUT, value)).expect("good"), expected, "{value}");
+            let read = timeout(&headers(GRPC_TIMEOUT, value)).expect("good");
+            assert_eq!(read, Some(expected), "{value}");
         }
         for bad in ["", "1", "S", "1s", "-1S", "+1S", " 1S", "1 S", "1.5S", "123456789S", "1é"] {
-            let refused = deadline(&headers(GRPC_TIMEOUT, bad));
+            let refused = timeout(&headers(GRPC_TIMEOUT, bad));
             assert!(matches!(refused, Err(Error::InvalidRequest(_))), "{bad}");
         }
     }
@@ -262,9 +263,9 @@ mod tests {
                 ("m", 1_000_000), ("u", 1_000), ("n", 1_u128),
             ][unit];
             let value = format!("{count:0width$}{unit}");
-            let expected = (u128::from(count) * nanoseconds).min(DEFAULT_DEADLINE.as_nanos());
-            let read = deadline(&headers(GRPC_TIMEOUT, &value)).expect("good");
-            prop_assert_eq!(read.as_nanos(), expected);
+            let read = timeout(&headers(GRPC_TIMEOUT, &value)).expect("good");
+            let expected = u128::from(count) * nanoseconds;
+            prop_assert_eq!(read.map(|timeout| timeout.as_nanos()), Some(expected));
         }
 
         #[test]
@@ -280,7 +281,7 @@ mod tests {
 
         #[test]
         fn any_timeout_is_read_or_refused(value in "[ -~]{0,12}") {
-            let _ = deadline(&headers(GRPC_TIMEOUT, &value));
+            let _ = timeout(&headers(GRPC_TIMEOUT, &value));
         }
     }
 }

@@ -10,7 +10,6 @@ use std::{
     future::ready,
     net::IpAddr,
     sync::{Arc, OnceLock},
-    time::Duration,
 };
 
 use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
@@ -191,19 +190,24 @@ impl Gateway {
         entry: Entry,
         came_at: Instant,
     ) -> Result<Response<Body>, Error> {
-        let deadline = metadata::deadline(request.headers());
-        let limit = *deadline.as_ref().unwrap_or(&DEFAULT_DEADLINE);
+        let timeout = metadata::timeout(request.headers());
+        // Of a stream, which has no other limit but its own.
+        let lifetime = timeout.as_ref().ok().copied().flatten();
+        let limit = lifetime.unwrap_or(DEFAULT_DEADLINE).min(DEFAULT_DEADLINE);
+        let deadline = timeout.map(drop);
         let route = async {
             match entry {
                 Entry::Health(place) => {
                     deadline?;
                     let kept = (place, call.share.clone());
-                    Ok(self.answer_openly(request, call, None, kept).await)
+                    let end = lifetime.map(|lifetime| came_at + lifetime);
+                    Ok(self.answer_openly(request, call, end, kept).await)
                 }
                 Entry::Reflection(room, streaming) => {
                     deadline?;
                     let kept = (room, streaming);
-                    Ok(self.answer_openly(request, call, Some(MAX_REFLECTION), kept).await)
+                    let lifetime = lifetime.unwrap_or(MAX_REFLECTION).min(MAX_REFLECTION);
+                    Ok(self.answer_openly(request, call, Some(came_at + lifetime), kept).await)
                 }
                 Entry::Public(room) => self.admit(request, call, room, deadline, false).await,
                 Entry::Caller(room) => self.admit(request, call, room, deadline, true).await,
@@ -212,16 +216,16 @@ impl Gateway {
         timeout_at(came_at + limit, route).await.map_err(|_| Error::DeadlineExceeded)?
     }
 
-    /// Health and reflection: `kept` is kept until the answer, which may be a stream, is whole.
+    /// Health and reflection, until `end`: `kept` is kept until the answer, which may be a stream, is whole.
     async fn answer_openly(
         &self,
         request: Request<Incoming>,
         call: &Call,
-        lifetime: Option<Duration>,
+        end: Option<Instant>,
         kept: impl Send + Unpin + 'static,
     ) -> Response<Body> {
         let response = serve(self.open.clone(), request).await;
-        let ending = call.origin.ending(lifetime);
+        let ending = call.origin.ending(end);
         let kept = (kept, self.calls.token(), call.origin.calls.token());
         response.map(|body| OpenBody::wrap(body, call.id(), ending, kept))
     }
@@ -232,7 +236,7 @@ impl Gateway {
         request: Request<Incoming>,
         call: &Call,
         mut room: Room,
-        deadline: Result<Duration, Error>,
+        deadline: Result<(), Error>,
         needs_caller: bool,
     ) -> Result<Response<Body>, Error> {
         // Before the call takes a place: who sends slowly holds up nobody.

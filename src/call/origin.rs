@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{error::Error, peers::Share};
@@ -68,13 +68,13 @@ impl Origin {
         }
     }
 
-    /// Waits until streams have to end: with the connection, or after their lifetime. Why.
-    pub(super) fn ending(&self, lifetime: Option<Duration>) -> impl Future<Output = Error> + use<> {
+    /// Waits until streams have to end: with the connection, or at their own end. Why.
+    pub(super) fn ending(&self, end: Option<Instant>) -> impl Future<Output = Error> + use<> {
         let ending = self.ending.clone();
         async move {
             let age = async {
-                match lifetime {
-                    Some(lifetime) => sleep(lifetime).await,
+                match end {
+                    Some(end) => sleep_until(end).await,
                     None => pending().await,
                 }
             };
@@ -162,15 +162,16 @@ mod tests {
         let token = CancellationToken::new();
         let origin = origin(token.clone());
         let begun = Instant::now();
-        let ended = origin.ending(Some(MAX_REFLECTION)).await;
+        let end = Some(begun + MAX_REFLECTION);
+        let ended = origin.ending(end).await;
         assert!(matches!(ended, Error::DeadlineExceeded), "{ended:?}");
         assert_eq!(begun.elapsed(), MAX_REFLECTION);
 
         let day = Duration::from_hours(24);
         assert!(timeout(day, origin.ending(None)).await.is_err(), "some have no lifetime");
         token.cancel();
-        for lifetime in [None, Some(MAX_REFLECTION)] {
-            let ended = origin.ending(lifetime).await;
+        for end in [None, Some(Instant::now() + MAX_REFLECTION)] {
+            let ended = origin.ending(end).await;
             assert!(matches!(ended, Error::Stopping), "{ended:?}");
         }
     }

@@ -20,7 +20,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Request, Status, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
     health_client::HealthClient,
@@ -264,10 +264,40 @@ async fn a_watch_that_stopping_ends_has_the_details_of_every_error() {
     let app = App::start().await;
     let mut watch = app.watch("").await;
     app.stop();
-    if let Some(status) = in_time("the end of a watch", watch.until_ended()).await {
-        assert_eq!(status.code(), Code::Unavailable);
-        assert_has_details(&status);
-    }
+    let status = in_time("the end of a watch", watch.until_ended()).await;
+    let status = status.expect("it ends with an error");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_has_details(&status);
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_its_deadline() {
+    let app = App::start().await;
+    let mut request = Request::new(HealthCheckRequest::default());
+    request.set_timeout(Duration::from_millis(300));
+    let watch = HealthClient::new(app.channel.clone()).watch(request).await.expect("watched");
+    let begun = Instant::now();
+    let status = in_time("the end of a watch", Watch(watch.into_inner()).until_ended()).await;
+    let status = status.expect("it ends with an error");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_has_details(&status);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn the_grace_is_a_hard_end() {
+    let mut app = App::start_with(Config { shutdown_grace_seconds: 1, ..config() }).await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("Held").await;
+    let mut lock = app.hold("lock todos").await;
+    let held = tokio::spawn(async move { ana.try_delete_todo(&todo.id, "").await });
+    lock.until_awaited().await;
+    let begun = Instant::now();
+    app.stop();
+    stopped(&mut app).await;
+    let took = begun.elapsed();
+    assert!((Duration::from_secs(1)..Duration::from_secs(2)).contains(&took), "{took:?}");
+    held.await.expect("no panic").expect_err("it was cut");
 }
 
 #[tokio::test]
