@@ -389,6 +389,13 @@ async fn two_replicas_share_the_calls() {
     let ana = stack.anonymous().await.signed_up("ana").await;
     let todo = ana.create_todo("Share").await;
 
+    // Sessions are those of callers, and not of the balancer.
+    let balancer = stack.containers("fastzero_balancer").await.remove(0);
+    let address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+    let address = docker(&["inspect", "--format", address, &balancer]).await;
+    let sessions = ana.list_sessions().await;
+    assert_ne!(sessions[0].peer, address.trim());
+
     // The limits that the service sets on its connections stand on those of the pooler.
     let limits = "select string_agg(setting || unit, ' ' order by name) from pg_settings where name
         in ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout')";
