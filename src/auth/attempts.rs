@@ -33,7 +33,7 @@ use crate::{audit, caller::Peer, error::Error, id::UserId, metrics::Counter, pee
 /// come to mind, and too few for a guess. Later on, about a hundred a day.
 const OF_ACCOUNT_AT_PEER: Rule = Rule {
     limit: 10,
-    memory: Duration::from_hours(1),
+    memory: Duration::from_hours(24),
     lock: Lock::Doubling { first: Duration::from_secs(1), cap: Duration::from_mins(15) },
 };
 
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_doubles_up_to_its_cap_and_is_forgotten_after_an_hour() {
+    fn the_lock_doubles_up_to_its_cap_and_is_forgotten_after_a_day() {
         let (rule, mut now) = (&OF_ACCOUNT_AT_PEER, Instant::now());
         let mut count = Count::default();
         for failures in 1..10 {
