@@ -393,8 +393,13 @@ fn is_disconnected(cause: &(dyn std::error::Error + 'static)) -> bool {
     };
     match sqlstate(error) {
         None => true,
-        // Broken; ended by an operator; cut in a transaction.
-        Some(code) => code.starts_with("08") || code.starts_with("57P") || code == "25P03",
+        // Broken; ended by an operator; cut in a transaction; to a server that only reads,
+        // such as one that was the primary.
+        Some(code) => {
+            code.starts_with("08")
+                || code.starts_with("57P")
+                || ["25P03", "25006"].contains(&&*code)
+        }
     }
 }
 

@@ -5,9 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fast_zero::proto::{
-    auth::v1::LoginRequest,
-    todo::v1::{GetTodoRequest, ListTodosRequest, Todo},
+use fast_zero::{
+    database::{self, Database},
+    proto::{
+        auth::v1::LoginRequest,
+        todo::v1::{GetTodoRequest, ListTodosRequest, Todo},
+    },
 };
 use prost::Message;
 use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, postgres::PgConnectOptions};
@@ -441,4 +444,22 @@ async fn a_database_that_is_full_is_unavailable() {
     for Ended { kind, answer, .. } in calls(&ana, &todo).await {
         answer.unwrap_or_else(|status| panic!("{kind:?}: there is room again, but {status:?}"));
     }
+}
+
+#[tokio::test]
+async fn the_database_itself_ends_what_takes_too_long() {
+    let database = TestDatabase::create().await;
+    let options = database::parse_url(&database.url()).expect("a good URL");
+    let service = Database::new(options, 1).expect("a pool");
+    let settings = service.run(async |connection| {
+        let settings = "select name || ' ' || setting from pg_settings
+            where name like '%_timeout' and source = 'session' order by name";
+        Ok(sqlx::query_scalar::<_, String>(settings).fetch_all(connection).await?)
+    });
+    let expected = [
+        "idle_in_transaction_session_timeout 10000",
+        "lock_timeout 5000",
+        "statement_timeout 10000",
+    ];
+    assert_eq!(settings.await.expect("asked"), expected);
 }
