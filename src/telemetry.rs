@@ -2,7 +2,9 @@
 
 use std::{
     fmt::{self, Write},
+    fs::File,
     io::{self, BufWriter, IsTerminal},
+    os::fd::AsFd,
     sync::OnceLock,
 };
 
@@ -25,7 +27,7 @@ use tracing_subscriber::{
 
 use crate::config::{Config, LogFormat};
 
-/// Lines that wait to be written, at the most, in some 2 MiB. Who reads the log may stop, as
+/// Lines that wait to be written, at the most, in some 2 MiB at the level of info. Who reads the log may stop, as
 /// a full pipe does; calls go on then, and further lines are lost.
 const MAX_WAITING_LINES: usize = 4_096;
 
@@ -43,7 +45,7 @@ pub fn start(config: &Config) -> WorkerGuard {
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(MAX_WAITING_LINES)
         .thread_name("log")
-        .finish(BufWriter::new(io::stderr()));
+        .finish(BufWriter::new(standard_error()));
     let _ = LOST.set(writer.error_counter());
     let (lines, targets) = (Layer::new().with_writer(writer), config.rust_log.clone());
     let _ = if pretty {
@@ -53,6 +55,15 @@ pub fn start(config: &Config) -> WorkerGuard {
         Registry::default().with(lines).with(targets).try_init()
     };
     guard
+}
+
+/// A way of its own to standard error: where nobody reads there, the log waits alone, and not
+/// with the lock that a panic's message needs.
+fn standard_error() -> Box<dyn io::Write + Send> {
+    match io::stderr().as_fd().try_clone_to_owned() {
+        Ok(own) => Box::new(File::from(own)),
+        Err(_) => Box::new(io::stderr()),
+    }
 }
 
 /// How many lines were lost because too many waited.
