@@ -1,6 +1,9 @@
 //! The binary from its start to its end.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
 
 use fast_zero::proto::user::v1::{CreateUserRequest, GetUserRequest};
 use nix::sys::signal::Signal;
@@ -160,6 +163,13 @@ async fn a_second_signal_ends_it_at_once() {
     // Before that, while the stop waits to be known.
     let mut server = Run::server(&database.url()).env("SHUTDOWN_DELAY_SECONDS", "3600").start();
     server.address().await;
+    end_at_once(&mut server).await;
+
+    // And while it waits for a database.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("postgresql://{}/none", silent.local_addr().expect("an address"));
+    let mut server = Run::server(&url).env("SHUTDOWN_DELAY_SECONDS", "3600").start();
+    server.line("waiting for the database").await;
     end_at_once(&mut server).await;
 }
 
