@@ -1,8 +1,8 @@
 //! One statement for what several calls ask at once.
 //!
 //! Few statements of a kind run at once. A call that finds a turn free asks by itself, by
-//! the statement that asks for it alone. The others wait, and whoever has the next turn asks
-//! for all of them by one statement, while new ones gather. So the busier the service, the
+//! the statement that asks for it alone. The others wait, and are asked for by one statement
+//! in a turn of their own, while new ones gather. So the busier the service, the
 //! more calls share a statement, its round trip and, where it writes, its commit.
 
 use std::{fmt, sync::Arc};
