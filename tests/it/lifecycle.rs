@@ -198,13 +198,17 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
     assert_refused(taken, Code::AlreadyExists, "USERNAME_EXISTS");
     let ana = anonymous.logged_in("ana@example.com", PASSWORD).await.expect("logged in");
     let me = ana.clone().with("x-request-id", "me-1").users();
-    me.clone().get_user(GetUserRequest { id: "me".into() }).await.expect("answered");
+    let request = GetUserRequest { id: "me".into() };
+    let user = me.clone().get_user(request).await.expect("answered").into_inner().user;
 
     // After all that was logged before.
     server.signal(Signal::SIGTERM);
     server.line("\"message\":\"stopped\"").await;
     let output = server.output();
-    for (id, code) in [("sign-up-1", "OK"), ("sign-up-2", "ALREADY_EXISTS"), ("me-1", "OK")] {
+    let user_id = format!("\"user_id\":\"{}\"", user.expect("a user").id);
+    for (id, code, user_id) in
+        [("sign-up-1", "OK", ""), ("sign-up-2", "ALREADY_EXISTS", ""), ("me-1", "OK", &*user_id)]
+    {
         let is_call = |line: &&str| line.contains(id) && line.contains("\"message\":\"call\"");
         let lines: Vec<_> = output.lines().filter(is_call).collect();
         assert_eq!(lines.len(), 1, "{id}: {output}");
@@ -213,6 +217,7 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
             "\"duration_ms\":",
             "\"peer\":\"127.0.0.1\"",
             &format!("\"code\":\"{code}\""),
+            user_id,
         ] {
             assert!(lines[0].contains(part), "{part} is not in {}", lines[0]);
         }
