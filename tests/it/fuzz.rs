@@ -30,7 +30,7 @@ use crate::{
     support::{
         Client, PASSWORD,
         app::{connect, unique},
-        messages::{Known, Method, any_bytes, any_message, methods},
+        messages::{Known, Method, any_bytes, any_message, methods, open_methods},
         postgres::{TestDatabase, tell},
         process::{Process, Run},
         todos::{Answer, titled},
@@ -419,11 +419,15 @@ impl Fuzz {
         Self { seed, server, _database: database, anonymous, wire, bystander }
     }
 
-    /// Makes as many calls to each method.
-    async fn run(mut self, rounds: usize) -> Figures {
+    fn runner(&self) -> TestRunner {
         let seed: Vec<_> = std::iter::repeat_n(self.seed.to_le_bytes(), 4).flatten().collect();
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-        let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
+        TestRunner::new_with_rng(ProptestConfig::default(), rng)
+    }
+
+    /// Makes as many calls to each method.
+    async fn run(mut self, rounds: usize) -> Figures {
+        let mut runner = self.runner();
         let mut caller = Caller::sign_up(&self.anonymous).await;
         let mut figures = Figures(Vec::new());
         let methods = methods();
@@ -443,14 +447,54 @@ impl Fuzz {
             let code = answer.err().map_or(Code::Ok, |status| status.code());
             figures.0.push((method.name.clone(), code));
         }
+        self.ends_well().await;
+        figures
+    }
+
+    async fn ends_well(&mut self) {
         self.server.signal(Signal::SIGTERM);
         assert!(self.server.end().await.success(), "{}", self.server.output());
         self.server.line("\"stopped\"").await;
         for bad in ["panicked", "\"ERROR\"", "internal error"] {
             assert!(!self.server.output().contains(bad), "{}", self.server.output());
         }
-        figures
     }
+}
+
+#[tokio::test]
+async fn any_call_of_health_or_reflection_is_answered_or_refused_and_hurts_no_other() {
+    let mut fuzz = Fuzz::start().await;
+    let mut runner = fuzz.runner();
+    // A Watch would go on and on.
+    let wire = fuzz.wire.clone().with("grpc-timeout", "50m");
+    let services = ["", "fastzero.todo.v1.TodoService", "liveness"].map(str::to_owned).to_vec();
+    let symbols = ["fastzero.todo.v1.Todo", "grpc.health.v1.Health", "a"].map(str::to_owned);
+    let known = Known::from([("service", services), ("file_containing_symbol", symbols.to_vec())]);
+    for method in std::iter::repeat_n(&open_methods(), 20).flatten() {
+        let bytes = prop_oneof![
+            any_message(&method.request, &known).prop_map(|message| message.encode_to_vec()),
+            any_bytes(&method.request, &known),
+        ];
+        let bytes = bytes.new_tree(&mut runner).expect("a call").current();
+        let call = wire.call(&method.path, &bytes);
+        let (answer, ()) = tokio::join!(call, fuzz.bystander.is_left_alone());
+        let code = match &answer {
+            Ok(_) => Code::Ok,
+            // Reflection says no more to what it cannot read or is too large.
+            Err(status) if status.message() == "Missing response message." => Code::Ok,
+            Err(status) => status.code(),
+        };
+        let is_message = DynamicMessage::decode(method.request.clone(), &*bytes).is_ok();
+        let is_allowed = match code {
+            Code::Internal => !is_message,
+            Code::Ok => is_message || method.path.contains("reflection"),
+            Code::NotFound | Code::InvalidArgument => is_message,
+            code => [Code::OutOfRange, Code::DeadlineExceeded].contains(&code),
+        };
+        let sent = bytes[..bytes.len().min(200)].escape_ascii();
+        assert!(is_allowed, "FUZZ_SEED={} {} {sent}: {answer:?}", fuzz.seed, method.path);
+    }
+    fuzz.ends_well().await;
 }
 
 #[tokio::test]

@@ -25,7 +25,23 @@ pub struct Method {
 
 /// All methods of the contract.
 pub fn methods() -> Vec<Method> {
-    let pool = DescriptorPool::decode(DESCRIPTORS).expect("good descriptors");
+    methods_of(DESCRIPTORS)
+}
+
+/// Those of health and reflection, which need no token.
+pub fn open_methods() -> Vec<Method> {
+    [
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ]
+    .into_iter()
+    .flat_map(methods_of)
+    .collect()
+}
+
+fn methods_of(descriptors: &[u8]) -> Vec<Method> {
+    let pool = DescriptorPool::decode(descriptors).expect("good descriptors");
     let mut methods = Vec::new();
     for service in pool.services() {
         methods.extend(service.methods().map(|method| Method {
