@@ -27,8 +27,8 @@ use tracing_subscriber::{
 
 use crate::config::{Config, LogFormat};
 
-/// Lines that wait to be written, at the most, in some 2 MiB at the level of info. Who reads the log may stop, as
-/// a full pipe does; calls go on then, and further lines are lost.
+/// Lines that wait to be written, at the most, in some 2 MiB at the level of info. Who reads
+/// the log may stop, as a full pipe does; calls go on then, and further lines are lost.
 const MAX_WAITING_LINES: usize = 4_096;
 
 static LOST: OnceLock<ErrorCounter> = OnceLock::new();

@@ -59,6 +59,11 @@ pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     Ok(Some(timeout))
 }
 
+/// The caller's timeout or the default one, whichever is shorter.
+pub(super) fn deadline(timeout: Option<Duration>) -> Duration {
+    timeout.map_or(DEFAULT_DEADLINE, |timeout| timeout.min(DEFAULT_DEADLINE))
+}
+
 /// `Timeout` of the gRPC protocol over HTTP/2.
 fn parse_timeout(value: &str) -> Option<Duration> {
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
@@ -140,6 +145,21 @@ mod tests {
 
     fn headers(name: HeaderName, value: &str) -> HeaderMap {
         HeaderMap::from_iter([(name, HeaderValue::from_bytes(value.as_bytes()).expect("a header"))])
+    }
+
+    #[test]
+    fn the_shorter_deadline_counts() {
+        assert_eq!(deadline(None), DEFAULT_DEADLINE);
+        for (value, expected) in [
+            ("1H", DEFAULT_DEADLINE),
+            ("99999999H", DEFAULT_DEADLINE),
+            ("6S", DEFAULT_DEADLINE),
+            ("4S", Duration::from_secs(4)),
+            ("0m", Duration::ZERO),
+        ] {
+            let read = timeout(&headers(GRPC_TIMEOUT, value)).expect("good");
+            assert_eq!(deadline(read), expected, "{value}");
+        }
     }
 
     #[test]
@@ -266,6 +286,7 @@ mod tests {
             let read = timeout(&headers(GRPC_TIMEOUT, &value)).expect("good");
             let expected = u128::from(count) * nanoseconds;
             prop_assert_eq!(read.map(|timeout| timeout.as_nanos()), Some(expected));
+            prop_assert_eq!(deadline(read).as_nanos(), expected.min(DEFAULT_DEADLINE.as_nanos()));
         }
 
         #[test]

@@ -193,7 +193,7 @@ impl Gateway {
         let timeout = metadata::timeout(request.headers());
         // Of a stream, which has no other limit but its own.
         let lifetime = timeout.as_ref().ok().copied().flatten();
-        let limit = lifetime.unwrap_or(DEFAULT_DEADLINE).min(DEFAULT_DEADLINE);
+        let limit = metadata::deadline(lifetime);
         let deadline = timeout.map(drop);
         let route = async {
             match entry {
@@ -216,7 +216,8 @@ impl Gateway {
         timeout_at(came_at + limit, route).await.map_err(|_| Error::DeadlineExceeded)?
     }
 
-    /// Health and reflection, until `end`: `kept` is kept until the answer, which may be a stream, is whole.
+    /// Health and reflection, until `end`: `kept` is kept until the answer, which may be a
+    /// stream, is whole.
     async fn answer_openly(
         &self,
         request: Request<Incoming>,
