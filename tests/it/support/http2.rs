@@ -11,7 +11,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::wait::in_time;
+use super::{priority::giving_way, wait::in_time};
 
 /// What a client says first, and its settings, of which there are none.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -165,7 +165,7 @@ impl Sender {
         let (mut read, mut write) = tcp(to, from).await?.into_split();
         write.write_all(PREFACE).await?;
         let reading = tokio::spawn(async move {
-            let _ = io::copy(&mut read, &mut io::sink()).await;
+            let _ = giving_way(io::copy(&mut read, &mut io::sink())).await;
         });
         Ok(Self { stream: write, reading, next_id: 1 })
     }
@@ -174,7 +174,7 @@ impl Sender {
         if self.reading.is_finished() {
             return Err(ErrorKind::ConnectionReset.into());
         }
-        self.stream.write_all(bytes).await
+        giving_way(self.stream.write_all(bytes)).await
     }
 
     /// The id of a new stream.

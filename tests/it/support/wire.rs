@@ -26,7 +26,7 @@ use tonic::{
 };
 use tower::Service;
 
-use super::{App, Client, http2::tcp, todos::Answer};
+use super::{App, Client, http2::tcp, priority::giving_way, todos::Answer};
 
 /// A caller on such a connection.
 #[derive(Clone)]
@@ -60,7 +60,7 @@ impl Wire {
         let mut builder = Builder::new(TokioExecutor::new());
         let handshake = builder.initial_stream_window_size(window).handshake(stream);
         let (sender, connection) = handshake.await.map_err(io::Error::other)?;
-        tokio::spawn(connection);
+        tokio::spawn(giving_way(connection));
         let origin = format!("http://{address}").parse().expect("a good address");
         Ok(Self { connection: Connection(sender), origin, metadata: Vec::new() })
     }
