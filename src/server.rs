@@ -309,6 +309,7 @@ fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics
     };
     let todo = TodoService {
         find: Coalescer::new(database.clone(), together),
+        list: Coalescer::new(database.clone(), together),
         insert: Coalescer::new(database.clone(), together),
         database,
         page_tokens,

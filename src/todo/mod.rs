@@ -130,7 +130,7 @@ pub struct TodoChange {
 }
 
 /// Which of the owner's to-dos a list holds.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Filter {
     /// Folded text that the title contains.
     pub title: Option<String>,
@@ -144,6 +144,9 @@ pub struct Filter {
 const MAX_FILTER_LENGTH: usize = 100;
 
 impl Filter {
+    /// All of them.
+    pub const NONE: Self = Self { title: None, description: None, states: None };
+
     /// Reads a text that titles are searched for.
     pub fn parse_title(raw: &str) -> Result<Option<String>, Invalid> {
         text::parse_filter(raw, Lines::One, MAX_FILTER_LENGTH)

@@ -3,7 +3,10 @@
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Description, Filter, NewTodo, OrderBy, Place, State, Title, Todo, TodoChange, store};
+use super::{
+    Description, Filter, NewTodo, OrderBy, Place, State, Title, Todo, TodoChange,
+    store::{self, PlainPage},
+};
 use crate::{
     caller::Caller,
     clock,
@@ -25,6 +28,8 @@ pub struct TodoService {
     pub database: Database,
     /// Looks up to-dos.
     pub find: Coalescer<store::Find>,
+    /// Lists to-dos as most callers do.
+    pub list: Coalescer<store::ListPlain>,
     /// Adds to-dos.
     pub insert: Coalescer<store::Insert>,
     /// For lists.
@@ -62,12 +67,16 @@ impl pb::todo_service_server::TodoService for TodoService {
         let query = query_of(&request);
         let scope = Scope { list: "ListTodos", caller, query: &query };
         let List { filter, order_by, page } = self.parse_list(&request, &scope)?;
-        let listed = self
-            .database
-            .run(async |connection| {
-                store::list(connection, caller.user_id, &filter, order_by, &page).await
-            })
-            .await?;
+        let listed = match PlainPage::of(caller.user_id, &filter, order_by, page) {
+            Ok(page) => self.list.ask(page).await?,
+            Err(page) => {
+                self.database
+                    .run(async |connection| {
+                        store::list(connection, caller.user_id, &filter, order_by, &page).await
+                    })
+                    .await?
+            }
+        };
         let last = listed.todos.last().filter(|_| listed.more);
         let next_page_token = last
             .map_or_else(String::new, |todo| self.page_tokens.seal(&order_by.cursor(todo), &scope));

@@ -277,7 +277,8 @@ pub(super) async fn delete(
 }
 
 /// A page of to-dos.
-pub(super) struct Listed {
+#[derive(Debug)]
+pub struct Listed {
     pub(super) todos: Vec<Todo>,
     /// Whether the list goes on after them.
     pub(super) more: bool,
@@ -422,6 +423,107 @@ pub(super) async fn list(
         ),
     };
     listed(rows, page.size)
+}
+
+/// Lists to-dos as most callers do, each of its owner's: by their creation, all of them, and
+/// not many at once. None takes much longer than the others, which wait for it.
+#[derive(Debug)]
+pub struct ListPlain;
+
+/// A page of such a list.
+#[derive(Debug)]
+pub struct PlainPage {
+    owner_id: UserId,
+    page: Page<Place>,
+}
+
+/// To-dos of such a page.
+const MAX_PLAIN_SIZE: i64 = 100;
+
+impl PlainPage {
+    const ORDER: OrderBy = OrderBy::CreateTime(Direction::Rising);
+
+    /// The page itself where it is none of such a list.
+    pub(super) fn of(
+        owner_id: UserId,
+        filter: &Filter,
+        order_by: OrderBy,
+        page: Page<Place>,
+    ) -> Result<Self, Page<Place>> {
+        let is_plain = *filter == Filter::NONE
+            && order_by == Self::ORDER
+            && page.skip == 0
+            && page.size <= MAX_PLAIN_SIZE;
+        if is_plain { Ok(Self { owner_id, page }) } else { Err(page) }
+    }
+
+    fn begin(&self) -> Uuid {
+        Begin::of(Self::ORDER, self.page.after.as_ref()).id
+    }
+}
+
+impl Statement for ListPlain {
+    type Question = PlainPage;
+    type Answer = Listed;
+
+    async fn one(
+        connection: &mut PgConnection,
+        PlainPage { owner_id, page }: &PlainPage,
+    ) -> Result<Listed, Error> {
+        list(connection, *owner_id, &Filter::NONE, PlainPage::ORDER, page).await
+    }
+
+    async fn many(
+        connection: &mut PgConnection,
+        questions: &[PlainPage],
+    ) -> Result<Vec<Option<Listed>>, Error> {
+        let owner_ids: Vec<_> = questions.iter().map(|it| it.owner_id.as_uuid()).collect();
+        let after: Vec<_> = questions.iter().map(PlainPage::begin).collect();
+        let limits: Vec<_> = questions.iter().map(|it| it.page.size + 1).collect();
+        let rows = sqlx::query!(
+            r#"select question as "question!", page.id, title, description, state, updated_at,
+                   version, candidates as "candidates!"
+               from unnest($1::uuid[], $2::uuid[], $3::bigint[]) with ordinality
+                   as questions (owner_id, begin, size, question)
+               cross join lateral (
+                   select *,
+                       count(*) over () as candidates,
+                       row_number() over so_far as position,
+                       sum(octet_length(title) + octet_length(description) + $5::int) over so_far as bytes
+                   from (
+                       select id, title, description, state, updated_at, version
+                       from todos
+                       where owner_id = questions.owner_id and id > questions.begin
+                       order by id
+                       limit questions.size
+                   ) as found
+                   window so_far as (order by id rows unbounded preceding)
+               ) as page
+               where position = 1 or bytes <= $4"#,
+            &owner_ids,
+            &after,
+            &limits,
+            MAX_PAGE_BYTES,
+            TODO_OVERHEAD_BYTES,
+        )
+        .fetch_all(connection)
+        .await?;
+        let mut pages: Vec<_> = questions.iter().map(|_| Vec::new()).collect();
+        for row in rows {
+            let page = usize::try_from(row.question - 1).ok().and_then(|at| pages.get_mut(at));
+            let page = page.ok_or_else(|| Error::internal("a row of no page"))?;
+            let (id, title, description) = (row.id, row.title, row.description);
+            let (state, updated_at, version) = (row.state, row.updated_at, row.version);
+            let candidates = row.candidates;
+            page.push(PageRow { id, title, description, state, updated_at, version, candidates });
+        }
+        let pages = pages.into_iter().zip(questions).map(|(mut rows, question)| {
+            // In no order that the database promises.
+            rows.sort_unstable_by_key(|row: &PageRow| row.id);
+            listed(rows, question.page.size).ok()
+        });
+        Ok(pages.collect())
+    }
 }
 
 fn listed(mut rows: Vec<PageRow>, size: i64) -> Result<Listed, Error> {

@@ -1,6 +1,9 @@
 //! Calls that share a statement.
 
-use fast_zero::{config::Config, proto::todo::v1::ListTodosRequest};
+use fast_zero::{
+    config::Config,
+    proto::todo::v1::{ListTodosRequest, Todo},
+};
 use tonic::Code;
 
 use crate::support::{
@@ -67,6 +70,50 @@ async fn calls_at_once_share_statements_and_each_gets_its_own_answer() {
             assert_eq!(statements, 64);
         }
     }
+}
+
+#[tokio::test]
+async fn lists_at_once_share_statements_and_each_gets_its_own_page() {
+    let app = App::start_with(with_metrics()).await;
+    let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
+    let (cid, dot) = (app.signed_up("cid").await, app.signed_up("dot").await);
+    for number in 0..7 {
+        ana.create_todo(&number.to_string()).await;
+        bob.create_todo("of bob").await;
+    }
+    // More than an answer may have.
+    for _ in 0..30 {
+        dot.create(Todo { description: "\u{10348}".repeat(10_000), ..titled("long") }).await;
+    }
+    let page = |page_size| ListTodosRequest { page_size, ..ListTodosRequest::default() };
+    let mut asked = Vec::new();
+    for (caller, size) in
+        [(&ana, 1), (&ana, 6), (&ana, 7), (&bob, 3), (&bob, 100), (&cid, 10), (&dot, 100)]
+    {
+        // One after the other, each is asked for alone.
+        let alone = caller.list_todos(page(size)).await;
+        if !alone.next_page_token.is_empty() {
+            let next = ListTodosRequest { page_token: alone.next_page_token.clone(), ..page(size) };
+            let wanted = caller.list_todos(next.clone()).await;
+            asked.push((caller.clone(), next, wanted));
+        }
+        asked.push((caller.clone(), page(size), alone));
+    }
+    assert_eq!(asked.len(), 11, "four of them go on");
+    let lock = app.hold(LOCK).await;
+    let request_ids: Vec<_> = asked.iter().map(|_| unique("coalesced-")).collect();
+    let calls = asked.into_iter().zip(&request_ids).map(|((caller, request, wanted), id)| {
+        let caller = caller.with("x-request-id", id);
+        async move { (caller.try_list_todos(request).await, wanted) }
+    });
+    let calls = tokio::spawn(at_once(calls.collect::<Vec<_>>()));
+    app.until_under_way(11).await;
+    lock.release().await;
+    for (answer, wanted) in calls.await.expect("no panic") {
+        assert_eq!(answer.expect("listed").into_inner(), wanted);
+    }
+    let statements: usize = request_ids.iter().map(|request_id| count_of(request_id)).sum();
+    assert!(statements <= 4, "{statements} statements for 11 calls");
 }
 
 #[tokio::test]

@@ -26,12 +26,16 @@ const MORE_BUFFERS: u64 = 24;
 
 /// What a statement is called with: the first entry whose words it has. The parameters are
 /// SQL, in which `OWNER` and `TODO` stand for ids.
-const ARGUMENTS: [(&str, &str); 40] = [
+const ARGUMENTS: [(&str, &str); 41] = [
     // To-dos.
     ("delete from todos", "OWNER, TODO, null"),
     (
         "from unnest($1::uuid[], $2::uuid[]) with ordinality as questions (owner_id",
         "array[OWNER], array[TODO]",
+    ),
+    (
+        "from unnest($1::uuid[], $2::uuid[], $3::bigint[]) with ordinality as questions (owner_id, begin",
+        "array[OWNER, OWNER], array[NONE, TODO], array[101, 11], 1000000, 160",
     ),
     ("from todos where owner_id = $1 and id = $2", "OWNER, TODO"),
     ("update todos", "OWNER, TODO, null, 'a', 'a', null, null, 2::smallint, now()"),
