@@ -6,6 +6,8 @@ use std::{
     io::{self, BufWriter, IsTerminal},
     os::fd::AsFd,
     sync::OnceLock,
+    thread,
+    time::Duration,
 };
 
 use tracing::{
@@ -31,6 +33,10 @@ use crate::config::{Config, LogFormat};
 /// the log may stop, as a full pipe does; calls go on then, and further lines are lost.
 const MAX_WAITING_LINES: usize = 4_096;
 
+/// How long lines gather, to be written together: one that finds the thread of the log asleep
+/// has to wake it, which takes longer than to make the line.
+const GATHERING: Duration = Duration::from_millis(5);
+
 static LOST: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// Starts the log, on standard error. To be called once; later calls change nothing. What
@@ -45,7 +51,7 @@ pub fn start(config: &Config) -> WorkerGuard {
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(MAX_WAITING_LINES)
         .thread_name("log")
-        .finish(BufWriter::new(standard_error()));
+        .finish(Gathering(BufWriter::new(standard_error())));
     let _ = LOST.set(writer.error_counter());
     let (lines, targets) = (Layer::new().with_writer(writer), config.rust_log.clone());
     let _ = if pretty {
@@ -55,6 +61,21 @@ pub fn start(config: &Config) -> WorkerGuard {
         Registry::default().with(lines).with(targets).try_init()
     };
     guard
+}
+
+/// Lets lines gather after what waited is written.
+struct Gathering<W: io::Write>(BufWriter<W>);
+
+impl<W: io::Write> io::Write for Gathering<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()?;
+        thread::sleep(GATHERING);
+        Ok(())
+    }
 }
 
 /// A way of its own to standard error: where nobody reads there, the log waits alone, and not
