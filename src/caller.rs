@@ -36,7 +36,7 @@ impl Caller {
     }
 
     /// The user that a request names: an id, or `me` for the caller.
-    pub fn resolve(&self, id: &str) -> Result<UserId, crate::validation::Invalid> {
+    pub fn resolve(&self, id: &str) -> Result<UserId, crate::invalid::Invalid> {
         if id == "me" { Ok(self.user_id) } else { UserId::parse(id) }
     }
 }

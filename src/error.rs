@@ -199,6 +199,16 @@ impl fmt::Display for Error {
 
 impl StdError for Error {}
 
+/// An empty list is a bug of the parser.
+impl From<Violations> for Error {
+    fn from(violations: Violations) -> Self {
+        if violations.is_empty() {
+            return Self::internal("a parser rejected a request without a violation");
+        }
+        Self::InvalidRequest(violations)
+    }
+}
+
 /// Writes the cause to the log, once, and leaves it out of the answer.
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -220,6 +230,12 @@ impl From<Error> for Status {
             details.set_bad_request(violations.iter().map(violation).collect::<Vec<_>>());
         }
         Self::with_error_details(code, message, details)
+    }
+}
+
+impl From<Violations> for Status {
+    fn from(violations: Violations) -> Self {
+        Error::from(violations).into()
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use time::OffsetDateTime;
 use uuid::{Uuid, fmt::Hyphenated};
 
-use crate::validation::Invalid;
+use crate::invalid::Invalid;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {

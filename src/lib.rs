@@ -18,7 +18,7 @@
 //! A feature is a folder: [`user`], [`auth`], [`mod@todo`]. In it, `mod.rs` says what the
 //! things are and what they may look like, `service.rs` turns messages of the contract
 //! into those and back, `store.rs` holds the SQL. What features share lies beside them:
-//! [`text`], [`id`], [`etag`], [`mask`], [`pagination`], [`validation`], [`error`] and
+//! [`text`], [`id`], [`etag`], [`mask`], [`pagination`], [`invalid`], [`validation`], [`error`] and
 //! [`password`]. Of `auth`, the other features know only [`caller`]. How often somebody may
 //! guess or ask is counted in memory: passwords in [`auth::attempts`], names in
 //! [`user::sign_ups`].
@@ -59,6 +59,7 @@ pub mod error;
 pub mod etag;
 pub mod health;
 pub mod id;
+pub mod invalid;
 pub mod keys;
 pub mod mask;
 pub mod metrics;

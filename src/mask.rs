@@ -2,7 +2,7 @@
 
 use prost_types::FieldMask;
 
-use crate::validation::Invalid;
+use crate::invalid::Invalid;
 
 /// The fields that one update changes; at least one.
 #[derive(Debug, PartialEq, Eq)]

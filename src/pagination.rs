@@ -5,8 +5,9 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::{
     caller::Caller,
+    invalid::Invalid,
     keys::{Keyring, MAC_BYTES, MacKeys},
-    validation::{Invalid, Violations},
+    validation::Violations,
 };
 
 /// Rows of a page for which no size is given.

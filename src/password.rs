@@ -17,7 +17,7 @@ use crate::{
     error::Error,
     metrics::Counter,
     text::{self, Lines},
-    validation::Invalid,
+    invalid::Invalid,
 };
 
 /// Passwords, in characters.

@@ -6,7 +6,7 @@ use std::{borrow::Cow, ops::RangeInclusive};
 use unicase::UniCase;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
-use crate::validation::Invalid;
+use crate::invalid::Invalid;
 
 /// Whether a text may have more than one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

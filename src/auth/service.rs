@@ -20,10 +20,11 @@ use crate::{
     database::{Database, complete},
     error::Error,
     id::SessionId,
+    invalid::Invalid,
     metrics::Counter,
     password::{Attempt, Hasher, NewPassword, PasswordHash, Place, Turn, Verdict},
     proto::{auth::v1 as pb, timestamp},
-    validation::{Invalid, REQUIRED, Violations},
+    validation::{REQUIRED, Violations},
 };
 
 /// Implements `fastzero.auth.v1.AuthService`.
@@ -114,7 +115,7 @@ impl pb::auth_service_server::AuthService for AuthService {
     ) -> Result<Response<pb::RevokeSessionResponse>, Status> {
         let caller = Caller::of(&request)?;
         let session_id = SessionId::parse(&request.into_inner().session_id)
-            .map_err(|invalid| Error::InvalidRequest(Violations::single("session_id", invalid)))?;
+            .map_err(|invalid| Violations::single("session_id", invalid))?;
         let service = self.clone();
         complete(async move {
             let (user_id, now) = (caller.user_id, clock::now());
@@ -146,9 +147,8 @@ impl pb::auth_service_server::AuthService for AuthService {
             .run(async |connection| store::find_own_credentials(connection, caller.user_id).await)
             .await?
             .ok_or(Error::SessionRevoked)?;
-        new.check_differs_from(&[&credentials.username, &credentials.email]).map_err(
-            |invalid| Error::InvalidRequest(Violations::single("new_password", invalid)),
-        )?;
+        new.check_differs_from(&[&credentials.username, &credentials.email])
+            .map_err(|invalid| Violations::single("new_password", invalid))?;
         let (service, turn) = (self.clone(), verify.turn().await?);
         let check = async move {
             let checked = service.check(turn, current, Some(&credentials), counted).await;
@@ -368,7 +368,7 @@ fn user_agent<T>(request: &Request<T>) -> String {
     user_agent.unwrap_or_default().chars().take(MAX_USER_AGENT_LENGTH).collect()
 }
 
-fn parse_login(request: &pb::LoginRequest) -> Result<(LoginName, Attempt), Error> {
+fn parse_login(request: &pb::LoginRequest) -> Result<(LoginName, Attempt), Violations> {
     let mut violations = Violations::default();
     if request.login.trim().is_empty() {
         violations.add("login", REQUIRED);
@@ -379,7 +379,7 @@ fn parse_login(request: &pb::LoginRequest) -> Result<(LoginName, Attempt), Error
     violations.finish(|| Some((LoginName::parse(&request.login), Attempt::new(&request.password))))
 }
 
-fn parse_change(request: &pb::ChangePasswordRequest) -> Result<(Attempt, NewPassword), Error> {
+fn parse_change(request: &pb::ChangePasswordRequest) -> Result<(Attempt, NewPassword), Violations> {
     let mut violations = Violations::default();
     if request.current_password.is_empty() {
         violations.add("current_password", REQUIRED);
@@ -396,21 +396,21 @@ fn parse_change(request: &pb::ChangePasswordRequest) -> Result<(Attempt, NewPass
     violations.finish(|| Some((current, new?)))
 }
 
-fn parse_scope(number: i32) -> Result<Ending, Error> {
+fn parse_scope(number: i32) -> Result<Ending, Violations> {
     match pb::LogoutScope::try_from(number) {
         Ok(pb::LogoutScope::Unspecified | pb::LogoutScope::ThisSession) => Ok(Ending::This),
         Ok(pb::LogoutScope::OtherSessions) => Ok(Ending::Others),
         Ok(pb::LogoutScope::AllSessions) => Ok(Ending::All),
         Err(_) => {
             let allowed = Invalid::new("must be THIS_SESSION, OTHER_SESSIONS or ALL_SESSIONS");
-            Err(Error::InvalidRequest(Violations::single("scope", allowed)))
+            Err(Violations::single("scope", allowed))
         }
     }
 }
 
-fn required(field: &'static str, value: String) -> Result<String, Error> {
+fn required(field: &'static str, value: String) -> Result<String, Violations> {
     if value.is_empty() {
-        return Err(Error::InvalidRequest(Violations::single(field, REQUIRED)));
+        return Err(Violations::single(field, REQUIRED));
     }
     Ok(value)
 }

@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use crate::{
     error::Error,
+    invalid::Invalid,
     traces::CallerSpan,
-    validation::{Invalid, Violations},
+    validation::Violations,
 };
 
 /// The metadata entry that names a call: the caller's choice or ours.
@@ -54,7 +55,7 @@ pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     };
     let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
         let allowed = Invalid::new("must be up to 8 digits and one of the units H M S m u n");
-        Error::InvalidRequest(Violations::single("grpc-timeout", allowed))
+        Error::from(Violations::single("grpc-timeout", allowed))
     })?;
     Ok(Some(timeout))
 }

@@ -8,7 +8,7 @@ use crate::{
     id::TodoId,
     pagination::Cursor,
     text::{self, Lines},
-    validation::Invalid,
+    invalid::Invalid,
 };
 
 pub mod service;

@@ -138,7 +138,7 @@ struct List {
 }
 
 impl TodoService {
-    fn parse_list(&self, request: &pb::ListTodosRequest, scope: &Scope<'_>) -> Result<List, Error> {
+    fn parse_list(&self, request: &pb::ListTodosRequest, scope: &Scope<'_>) -> Result<List, Violations> {
         let mut violations = Violations::default();
         let title = violations.check("title", Filter::parse_title(&request.title));
         let description =
@@ -167,14 +167,14 @@ fn query_of(request: &pb::ListTodosRequest) -> Vec<u8> {
     query.encode_to_vec()
 }
 
-fn parse_id(id: &str) -> Result<TodoId, Error> {
-    TodoId::parse(id).map_err(|invalid| Error::InvalidRequest(Violations::single("id", invalid)))
+fn parse_id(id: &str) -> Result<TodoId, Violations> {
+    TodoId::parse(id).map_err(|invalid| Violations::single("id", invalid))
 }
 
-fn parse_new_todo(request: pb::CreateTodoRequest) -> Result<NewTodo, Error> {
+fn parse_new_todo(request: pb::CreateTodoRequest) -> Result<NewTodo, Violations> {
     let mut violations = Violations::default();
     let Some(todo) = request.todo else {
-        return Err(Error::InvalidRequest(Violations::single("todo", REQUIRED)));
+        return Err(Violations::single("todo", REQUIRED));
     };
     let title = violations.check("todo.title", Title::parse(&todo.title));
     let description = violations.check("todo.description", Description::parse(&todo.description));
@@ -195,14 +195,14 @@ struct Update {
     change: TodoChange,
 }
 
-fn parse_update(request: pb::UpdateTodoRequest) -> Result<Update, Error> {
+fn parse_update(request: pb::UpdateTodoRequest) -> Result<Update, Violations> {
     let mut violations = Violations::default();
     let mask = request.update_mask.as_ref();
     let Some(todo) = request.todo else {
         let writable = [("title", true), ("description", true), ("state", true)];
         violations.add("todo", REQUIRED);
         violations.check("update_mask", Mask::parse(mask, writable));
-        return Err(Error::InvalidRequest(violations));
+        return Err(violations);
     };
     let id = violations.check("todo.id", TodoId::parse(&todo.id));
     let writable = [

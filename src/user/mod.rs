@@ -7,7 +7,7 @@ use crate::{
     id::UserId,
     pagination::Cursor,
     text::{self, Lines},
-    validation::Invalid,
+    invalid::Invalid,
 };
 
 pub mod service;

@@ -151,7 +151,7 @@ impl UserService {
         &self,
         request: &pb::ListUsersRequest,
         scope: &Scope<'_>,
-    ) -> Result<Page<UserId>, Error> {
+    ) -> Result<Page<UserId>, Violations> {
         let mut violations = Violations::default();
         let fields =
             PageFields { size: request.page_size, skip: request.skip, token: &request.page_token };
@@ -160,7 +160,7 @@ impl UserService {
     }
 }
 
-fn parse_new_user(request: &pb::CreateUserRequest) -> Result<(NewUser, NewPassword), Error> {
+fn parse_new_user(request: &pb::CreateUserRequest) -> Result<(NewUser, NewPassword), Violations> {
     let mut violations = Violations::default();
     let username = violations.check("username", Username::parse(&request.username));
     let email = violations.check("email", Email::parse(&request.email));
@@ -175,8 +175,8 @@ fn parse_new_user(request: &pb::CreateUserRequest) -> Result<(NewUser, NewPasswo
     })
 }
 
-fn parse_id(field: &'static str, id: &str, caller: Caller) -> Result<UserId, Error> {
-    caller.resolve(id).map_err(|invalid| Error::InvalidRequest(Violations::single(field, invalid)))
+fn parse_id(field: &'static str, id: &str, caller: Caller) -> Result<UserId, Violations> {
+    caller.resolve(id).map_err(|invalid| Violations::single(field, invalid))
 }
 
 struct Update {
@@ -185,13 +185,13 @@ struct Update {
     change: UserChange,
 }
 
-fn parse_update(request: pb::UpdateUserRequest, caller: Caller) -> Result<Update, Error> {
+fn parse_update(request: pb::UpdateUserRequest, caller: Caller) -> Result<Update, Violations> {
     let mut violations = Violations::default();
     let mask = request.update_mask.as_ref();
     let Some(user) = request.user else {
         violations.add("user", REQUIRED);
         violations.check("update_mask", Mask::parse(mask, [("username", true), ("email", true)]));
-        return Err(Error::InvalidRequest(violations));
+        return Err(violations);
     };
     let id = violations.check("user.id", caller.resolve(&user.id));
     let writable = [("username", !user.username.is_empty()), ("email", !user.email.is_empty())];
