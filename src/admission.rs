@@ -12,7 +12,7 @@ use tokio::{
 };
 use tonic::body::Body;
 
-use crate::{error::Error, metrics::Counter, peers::Share};
+use crate::{error::Error, peers::Share};
 
 /// How long a call waits to be let in: a fraction of any deadline, so that a caller that
 /// is turned away can go elsewhere.
@@ -59,7 +59,6 @@ pub struct Admission {
     queue: Semaphore,
     memory: Arc<Semaphore>,
     large_answers: Arc<Semaphore>,
-    shed: Counter,
 }
 
 /// Memory for one call, as long as it takes it.
@@ -100,15 +99,14 @@ fn memory(max_calls: usize) -> usize {
 }
 
 impl Admission {
-    /// For `max_calls` at once, and as many that wait. Counts in `shed` what is turned away.
+    /// For `max_calls` at once, and as many that wait.
     #[must_use]
-    pub fn new(max_calls: usize, shed: Counter) -> Self {
+    pub fn new(max_calls: usize) -> Self {
         Self {
             calls: Semaphore::new(max_calls),
             queue: Semaphore::new(max_calls),
             memory: Arc::new(Semaphore::new(memory(max_calls))),
             large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS)),
-            shed,
         }
     }
 
@@ -128,7 +126,7 @@ impl Admission {
 
     fn room_of(&self, cost: u32, share: Arc<Share>, headers: &HeaderMap) -> Result<Room, Error> {
         let base = cost + kib(size_of_metadata(headers))?;
-        let memory = self.memory(&share, base).ok_or_else(|| self.overloaded())?;
+        let memory = self.memory(&share, base).ok_or(Error::Overloaded)?;
         Ok(Room { memory, base, share })
     }
 
@@ -158,7 +156,7 @@ impl Admission {
                 let (double, quarter_more) = (2 * message.len(), message.len() / 4 * 5);
                 let capacity = length.max(whole.min(double)).max(quarter_more);
                 if !self.make_room(capacity, room)? {
-                    return Err(self.overloaded());
+                    return Err(Error::Overloaded);
                 }
                 message.reserve_exact(capacity - message.len());
             }
@@ -174,20 +172,20 @@ impl Admission {
         let of_peer = share.large_answers.clone().acquire_owned();
         let of_all = self.large_answers.clone().acquire_owned();
         let both = timeout(MAX_WAIT, async { Ok((of_peer.await?, of_all.await?)) }).await;
-        let both: Result<_, AcquireError> = both.map_err(|_| self.overloaded())?;
+        let both: Result<_, AcquireError> = both.map_err(|_| Error::Overloaded)?;
         let (of_peer, of_all) = both.map_err(Error::internal)?;
         Ok(Large { _of_peer: of_peer, _of_all: of_all, _share: share.clone() })
     }
 
     /// A place among the calls under way. Waits for one, but not long.
     pub async fn enter<'a>(&'a self, share: &'a Share) -> Result<Place<'a>, Error> {
-        let of_peer = share.calls.try_acquire().map_err(|_| self.overloaded())?;
+        let of_peer = share.calls.try_acquire().map_err(|_| Error::Overloaded)?;
         if let Ok(of_all) = self.calls.try_acquire() {
             return Ok(Place { _of_peer: of_peer, _of_all: of_all });
         }
-        let _queued = self.queue.try_acquire().map_err(|_| self.overloaded())?;
+        let _queued = self.queue.try_acquire().map_err(|_| Error::Overloaded)?;
         let of_all = timeout(MAX_WAIT, self.calls.acquire()).await;
-        let of_all = of_all.map_err(|_| self.overloaded())?.map_err(Error::internal)?;
+        let of_all = of_all.map_err(|_| Error::Overloaded)?.map_err(Error::internal)?;
         Ok(Place { _of_peer: of_peer, _of_all: of_all })
     }
 
@@ -220,7 +218,7 @@ impl Admission {
 
     /// A place among the calls of health that a peer may have.
     pub fn enter_health(&self, share: &Share) -> Result<OwnedSemaphorePermit, Error> {
-        share.health_calls.clone().try_acquire_owned().map_err(|_| self.overloaded())
+        share.health_calls.clone().try_acquire_owned().map_err(|_| Error::Overloaded)
     }
 
     /// Makes room for a message of `length` bytes, if there is any.
@@ -245,10 +243,6 @@ impl Admission {
             share.give_memory_back(size);
         }
         memory
-    }
-
-    fn overloaded(&self) -> Error {
-        Error::overloaded(&self.shed)
     }
 }
 

@@ -5,7 +5,7 @@
 //! in a turn of their own, while new ones gather. So the busier the service, the
 //! more calls share a statement, its round trip and, where it writes, its commit.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
 use tokio::{
@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{call::DEFAULT_DEADLINE, database::Database, error::Error, traces::CurrentCall};
+use crate::{database::Database, error::Error, traces::CurrentCall};
 
 /// Statements of one kind under way at once: one runs while the answers of the other are
 /// on their way.
@@ -74,10 +74,10 @@ impl<S: Statement> fmt::Debug for Coalescer<S> {
 
 impl<S: Statement> Coalescer<S> {
     /// Has questions asked together, or, where one statement must not be about several
-    /// owners, each alone.
+    /// owners, each alone. `limit` is the longest time for which a call waits.
     #[must_use]
-    pub fn new(database: Database, together: bool) -> Self {
-        let queue = together.then(|| Queue::start(&database));
+    pub fn new(database: Database, together: bool, limit: Duration) -> Self {
+        let queue = together.then(|| Queue::start(&database, limit));
         Self { database, queue }
     }
 
@@ -118,14 +118,15 @@ fn unanswered() -> Error {
 
 impl<S: Statement> Queue<S> {
     /// As many tasks as there are turns, which live as long as somebody may ask.
-    fn start(database: &Database) -> Self {
+    fn start(database: &Database, limit: Duration) -> Self {
         let turns = Arc::new(Semaphore::new(TURNS));
         let (waiting, receiver) = mpsc::channel(MAX_WAITING);
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..TURNS {
             let (database, turns, receiver) = (database.clone(), turns.clone(), receiver.clone());
             tokio::spawn(async move {
-                let take_turns = || take_turns(database.clone(), turns.clone(), receiver.clone());
+                let take_turns =
+                    || take_turns(database.clone(), turns.clone(), receiver.clone(), limit);
                 // A panic is one batch's, and not the end of all.
                 while tokio::spawn(take_turns()).await.is_err() {}
             });
@@ -138,6 +139,7 @@ async fn take_turns<S: Statement>(
     database: Database,
     turns: Arc<Semaphore>,
     receiver: Arc<Mutex<mpsc::Receiver<Waiting<S>>>>,
+    limit: Duration,
 ) {
     let mut waiting = Vec::with_capacity(MAX_BATCH);
     loop {
@@ -156,11 +158,15 @@ async fn take_turns<S: Statement>(
             waiting.push(next);
         }
         drop(receiver);
-        answer(&database, waiting.drain(..)).await;
+        answer(&database, waiting.drain(..), limit).await;
     }
 }
 
-async fn answer<S: Statement>(database: &Database, waiting: impl Iterator<Item = Waiting<S>>) {
+async fn answer<S: Statement>(
+    database: &Database,
+    waiting: impl Iterator<Item = Waiting<S>>,
+    limit: Duration,
+) {
     let waiting = waiting.filter(|waiting| !waiting.caller.answer.is_closed());
     let (questions, callers): (Vec<_>, Vec<_>) =
         waiting.map(|waiting| (waiting.question, waiting.caller)).unzip();
@@ -173,14 +179,20 @@ async fn answer<S: Statement>(database: &Database, waiting: impl Iterator<Item =
         several => S::many(connection, several).await,
     });
     // Nobody waits for longer.
-    let answers = timeout(DEFAULT_DEADLINE, first.around(answers)).await;
+    let answers = timeout(limit, first.around(answers)).await;
     match answers.unwrap_or(Err(Error::DeadlineExceeded)) {
         Ok(answers) => {
             for ((question, caller), answer) in questions.into_iter().zip(callers).zip(answers) {
                 match answer {
                     Some(answer) => caller.tell(Ok(answer)),
                     // Not here, where others would wait for it.
-                    None => drop(tokio::spawn(caller.ask_alone::<S>(database.clone(), question))),
+                    None => {
+                        drop(tokio::spawn(caller.ask_alone::<S>(
+                            database.clone(),
+                            question,
+                            limit,
+                        )));
+                    }
                 }
             }
         }
@@ -211,10 +223,11 @@ impl<A> Asker<A> {
         mut self,
         database: Database,
         question: S::Question,
+        limit: Duration,
     ) {
         let answer = self.call.clone().around(alone::<S>(&database, &question));
         let answer = tokio::select! {
-            answer = timeout(DEFAULT_DEADLINE, answer) => answer,
+            answer = timeout(limit, answer) => answer,
             () = self.answer.closed() => return,
         };
         self.tell(answer.unwrap_or(Err(Error::DeadlineExceeded)));

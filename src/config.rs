@@ -19,9 +19,10 @@ use tracing_subscriber::filter::Targets;
 
 use crate::{
     connection, database,
-    error::Chain,
+    error_chain::ErrorChain,
     keys::{Keyring, MIN_SECRET_BYTES, SigningKey},
     password,
+    telemetry::LogFormat,
     tls::{self, Tls},
 };
 
@@ -195,15 +196,6 @@ pub enum Algorithm {
     /// HMAC with SHA-256.
     #[value(name = "HS256")]
     Hs256,
-}
-
-/// How the log is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Pretty,
-    /// One object a line.
-    Json,
 }
 
 /// A setting that cannot be used. It names the variable, never a secret's value.
@@ -416,7 +408,7 @@ fn parse_database_url(url: &SecretString) -> Result<PgConnectOptions, ConfigErro
         variable: "DATABASE_URL",
         problem: format!(
             "must be like postgresql://user:password@host:5432/database: {}",
-            Chain(&*cause)
+            ErrorChain(&*cause)
         ),
     })
 }

@@ -19,7 +19,9 @@ use tokio::{
 };
 
 use crate::{
-    error::{Cause, Chain, Error},
+    error::Error,
+    error_chain::{BoxError, ErrorChain},
+    health::ReadinessCheck,
     traces::{CurrentCall, DatabaseSpan},
 };
 
@@ -63,7 +65,7 @@ const FINAL_CLASSES: [&str; 2] = ["28", "3D"];
 /// Reads a database's URL. `postgres://` and `postgresql://` are the same, a driver
 /// (`postgresql+psycopg://`, as SQLAlchemy writes it) is ignored. What the URL leaves
 /// out comes from `PGPASSWORD` and its kin.
-pub fn parse_url(url: &str) -> Result<PgConnectOptions, Cause> {
+pub fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
     let (scheme, rest) = url.split_once("://").ok_or("it is no URL")?;
     let (scheme, _driver) = scheme.split_once('+').unwrap_or((scheme, ""));
     if !matches!(scheme, "postgres" | "postgresql") {
@@ -120,20 +122,26 @@ impl Database {
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let span = DatabaseSpan::begin();
-        let acquired = self.acquire().await.inspect_err(|error| span.note(error))?;
+        let acquired = self.acquire().await.inspect_err(|_| span.record_error())?;
         let mut connection = scopeguard::guard(acquired, settle_in_background);
         let result = work(&mut connection).await;
         let object = ScopeGuard::into_inner(connection);
-        if let Err(error) = &result {
-            span.note(error);
-        }
-        match &result {
-            Err(Error::DatabaseUnavailable(cause)) if is_disconnected(&**cause) => {
-                drop(Object::take(object));
-                self.discard_idle();
+        let Err(error) = &result else {
+            return result;
+        };
+        match error {
+            Error::DatabaseUnavailable(source) => {
+                span.record_error();
+                if is_disconnected(&**source) {
+                    drop(Object::take(object));
+                    self.discard_idle();
+                }
             }
             // It may have been left in the middle of something.
-            Err(Error::Internal(_) | Error::DeadlineExceeded) => drop(Object::take(object)),
+            Error::Internal(_) | Error::DeadlineExceeded => {
+                span.record_error();
+                drop(Object::take(object));
+            }
             _ => {}
         }
         result
@@ -165,6 +173,46 @@ impl Database {
             }
             other => Error::internal(other),
         })
+    }
+}
+
+/// The check of the database behind the health service, over a connection of its own: calls
+/// that wait for the pool's must not make the service look dead.
+#[derive(Debug)]
+pub struct HealthCheck {
+    database: Database,
+    connection: Option<PgConnection>,
+}
+
+impl HealthCheck {
+    /// Opens no connection yet.
+    #[must_use]
+    pub fn new(database: Database) -> Self {
+        Self { database, connection: None }
+    }
+}
+
+impl ReadinessCheck for HealthCheck {
+    /// Returns whether the schema has all that this binary needs. After a check that failed
+    /// or was dropped, the next one begins with a new connection.
+    ///
+    /// A connection may have been closed since the last check, by a pooler or on the way. It
+    /// is a new one that shows whether the database is there.
+    async fn check(&mut self) -> Result<bool, BoxError> {
+        let database = self.database.clone();
+        // Given up or failed: those of calls most likely do not work, either.
+        let mut guard = scopeguard::guard(self.connection.take(), |_| database.discard_idle());
+        if let Some(open) = guard.as_mut() {
+            if let Ok(is_ready) = is_migrated(open).await {
+                self.connection = ScopeGuard::into_inner(guard);
+                return Ok(is_ready);
+            }
+            database.discard_idle();
+        }
+        let new = guard.insert(database.connect().await?);
+        let is_ready = is_migrated(new).await?;
+        self.connection = ScopeGuard::into_inner(guard);
+        Ok(is_ready)
     }
 }
 
@@ -246,13 +294,13 @@ async fn wait_for(options: &PgConnectOptions, patience: Duration) -> Result<PgCo
                     "the database at {}:{} did not answer in time (DATABASE_WAIT_SECONDS): {}",
                     options.get_host(),
                     options.get_port(),
-                    Chain(&*cause)
+                    ErrorChain(&*cause)
                 )
                 .into(),
             ));
         }
         tracing::warn!(
-            cause = %Chain(&*cause),
+            cause = %ErrorChain(&*cause),
             host = options.get_host(),
             port = options.get_port(),
             retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX),

@@ -1,13 +1,19 @@
 //! What can go wrong with a call, by meaning, and how it is told to the caller.
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use time::format_description::well_known::Rfc3339;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::{clock, metrics::Counter, proto::error::v1::ErrorReason, validation::Violations};
+use crate::{
+    clock,
+    error_chain::{BoxError, ErrorChain},
+    password::HashingError,
+    proto::error::v1::ErrorReason,
+    validation::Violations,
+};
 
 /// The domain of all reasons (`google.rpc.ErrorInfo`).
 const DOMAIN: &str = "fastzero";
@@ -48,32 +54,22 @@ pub enum Error {
     },
     DeadlineExceeded,
     /// With what the log is to say; it goes no further.
-    DatabaseUnavailable(Cause),
+    DatabaseUnavailable(BoxError),
     /// With what the log is to say; it goes no further.
-    Internal(Cause),
+    Internal(BoxError),
     Unimplemented,
     Stopping,
 }
 
-/// What lies behind an error: for the log, never for the caller.
-pub type Cause = Box<dyn StdError + Send + Sync>;
-
 impl Error {
     /// A fault of this service.
-    pub fn internal(cause: impl Into<Cause>) -> Self {
+    pub fn internal(cause: impl Into<BoxError>) -> Self {
         Self::Internal(cause.into())
-    }
-
-    /// A call that is turned away; counted in `shed`.
-    #[must_use]
-    pub fn overloaded(shed: &Counter) -> Self {
-        shed.inc();
-        Self::Overloaded
     }
 
     /// What to tell an operator, where there is no caller.
     #[must_use]
-    pub fn into_cause(self) -> Cause {
+    pub fn into_cause(self) -> BoxError {
         match self {
             Self::Internal(cause) | Self::DatabaseUnavailable(cause) => cause,
             other => other.into(),
@@ -85,10 +81,10 @@ impl Error {
     pub fn again(&self) -> Self {
         match self {
             Self::DatabaseUnavailable(cause) => {
-                Self::DatabaseUnavailable(Chain(&**cause).to_string().into())
+                Self::DatabaseUnavailable(ErrorChain(&**cause).to_string().into())
             }
             Self::DeadlineExceeded => Self::DeadlineExceeded,
-            Self::Internal(cause) => Self::internal(Chain(&**cause).to_string()),
+            Self::Internal(cause) => Self::internal(ErrorChain(&**cause).to_string()),
             other => Self::internal(other.to_string()),
         }
     }
@@ -199,6 +195,15 @@ impl fmt::Display for Error {
 
 impl StdError for Error {}
 
+impl From<HashingError> for Error {
+    fn from(error: HashingError) -> Self {
+        match error {
+            HashingError::QueueFull => Self::Overloaded,
+            failed => Self::internal(failed),
+        }
+    }
+}
+
 /// An empty list is a bug of the parser.
 impl From<Violations> for Error {
     fn from(violations: Violations) -> Self {
@@ -209,27 +214,35 @@ impl From<Violations> for Error {
     }
 }
 
-/// Writes the cause to the log, once, and leaves it out of the answer.
+/// Keeps the error as the source of the status, for the layer that logs and counts errors:
+/// [`error_of`] finds it there. The client gets the code, the message and the details.
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        match &error {
-            Error::Internal(cause) => tracing::error!(cause = %Chain(&**cause), "internal error"),
-            Error::DatabaseUnavailable(cause) => {
-                tracing::warn!(cause = %Chain(&**cause), "database unavailable");
-            }
-            _ => {}
-        }
         let mut details = ErrorDetails::new();
         set_reason(&mut details, error.reason());
         if let Some(delay) = error.retry_after() {
             details.set_retry_info(Some(delay));
         }
         let (code, message) = (error.code(), error.to_string());
-        if let Error::InvalidRequest(violations) = error {
+        if let Error::InvalidRequest(violations) = &error {
             let violation = |(field, allowed)| FieldViolation::new(field, allowed);
             details.set_bad_request(violations.iter().map(violation).collect::<Vec<_>>());
         }
-        Self::with_error_details(code, message, details)
+        let mut status = Self::with_error_details(code, message, details);
+        status.set_source(Arc::new(error));
+        status
+    }
+}
+
+/// Returns the error that a response was made of, if a service of this crate made it.
+pub(crate) fn error_of<B>(response: &Response<B>) -> Option<&Error> {
+    let status = response.extensions().get::<Status>()?;
+    status.source()?.downcast_ref()
+}
+
+impl From<HashingError> for Status {
+    fn from(error: HashingError) -> Self {
+        Error::from(error).into()
     }
 }
 
@@ -282,20 +295,5 @@ fn library_reason(code: Code) -> ErrorReason {
         Code::DeadlineExceeded => ErrorReason::DeadlineExceeded,
         Code::ResourceExhausted => ErrorReason::Overloaded,
         _ => ErrorReason::Internal,
-    }
-}
-
-/// An error with all that caused it, in one line.
-pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(formatter, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }

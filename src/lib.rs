@@ -56,6 +56,7 @@ pub mod database;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 pub mod error;
+pub mod error_chain;
 pub mod etag;
 pub mod health;
 pub mod id;

@@ -17,7 +17,8 @@ use fast_zero::embedded;
 use fast_zero::{
     config::{self, Config, ConfigError},
     database,
-    error::{Cause, Chain, Error},
+    error::Error,
+    error_chain::{BoxError, ErrorChain},
     keys::Keyring,
     probe::{self, Outcome},
     server::{Backing, Server},
@@ -87,8 +88,8 @@ enum Command {
 /// Why the process ends, and with which code (sysexits.h).
 enum Failure {
     Usage(clap::Error),
-    Config(Cause),
-    Runtime(Cause),
+    Config(BoxError),
+    Runtime(BoxError),
 }
 
 impl From<ConfigError> for Failure {
@@ -97,8 +98,8 @@ impl From<ConfigError> for Failure {
     }
 }
 
-impl From<Cause> for Failure {
-    fn from(cause: Cause) -> Self {
+impl From<BoxError> for Failure {
+    fn from(cause: BoxError) -> Self {
         Self::Runtime(cause)
     }
 }
@@ -149,14 +150,14 @@ impl Failure {
 
 /// The last words of the process; nobody may be there to read them.
 fn tell(cause: &(dyn std::error::Error + 'static)) {
-    let _ = writeln!(io::stderr(), "error: {}", Chain(cause));
+    let _ = writeln!(io::stderr(), "error: {}", ErrorChain(cause));
 }
 
 fn run() -> Result<ExitCode, Failure> {
     load_dotenv()?;
     let arguments = parse_arguments().map_err(Failure::Usage)?;
     let config = arguments.config;
-    let _log = telemetry::start(&config);
+    let _log = telemetry::start(config.rust_log.clone(), config.log_format);
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => on_runtime(serve(&config)),
         Command::Migrate => on_runtime(migrate(&config)),

@@ -17,8 +17,6 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use crate::{caller::LiveSessions, database::Database, password::Hasher, telemetry};
-
 pub use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
 /// The media type of [`Metrics::encode`].
@@ -80,16 +78,25 @@ pub struct Metrics {
     idle_connections: Gauge,
     hashing_queue: Gauge,
     session_cache_users: Gauge,
-    sources: OnceLock<Sources>,
+    sources: OnceLock<ScrapeSources>,
+    lost_lines: fn() -> usize,
     registry: Registry,
 }
 
-/// What is looked at when somebody asks.
-#[derive(Debug)]
-struct Sources {
-    database: Database,
-    hasher: Hasher,
-    live_sessions: Arc<LiveSessions>,
+/// Functions that return the current value of a gauge, called at each scrape.
+pub struct ScrapeSources {
+    /// Open connections to the database, and idle ones among them.
+    pub connections: Box<dyn Fn() -> (usize, usize) + Send + Sync>,
+    /// Passwords that are hashed or wait for it.
+    pub hashing_jobs: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Users with cached sessions.
+    pub cached_users: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+impl fmt::Debug for ScrapeSources {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("ScrapeSources").finish_non_exhaustive()
+    }
 }
 
 /// How it was found out whether a caller's session is alive.
@@ -123,9 +130,10 @@ struct ResultLabel {
 }
 
 impl Metrics {
-    /// For the methods at these paths.
+    /// Creates the metrics of the methods at these paths. `lost_lines` returns how many lines
+    /// of the log were dropped.
     #[must_use]
-    pub fn new<'a>(paths: impl Iterator<Item = &'a str>) -> Self {
+    pub fn new<'a>(paths: impl Iterator<Item = &'a str>, lost_lines: fn() -> usize) -> Self {
         let mut registry = Registry::with_prefix("fastzero");
         let calls = Calls::register(paths, &mut registry);
         let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("FASTZERO_COMMIT"))];
@@ -180,25 +188,27 @@ impl Metrics {
             hashing_queue,
             session_cache_users,
             sources: OnceLock::new(),
+            lost_lines,
             registry,
         }
     }
 
-    /// Looks at these from now on. May be called once; later calls change nothing.
-    pub fn look_at(&self, database: Database, hasher: Hasher, live_sessions: Arc<LiveSessions>) {
-        let _ = self.sources.set(Sources { database, hasher, live_sessions });
+    /// Reads the gauges of the database, the hashing pool and the session cache from these
+    /// sources. Only the first call has an effect.
+    pub fn set_sources(&self, sources: ScrapeSources) {
+        let _ = self.sources.set(sources);
     }
 
     /// All metrics, as of now. Waits for nothing.
     pub fn encode(&self) -> Result<String, fmt::Error> {
-        if let Some(Sources { database, hasher, live_sessions }) = self.sources.get() {
-            let (open, idle) = database.connections();
+        if let Some(sources) = self.sources.get() {
+            let (open, idle) = (sources.connections)();
             set(&self.open_connections, open);
             set(&self.idle_connections, idle);
-            set(&self.hashing_queue, hasher.queue_length());
-            set(&self.session_cache_users, live_sessions.users());
+            set(&self.hashing_queue, (sources.hashing_jobs)());
+            set(&self.session_cache_users, (sources.cached_users)());
         }
-        self.log_lines_lost.inner().store(telemetry::lost_lines() as u64, Ordering::Relaxed);
+        self.log_lines_lost.inner().store((self.lost_lines)() as u64, Ordering::Relaxed);
         let mut text = String::new();
         text::encode(&mut text, &self.registry)?;
         Ok(text)
@@ -315,7 +325,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_one_series() {
-        let metrics = Metrics::new(["/a.B/C"].into_iter());
+        let metrics = Metrics::new(["/a.B/C"].into_iter(), || 0);
         for path in ["/a.B/C", "/a.B/C/", "/a.B/c", "", "/evil\"\n"] {
             metrics.calls.of(path).count(Code::Ok, Duration::from_millis(3));
         }

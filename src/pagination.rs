@@ -4,7 +4,7 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::{
-    caller::Caller,
+    id::UserId,
     invalid::Invalid,
     keys::{Keyring, MAC_BYTES, MacKeys},
     validation::Violations,
@@ -45,7 +45,7 @@ pub struct Scope<'a> {
     /// Names the rpc.
     pub list: &'static str,
     /// Whose list it is.
-    pub caller: Caller,
+    pub owner_id: UserId,
     /// Filter and order.
     pub query: &'a [u8],
 }
@@ -113,8 +113,8 @@ impl PageTokens {
         scope: &Scope<'_>,
         with: impl FnOnce(&MacKeys, &[&[u8]]) -> T,
     ) -> T {
-        let caller = scope.caller.user_id.as_uuid();
-        with(&self.0, &[scope.list.as_bytes(), caller.as_bytes(), scope.query, cursor])
+        let owner_id = scope.owner_id.as_uuid();
+        with(&self.0, &[scope.list.as_bytes(), owner_id.as_bytes(), scope.query, cursor])
     }
 }
 
@@ -138,10 +138,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        id::{SessionId, UserId},
-        keys::SigningKey,
-    };
+    use crate::keys::SigningKey;
 
     #[derive(Debug, PartialEq)]
     struct Bytes(Vec<u8>);
@@ -160,30 +157,26 @@ mod tests {
         PageTokens::new(&Keyring::new(key, None))
     }
 
-    fn caller() -> Caller {
-        Caller { user_id: UserId::generate(), session_id: SessionId::generate() }
-    }
-
     proptest! {
         #[test]
         fn a_token_opens_in_its_scope_only(
             cursor: Vec<u8>, query: Vec<u8>, other: Vec<u8>, at: prop::sample::Index
         ) {
-            let (tokens, caller) = (tokens(), caller());
-            let scope = Scope { list: "a", caller, query: &query };
+            let (tokens, owner_id) = (tokens(), UserId::generate());
+            let scope = Scope { list: "a", owner_id, query: &query };
             let token = tokens.seal(&Bytes(cursor.clone()), &scope);
             prop_assert_eq!(tokens.open(&token, &scope), Ok(Some(Bytes(cursor))));
 
             let other_list = Scope { list: "b", ..scope };
             prop_assert!(tokens.open::<Bytes>(&token, &other_list).is_err());
-            let other_caller = Scope { list: "a", caller: self::caller(), query: &query };
-            prop_assert!(tokens.open::<Bytes>(&token, &other_caller).is_err());
+            let other_owner = Scope { list: "a", owner_id: UserId::generate(), query: &query };
+            prop_assert!(tokens.open::<Bytes>(&token, &other_owner).is_err());
             if other != query {
-                let other_query = Scope { list: "a", caller, query: &other };
+                let other_query = Scope { list: "a", owner_id, query: &other };
                 prop_assert!(tokens.open::<Bytes>(&token, &other_query).is_err());
             }
 
-            let scope = Scope { list: "a", caller, query: &query };
+            let scope = Scope { list: "a", owner_id, query: &query };
             let mut garbled = token.into_bytes();
             let at = at.index(garbled.len());
             garbled[at] = if garbled[at] == b'A' { b'B' } else { b'A' };
@@ -193,7 +186,7 @@ mod tests {
 
         #[test]
         fn garbage_is_refused(token in "\\PC{1,80}") {
-            let scope = Scope { list: "a", caller: caller(), query: b"" };
+            let scope = Scope { list: "a", owner_id: UserId::generate(), query: b"" };
             prop_assert!(tokens().open::<Bytes>(&token, &scope).is_err());
         }
     }

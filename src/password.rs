@@ -14,10 +14,9 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{
-    error::Error,
-    metrics::Counter,
-    text::{self, Lines},
+    error_chain::BoxError,
     invalid::Invalid,
+    text::{self, Lines},
 };
 
 /// Passwords, in characters.
@@ -116,6 +115,26 @@ impl fmt::Debug for PasswordHash {
     }
 }
 
+/// Why a password could not be hashed or checked.
+#[derive(Debug, thiserror::Error)]
+pub enum HashingError {
+    /// Too many passwords wait already.
+    #[error("the password hashing queue is full")]
+    QueueFull,
+    /// The stored hash is no hash, or asks for more memory or passes than are allowed.
+    #[error("a stored password hash is damaged or out of bounds")]
+    StoredHash(#[source] Option<BoxError>),
+    /// The hashing itself failed.
+    #[error("password hashing failed")]
+    Failed(#[source] BoxError),
+}
+
+impl HashingError {
+    fn failed(error: impl Into<BoxError>) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 /// What comes of checking a password.
 #[derive(Debug)]
 pub enum Verdict {
@@ -146,16 +165,13 @@ struct Shared {
     /// Memory that the next hash finds ready, while passwords wait: 19 MiB of fresh
     /// pages are a page fault for every four blocks.
     spare: Mutex<Vec<Vec<Block>>>,
-    /// Counts those for which there was no place.
-    shed: Counter,
 }
 
 impl Hasher {
-    /// Hashes with `cost`, `threads` passwords at a time. Counts in `shed` what is turned
-    /// away.
+    /// Hashes with `cost`, `threads` passwords at a time.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "a proven invariant")]
-    pub fn new(threads: usize, cost: Params, shed: Counter) -> Self {
+    pub fn new(threads: usize, cost: Params) -> Self {
         let all_places = threads * (1 + QUEUE_PER_THREAD);
         let dummy = phc(&cost, &random::<SALT_BYTES>(), &random::<OUTPUT_BYTES>());
         Self(Arc::new(Shared {
@@ -165,15 +181,14 @@ impl Hasher {
             all_places,
             running: Arc::new(Semaphore::new(threads)),
             spare: Mutex::default(),
-            shed,
         }))
     }
 
     /// Takes a place in the queue, before anything else is done for the call;
-    /// [`Error::Overloaded`] when it is full.
-    pub fn admit(&self) -> Result<Place, Error> {
+    /// [`HashingError::QueueFull`] when it is full.
+    pub fn admit(&self) -> Result<Place, HashingError> {
         let permit = self.0.places.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| Error::overloaded(&self.0.shed))?;
+        let permit = permit.map_err(|_| HashingError::QueueFull)?;
         Ok(Place { shared: self.0.clone(), permit: Some(permit) })
     }
 
@@ -204,14 +219,15 @@ impl Drop for Place {
 
 impl Place {
     /// Hashes a password that is to be set.
-    pub async fn hash(self, password: NewPassword) -> Result<PasswordHash, Error> {
+    pub async fn hash(self, password: NewPassword) -> Result<PasswordHash, HashingError> {
         let turn = self.turn().await?;
         turn.run(move |shared| shared.hash(&password.0)).await
     }
 
     /// Waits until a thread is free. Who goes away before that has cost nothing.
-    pub async fn turn(self) -> Result<Turn, Error> {
-        let running = self.shared.running.clone().acquire_owned().await.map_err(Error::internal)?;
+    pub async fn turn(self) -> Result<Turn, HashingError> {
+        let running =
+            self.shared.running.clone().acquire_owned().await.map_err(HashingError::failed)?;
         Ok(Turn { place: self, running })
     }
 }
@@ -230,7 +246,7 @@ impl Turn {
         self,
         attempt: Attempt,
         stored: Option<PasswordHash>,
-    ) -> Result<Verdict, Error> {
+    ) -> Result<Verdict, HashingError> {
         self.run(move |shared| shared.verify(&attempt, stored.as_ref())).await
     }
 
@@ -238,10 +254,9 @@ impl Turn {
     /// does not stop its hash, which must still count.
     async fn run<T: Send + 'static>(
         self,
-        work: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
+        work: impl FnOnce(&Shared) -> Result<T, HashingError> + Send + 'static,
+    ) -> Result<T, HashingError> {
         let (tell, told) = oneshot::channel();
-        let shed = self.place.shared.shed.clone();
         let hashing = move || {
             let Self { place, running } = self;
             be_nice();
@@ -255,8 +270,8 @@ impl Turn {
         thread::Builder::new()
             .name("hash".into())
             .spawn(hashing)
-            .map_err(|_| Error::overloaded(&shed))?;
-        told.await.map_err(Error::internal)?
+            .map_err(|_| HashingError::QueueFull)?;
+        told.await.map_err(HashingError::failed)?
     }
 }
 
@@ -269,24 +284,25 @@ fn be_nice() {
 }
 
 impl Shared {
-    fn hash(&self, password: &SecretString) -> Result<PasswordHash, Error> {
+    fn hash(&self, password: &SecretString) -> Result<PasswordHash, HashingError> {
         let salt = random::<SALT_BYTES>();
         let output = self.argon2(password, &salt, &self.cost)?;
-        phc(&self.cost, &salt, &output).map_err(Error::internal)
+        phc(&self.cost, &salt, &output).map_err(HashingError::failed)
     }
 
-    fn verify(&self, attempt: &Attempt, stored: Option<&PasswordHash>) -> Result<Verdict, Error> {
+    fn verify(
+        &self,
+        attempt: &Attempt,
+        stored: Option<&PasswordHash>,
+    ) -> Result<Verdict, HashingError> {
         let nobody = SecretString::default();
         let password = attempt.0.as_ref().unwrap_or(&nobody);
-        let hash =
-            phc::PasswordHash::new(stored.unwrap_or(&self.dummy).as_str()).map_err(|error| {
-                Error::internal(format!("a stored password hash is damaged: {error}"))
-            })?;
-        let (cost, salt, expected) = stored_parts(&hash).ok_or_else(|| {
-            Error::internal("a stored password hash has parameters out of bounds")
-        })?;
+        let hash = phc::PasswordHash::new(stored.unwrap_or(&self.dummy).as_str())
+            .map_err(|error| HashingError::StoredHash(Some(error.into())))?;
+        let (cost, salt, expected) = stored_parts(&hash).ok_or(HashingError::StoredHash(None))?;
 
-        let output = Output::new(&self.argon2(password, &salt, &cost)?).map_err(Error::internal)?;
+        let output =
+            Output::new(&self.argon2(password, &salt, &cost)?).map_err(HashingError::failed)?;
         // `Output` compares in constant time.
         if output != expected || stored.is_none() || attempt.0.is_none() {
             return Ok(Verdict::Wrong);
@@ -301,7 +317,7 @@ impl Shared {
         password: &SecretString,
         salt: &[u8],
         cost: &Params,
-    ) -> Result<[u8; OUTPUT_BYTES], Error> {
+    ) -> Result<[u8; OUTPUT_BYTES], HashingError> {
         let mut memory = self.take_memory(cost.block_count());
         let mut output = [0; OUTPUT_BYTES];
         Argon2::new(Algorithm::Argon2id, Version::V0x13, cost.clone())
@@ -311,7 +327,7 @@ impl Shared {
                 &mut output,
                 &mut memory[..],
             )
-            .map_err(Error::internal)?;
+            .map_err(HashingError::failed)?;
         self.spare().push(memory);
         Ok(output)
     }

@@ -2,6 +2,7 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
+use http::uri::Scheme;
 use sqlx::postgres::PgConnectOptions;
 use tokio::{
     net::TcpListener,
@@ -9,7 +10,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use tonic::{server::NamedService, service::Routes, transport::Channel};
 
 use crate::{
     admission::{LARGE_ANSWERS_PER_PEER, MAX_REQUEST_BYTES, calls_per_peer},
@@ -19,16 +20,17 @@ use crate::{
         guard::{Authenticator, Methods},
         service::AuthService,
     },
-    call::{Api, Gateway},
+    call::{Api, DEFAULT_DEADLINE, Gateway},
     caller::LiveSessions,
     coalesce::Coalescer,
     config::Config,
     connection::Acceptor,
-    database::{self, Database},
-    error::{Cause, Chain, Error},
+    database::{self, Database, HealthCheck},
+    error::Error,
+    error_chain::{BoxError, ErrorChain},
     health::Reporter,
     keys::Keyring,
-    metrics::Metrics,
+    metrics::{Metrics, ScrapeSources},
     metrics_server::MetricsServer,
     pagination::PageTokens,
     password::Hasher,
@@ -38,10 +40,19 @@ use crate::{
         todo::v1::todo_service_server::TodoServiceServer,
         user::v1::user_service_server::UserServiceServer,
     },
+    telemetry, tls,
     todo::service::TodoService,
-    traces::Traces,
+    traces::{self, Traces},
     user::{service::UserService, sign_ups::SignUps},
 };
+
+/// The health names that need the database; `""` is the server as a whole.
+const READINESS: [&str; 4] = [
+    "",
+    <AuthServiceServer<AuthService> as NamedService>::NAME,
+    <TodoServiceServer<TodoService> as NamedService>::NAME,
+    <UserServiceServer<UserService> as NamedService>::NAME,
+];
 
 /// The largest request of health and reflection, in bytes: the name of a service or a type.
 /// Anybody may keep such a stream open.
@@ -93,13 +104,13 @@ pub struct Server {
 
 impl Server {
     /// Begins to accept connections.
-    pub async fn start(listener: TcpListener, config: &Config) -> Result<Self, Cause> {
+    pub async fn start(listener: TcpListener, config: &Config) -> Result<Self, BoxError> {
         let address = listener.local_addr()?;
         let limits = config.connection_limits();
         limits.allow_files();
         let methods = Methods::of_contract().map_err(Error::into_cause)?;
-        let metrics = Arc::new(Metrics::new(methods.paths()));
-        let (reporter, health) = Reporter::new(metrics.database_up.clone()).await;
+        let metrics = Arc::new(Metrics::new(methods.paths(), telemetry::lost_lines));
+        let (reporter, health) = Reporter::new(&READINESS, metrics.database_up.clone()).await;
         let mut open = Routes::new(health.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES));
         if config.reflection {
             let (v1, v1alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
@@ -116,7 +127,7 @@ impl Server {
             health_calls: MAX_HEALTH_CALLS_PER_PEER,
             large_answers: LARGE_ANSWERS_PER_PEER,
         });
-        let traces = Traces::start(config.otel_exporter_otlp_endpoint.as_ref())?;
+        let traces = Traces::start(collector(config)?)?;
         let gateway = Gateway::new(
             methods,
             open,
@@ -172,7 +183,7 @@ impl Server {
         backing: Backing,
         announce: impl FnOnce(SocketAddr),
         shutdown: CancellationToken,
-    ) -> Result<(), Cause> {
+    ) -> Result<(), BoxError> {
         let prepared = tokio::select! {
             prepared = prepare(config, &backing.database) => {
                 Some(prepared.map_err(Error::into_cause)?)
@@ -182,7 +193,7 @@ impl Server {
         if let Some(database) = prepared {
             self.gateway.serve(api(config, database.clone(), &backing.keyring, &self.metrics));
             self.reporter.report(true).await;
-            let follow = tokio::spawn(self.reporter.clone().follow(database));
+            let follow = tokio::spawn(self.reporter.clone().follow(HealthCheck::new(database)));
             tracing::info!(address = %self.address, "serving");
             announce(self.address);
             shutdown.cancelled().await;
@@ -228,7 +239,7 @@ async fn prepare(config: &Config, options: &PgConnectOptions) -> Result<Database
     loop {
         match prepare_once(config, options, give_up_at).await {
             Err(Error::DatabaseUnavailable(cause)) if Instant::now() < give_up_at => {
-                tracing::warn!(cause = %Chain(&*cause), "the database went away, beginning anew");
+                tracing::warn!(cause = %ErrorChain(&*cause), "the database went away, beginning anew");
                 tokio::time::sleep(PREPARE_RETRY_AFTER).await;
             }
             result => return result,
@@ -253,12 +264,25 @@ async fn prepare_once(
     Ok(database)
 }
 
+/// Connects to the collector of traces when there is something to export.
+fn collector(config: &Config) -> Result<Option<Channel>, BoxError> {
+    let Some(uri) = &config.otel_exporter_otlp_endpoint else {
+        return Ok(None);
+    };
+    let endpoint = traces::endpoint(uri);
+    Ok(Some(if uri.scheme() == Some(&Scheme::HTTPS) {
+        endpoint.connect_with_connector_lazy(tls::connector(tls::public_client()?))
+    } else {
+        endpoint.connect_lazy()
+    }))
+}
+
 /// Serves metrics until `cutting`, if that is wanted. Where they are then.
 async fn serve_metrics(
     config: &Config,
     server: MetricsServer,
     cutting: CancellationToken,
-) -> Result<Option<SocketAddr>, Cause> {
+) -> Result<Option<SocketAddr>, BoxError> {
     let Some(address) = config.metrics()? else {
         return Ok(None);
     };
@@ -274,10 +298,22 @@ async fn serve_metrics(
 fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics) -> Api {
     let live_sessions = Arc::new(LiveSessions::new(metrics.session_checks.clone()));
     let together = config.coalescing;
-    let shed = metrics.calls_shed.clone();
-    let attempts = Arc::new(Attempts::new(shed.clone()));
-    let hasher = Hasher::new(config.hashing_threads.into(), config.hashing_cost.clone(), shed);
-    metrics.look_at(database.clone(), hasher.clone(), live_sessions.clone());
+    let attempts = Arc::new(Attempts::default());
+    let hasher = Hasher::new(config.hashing_threads.into(), config.hashing_cost.clone());
+    metrics.set_sources(ScrapeSources {
+        connections: Box::new({
+            let database = database.clone();
+            move || database.connections()
+        }),
+        hashing_jobs: Box::new({
+            let hasher = hasher.clone();
+            move || hasher.queue_length()
+        }),
+        cached_users: Box::new({
+            let live_sessions = live_sessions.clone();
+            move || live_sessions.users()
+        }),
+    });
     let page_tokens = PageTokens::new(keyring);
     let access_tokens = AccessTokens::new(
         keyring,
@@ -288,7 +324,7 @@ fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics
     let authenticator = Arc::new(Authenticator {
         access_tokens,
         live_sessions: live_sessions.clone(),
-        find_expiry: Coalescer::new(database.clone(), together),
+        find_expiry: Coalescer::new(database.clone(), together, DEFAULT_DEADLINE),
     });
     let auth = AuthService {
         database: database.clone(),
@@ -301,16 +337,16 @@ fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics
     };
     let user = UserService {
         database: database.clone(),
-        find: Coalescer::new(database.clone(), together),
+        find: Coalescer::new(database.clone(), together, DEFAULT_DEADLINE),
         hasher,
         sign_ups: SignUps::new(config.sign_ups_per_peer_per_minute),
         live_sessions,
         page_tokens: page_tokens.clone(),
     };
     let todo = TodoService {
-        find: Coalescer::new(database.clone(), together),
-        list: Coalescer::new(database.clone(), together),
-        insert: Coalescer::new(database.clone(), together),
+        find: Coalescer::new(database.clone(), together, DEFAULT_DEADLINE),
+        list: Coalescer::new(database.clone(), together, DEFAULT_DEADLINE),
+        insert: Coalescer::new(database.clone(), together, DEFAULT_DEADLINE),
         database,
         page_tokens,
     };

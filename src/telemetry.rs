@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use clap::ValueEnum;
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
@@ -17,6 +18,7 @@ use tracing::{
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     field::RecordFields,
+    filter::Targets,
     fmt::{
         FmtContext, FormatEvent, FormatFields, FormattedFields, Layer,
         format::Writer,
@@ -27,8 +29,6 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::config::{Config, LogFormat};
-
 /// Lines that wait to be written, at the most, in some 2 MiB at the level of info. Who reads
 /// the log may stop, as a full pipe does; calls go on then, and further lines are lost.
 const MAX_WAITING_LINES: usize = 4_096;
@@ -37,14 +37,23 @@ const MAX_WAITING_LINES: usize = 4_096;
 /// has to wake it, which takes longer than to make the line.
 const GATHERING: Duration = Duration::from_millis(5);
 
+/// The format of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
 static LOST: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// Starts the log, on standard error. To be called once; later calls change nothing. What
 /// waits is written when the guard is dropped.
 #[must_use = "the log ends when it is dropped"]
-pub fn start(config: &Config) -> WorkerGuard {
+pub fn start(targets: Targets, format: Option<LogFormat>) -> WorkerGuard {
     let is_terminal = io::stderr().is_terminal();
-    let pretty = match config.log_format {
+    let pretty = match format {
         Some(format) => format == LogFormat::Pretty,
         None => is_terminal,
     };
@@ -53,7 +62,7 @@ pub fn start(config: &Config) -> WorkerGuard {
         .thread_name("log")
         .finish(Gathering(BufWriter::new(standard_error())));
     let _ = LOST.set(writer.error_counter());
-    let (lines, targets) = (Layer::new().with_writer(writer), config.rust_log.clone());
+    let lines = Layer::new().with_writer(writer);
     let _ = if pretty {
         Registry::default().with(lines.with_ansi(is_terminal)).with(targets).try_init()
     } else {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Uri, uri::Scheme};
+use http::Uri;
 use opentelemetry::{
     Context, Key, KeyValue,
     context::FutureExt,
@@ -28,10 +28,7 @@ use tonic::{
 };
 use tracing::Instrument;
 
-use crate::{
-    error::{Cause, Error},
-    tls,
-};
+use crate::error_chain::BoxError;
 
 /// What the spans' service is called, unless `OTEL_SERVICE_NAME` or
 /// `OTEL_RESOURCE_ATTRIBUTES` says otherwise.
@@ -88,14 +85,15 @@ struct Export {
 }
 
 impl Traces {
-    /// Exports to this collector, if there is one. Needs a runtime, and waits for nothing.
-    pub fn start(collector: Option<&Uri>) -> Result<Self, Cause> {
+    /// Starts to export to this collector, if there is one. Needs a runtime, and does not
+    /// wait.
+    pub fn start(collector: Option<Channel>) -> Result<Self, BoxError> {
         let Some(collector) = collector else {
             return Ok(Self(None));
         };
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
-            .with_channel(connect(collector)?)
+            .with_channel(collector)
             .with_timeout(EXPORT_TIMEOUT)
             .build()?;
         // In a thread of its own, and dropping what the collector does not take in time.
@@ -172,15 +170,9 @@ fn resource() -> Resource {
     if has_name { resource } else { resource.with_service_name(SERVICE_NAME) }.build()
 }
 
-/// Connects when there is something to send.
-fn connect(collector: &Uri) -> Result<Channel, Cause> {
-    let endpoint =
-        Endpoint::from(collector.clone()).connect_timeout(CONNECT_TIMEOUT).timeout(EXPORT_TIMEOUT);
-    Ok(if collector.scheme() == Some(&Scheme::HTTPS) {
-        endpoint.connect_with_connector_lazy(tls::connector(tls::public_client()?))
-    } else {
-        endpoint.connect_lazy()
-    })
+/// Returns the endpoint of a collector, with the timeouts of the export.
+pub fn endpoint(collector: &Uri) -> Endpoint {
+    Endpoint::from(collector.clone()).connect_timeout(CONNECT_TIMEOUT).timeout(EXPORT_TIMEOUT)
 }
 
 /// Tells when the export begins to fail, and when it works again: not for every batch.
@@ -309,13 +301,9 @@ impl DatabaseSpan {
         }))
     }
 
-    /// The work ended with this error, which may be the database's answer or its fault.
-    pub fn note(&self, error: &Error) {
-        let is_fault = matches!(
-            error,
-            Error::DatabaseUnavailable(_) | Error::DeadlineExceeded | Error::Internal(_)
-        );
-        if let Some(context) = self.0.as_ref().filter(|_| is_fault) {
+    /// Records that the work failed.
+    pub fn record_error(&self) {
+        if let Some(context) = &self.0 {
             context.span().set_status(SpanStatus::error(""));
         }
     }

@@ -8,12 +8,7 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
 
-use crate::{
-    error::Error,
-    invalid::Invalid,
-    traces::CallerSpan,
-    validation::Violations,
-};
+use crate::{error::Error, invalid::Invalid, traces::CallerSpan, validation::Violations};
 
 /// The metadata entry that names a call: the caller's choice or ours.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

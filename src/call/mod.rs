@@ -30,6 +30,7 @@ use crate::{
     auth::guard::{Access, Authenticator, Methods},
     caller::Peer,
     error::{self, Error},
+    error_chain::{BoxError, ErrorChain},
     metrics::{Counted, Metrics},
     peers::{Peers, Share},
     traces::{self, Traces},
@@ -79,7 +80,7 @@ impl Gateway {
     ) -> Self {
         Self {
             methods,
-            admission: Admission::new(max_calls, metrics.calls_shed.clone()),
+            admission: Admission::new(max_calls),
             metrics,
             peers,
             traces,
@@ -145,7 +146,7 @@ impl Gateway {
             Err(refused) => {
                 let _entered = span.enter();
                 let log = CallLog::begin(of_probe, method, trace, in_flight);
-                return Either::Left(ready(call.end(Err(refused), log)));
+                return Either::Left(ready(self.end(&call, Err(refused), log)));
             }
         };
         let (this, log_trace) = (self.clone(), trace.clone());
@@ -154,9 +155,32 @@ impl Gateway {
             let _under_way = under_way;
             let log = CallLog::begin(of_probe, method, log_trace, in_flight);
             let response = this.answer_in_time(request, &call, entry, came_at).await;
-            call.end(response, log)
+            this.end(&call, response, log)
         });
         Either::Right(trace.around(answering).instrument(span))
+    }
+
+    /// Completes the response, and logs and counts the error that it tells of, if any.
+    fn end(
+        &self,
+        call: &Call,
+        result: Result<Response<Body>, Error>,
+        mut log: CallLog,
+    ) -> Response<Body> {
+        let mut response = result.unwrap_or_else(|error| Status::from(error).into_http());
+        match error::error_of(&response) {
+            Some(Error::Internal(cause)) => {
+                tracing::error!(cause = %ErrorChain(&**cause), "internal error");
+            }
+            Some(Error::DatabaseUnavailable(cause)) => {
+                tracing::warn!(cause = %ErrorChain(&**cause), "database unavailable");
+            }
+            Some(Error::Overloaded) => drop(self.metrics.calls_shed.inc()),
+            _ => {}
+        }
+        log.code = error::complete_details(response.headers_mut(), call.id());
+        response.headers_mut().insert(REQUEST_ID, call.request_id.clone());
+        response
     }
 
     /// What a call with these headers needs before anything is done for it.
@@ -278,13 +302,6 @@ impl Call {
     fn id(&self) -> &str {
         self.request_id.to_str().unwrap_or_default()
     }
-
-    fn end(&self, result: Result<Response<Body>, Error>, mut log: CallLog) -> Response<Body> {
-        let mut response = result.unwrap_or_else(|error| Status::from(error).into_http());
-        log.code = error::complete_details(response.headers_mut(), self.id());
-        response.headers_mut().insert(REQUEST_ID, self.request_id.clone());
-        response
-    }
 }
 
 /// What a call got when it came, by what its method asks for.
@@ -303,7 +320,7 @@ fn may_answer_much(path: &str) -> bool {
 async fn serve<B>(mut routes: Routes, request: Request<B>) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<error::Cause>,
+    B::Error: Into<BoxError>,
 {
     match routes.call(request).await {
         Ok(response) => response,

@@ -6,9 +6,9 @@ use time::OffsetDateTime;
 
 use crate::{
     id::TodoId,
+    invalid::Invalid,
     pagination::Cursor,
     text::{self, Lines},
-    invalid::Invalid,
 };
 
 pub mod service;

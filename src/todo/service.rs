@@ -65,7 +65,7 @@ impl pb::todo_service_server::TodoService for TodoService {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let query = query_of(&request);
-        let scope = Scope { list: "ListTodos", caller, query: &query };
+        let scope = Scope { list: "ListTodos", owner_id: caller.user_id, query: &query };
         let List { filter, order_by, page } = self.parse_list(&request, &scope)?;
         let listed = match PlainPage::of(caller.user_id, &filter, order_by, page) {
             Ok(page) => self.list.ask(page).await?,
@@ -138,7 +138,11 @@ struct List {
 }
 
 impl TodoService {
-    fn parse_list(&self, request: &pb::ListTodosRequest, scope: &Scope<'_>) -> Result<List, Violations> {
+    fn parse_list(
+        &self,
+        request: &pb::ListTodosRequest,
+        scope: &Scope<'_>,
+    ) -> Result<List, Violations> {
         let mut violations = Violations::default();
         let title = violations.check("title", Filter::parse_title(&request.title));
         let description =

@@ -5,9 +5,9 @@ use time::OffsetDateTime;
 
 use crate::{
     id::UserId,
+    invalid::Invalid,
     pagination::Cursor,
     text::{self, Lines},
-    invalid::Invalid,
 };
 
 pub mod service;

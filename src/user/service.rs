@@ -77,7 +77,7 @@ impl pb::user_service_server::UserService for UserService {
         request: Request<pb::ListUsersRequest>,
     ) -> Result<Response<pb::ListUsersResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let scope = Scope { list: "ListUsers", caller, query: b"" };
+        let scope = Scope { list: "ListUsers", owner_id: caller.user_id, query: b"" };
         let page = self.parse_page(&request.into_inner(), &scope)?;
         let mut users =
             self.database.run(async |connection| store::list(connection, &page).await).await?;

@@ -1,7 +1,7 @@
 //! Which part of the code knows which: the source is read for the paths that it uses.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -20,8 +20,7 @@ const MAY_USE: [MayUse; 12] = [
             ("service.rs", "crate::proto"),
             // The reasons of errors are an enum of the contract.
             ("error.rs", "crate::proto::error"),
-            // The names and the wiring of the services.
-            ("health.rs", "crate::proto"),
+            // The wiring of the services.
             ("server.rs", "crate::proto"),
             ("guard.rs", "crate::proto::DESCRIPTORS"),
         ],
@@ -42,8 +41,6 @@ const MAY_USE: [MayUse; 12] = [
             ("store.rs", "sqlx"),
             ("database.rs", "sqlx"),
             ("coalesce.rs", "sqlx::PgConnection"),
-            ("health.rs", "sqlx::PgConnection"),
-            ("health.rs", "sqlx::Error"),
             ("config.rs", "sqlx::postgres::PgConnectOptions"),
             ("main.rs", "sqlx::postgres::PgConnectOptions"),
             ("server.rs", "sqlx::postgres::PgConnectOptions"),
@@ -158,6 +155,95 @@ fn expand(prefix: &str, tree: &str, paths: &mut BTreeSet<String>) {
 /// The path leads to this crate, module or item, or into it.
 fn leads_to(path: &str, target: &str) -> bool {
     path.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+/// The modules of the crate, each with the modules that it imports.
+fn imports(sources: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
+    let name = |path: &str| {
+        let path = path.trim_end_matches(".rs").trim_end_matches("/mod");
+        format!("crate::{}", path.replace('/', "::"))
+    };
+    let modules: BTreeMap<_, _> = sources
+        .iter()
+        .filter(|source| !["lib.rs", "main.rs"].contains(&&*source.path))
+        .filter(|source| !source.path.starts_with("embedded/"))
+        .map(|source| (name(&source.path), source))
+        .collect();
+    let longest = |path: &str| {
+        let leading = modules.keys().filter(|module| leads_to(path, module));
+        leading.max_by_key(|module| module.len()).cloned()
+    };
+    let absolute = |module: &str, is_parent: bool, path: &str| {
+        let parent =
+            if is_parent { module } else { module.rsplit_once("::").map_or("", |(it, _)| it) };
+        if let Some(rest) = path.strip_prefix("super::") {
+            let above =
+                if is_parent { module.rsplit_once("::").map_or("", |(it, _)| it) } else { parent };
+            return format!("{above}::{rest}");
+        }
+        path.strip_prefix("self::")
+            .map_or_else(|| path.to_owned(), |rest| format!("{module}::{rest}"))
+    };
+    let graph = modules.iter().map(|(module, source)| {
+        let is_parent = source.is("mod.rs");
+        let paths = source.paths();
+        let targets = paths.iter().filter_map(|path| longest(&absolute(module, is_parent, path)));
+        // A parent and its children are one thing.
+        let others =
+            targets.filter(|target| !leads_to(target, module) && !leads_to(module, target));
+        (module.clone(), others.collect())
+    });
+    graph.collect()
+}
+
+/// Returns the modules of a cycle, if there is one.
+fn cycle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    fn visit<'a>(
+        module: &'a str,
+        graph: &'a BTreeMap<String, BTreeSet<String>>,
+        path: &mut Vec<&'a str>,
+        done: &mut BTreeSet<&'a str>,
+    ) -> Option<Vec<String>> {
+        if let Some(at) = path.iter().position(|seen| *seen == module) {
+            return Some(path[at..].iter().map(ToString::to_string).collect());
+        }
+        if done.contains(module) {
+            return None;
+        }
+        path.push(module);
+        let found = graph.get(module).into_iter().flatten();
+        let found = found.into_iter().find_map(|next| visit(next, graph, path, done));
+        path.pop();
+        done.insert(module);
+        found
+    }
+    let mut done = BTreeSet::new();
+    graph.keys().find_map(|module| visit(module, graph, &mut Vec::new(), &mut done))
+}
+
+#[test]
+fn cycles_are_found() {
+    let graph = |arrows: &[(&str, &str)]| {
+        let mut graph = BTreeMap::<String, BTreeSet<String>>::new();
+        for (from, to) in arrows {
+            graph.entry((*from).to_owned()).or_default().insert((*to).to_owned());
+        }
+        graph
+    };
+    assert_eq!(cycle(&graph(&[("a", "b"), ("a", "c"), ("b", "c"), ("c", "d")])), None);
+    let found = cycle(&graph(&[("a", "b"), ("b", "c"), ("c", "d"), ("d", "b")]));
+    assert_eq!(found, Some(["b", "c", "d"].map(str::to_owned).to_vec()));
+}
+
+#[test]
+fn no_module_imports_itself_through_others() {
+    let sources = Source::all();
+    let graph = imports(&sources);
+    assert!(
+        graph["crate::todo::store"].contains("crate::database"),
+        "imports are read: {graph:#?}"
+    );
+    assert_eq!(cycle(&graph), None);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 use fast_zero::{
     config::Config,
     database::MIGRATIONS,
-    error::Cause,
+    error_chain::BoxError,
     proto::todo::v1::{ListTodosRequest, Todo},
     server::{Backing, Server},
 };
@@ -154,7 +154,7 @@ async fn a_connection_that_was_closed_is_no_outage() {
 /// A server from its first moment on, which may never serve.
 struct Starting {
     address: SocketAddr,
-    running: JoinHandle<Result<(), Cause>>,
+    running: JoinHandle<Result<(), BoxError>>,
     _stop: DropGuard,
 }
 
