@@ -2,7 +2,7 @@
 //! its own. The call around it gives the request's id and the peer. Who is meant is told
 //! by id, never by name or address.
 
-use crate::id::{SessionId, UserId};
+use crate::types::id::{SessionId, UserId};
 
 /// What audit lines are logged under, to be told from the others.
 pub const TARGET: &str = "fast_zero::audit";

@@ -12,10 +12,12 @@ use tokio::time::Instant;
 use tonic::Request;
 
 use crate::{
-    clock,
     error::Error,
-    id::{SessionId, UserId},
     metrics::SessionChecks,
+    types::{
+        clock,
+        id::{SessionId, UserId},
+    },
 };
 
 /// The user that makes a call, and the session that it is made in. Only the check of
@@ -36,7 +38,7 @@ impl Caller {
     }
 
     /// The user that a request names: an id, or `me` for the caller.
-    pub fn resolve(&self, id: &str) -> Result<UserId, crate::invalid::Invalid> {
+    pub fn resolve(&self, id: &str) -> Result<UserId, crate::types::invalid::InvalidValue> {
         if id == "me" { Ok(self.user_id) } else { UserId::parse(id) }
     }
 }

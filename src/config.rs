@@ -19,11 +19,11 @@ use tracing_subscriber::filter::Targets;
 
 use crate::{
     connection, database,
-    error_chain::ErrorChain,
     keys::{Keyring, MIN_SECRET_BYTES, SigningKey},
     password,
     telemetry::LogFormat,
     tls::{self, Tls},
+    types::error_chain::ErrorChain,
 };
 
 /// All settings. Each is a flag, and an environment variable of the same name.

@@ -20,9 +20,9 @@ use tokio::{
 
 use crate::{
     error::Error,
-    error_chain::{BoxError, ErrorChain},
     health::ReadinessCheck,
     traces::{CurrentCall, DatabaseSpan},
+    types::error_chain::{BoxError, ErrorChain},
 };
 
 /// The schema that this binary needs.

@@ -8,11 +8,13 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use crate::{
-    clock,
-    error_chain::{BoxError, ErrorChain},
     password::HashingError,
     proto::error::v1::ErrorReason,
-    validation::Violations,
+    types::{
+        clock,
+        error_chain::{BoxError, ErrorChain},
+    },
+    validation::FieldViolations,
 };
 
 /// The domain of all reasons (`google.rpc.ErrorInfo`).
@@ -39,7 +41,7 @@ pub enum Error {
     RefreshTokenInvalid,
     RefreshTokenExpired,
     RefreshTokenReused,
-    InvalidRequest(Violations),
+    InvalidRequest(FieldViolations),
     NotEnoughPermissions,
     UserNotFound,
     SessionNotFound,
@@ -165,7 +167,7 @@ impl fmt::Display for Error {
                 formatter.write_str("Could not validate refresh token")
             }
             Self::InvalidRequest(violations) => {
-                formatter.write_str("Invalid request")?;
+                formatter.write_str("InvalidValue request")?;
                 violations.iter().enumerate().try_for_each(|(index, (field, allowed))| {
                     let separator = if index == 0 { ": " } else { "; " };
                     write!(formatter, "{separator}{field} {allowed}")
@@ -205,8 +207,8 @@ impl From<HashingError> for Error {
 }
 
 /// An empty list is a bug of the parser.
-impl From<Violations> for Error {
-    fn from(violations: Violations) -> Self {
+impl From<FieldViolations> for Error {
+    fn from(violations: FieldViolations) -> Self {
         if violations.is_empty() {
             return Self::internal("a parser rejected a request without a violation");
         }
@@ -246,8 +248,8 @@ impl From<HashingError> for Status {
     }
 }
 
-impl From<Violations> for Status {
-    fn from(violations: Violations) -> Self {
+impl From<FieldViolations> for Status {
+    fn from(violations: FieldViolations) -> Self {
         Error::from(violations).into()
     }
 }

@@ -17,8 +17,8 @@ use tonic_health::{
 };
 
 use crate::{
-    error_chain::{BoxError, ErrorChain},
     metrics::Gauge,
+    types::error_chain::{BoxError, ErrorChain},
 };
 
 /// How often the database is looked at. With [`CHECK_TIMEOUT`], an outage is told

@@ -18,12 +18,12 @@ use fast_zero::{
     config::{self, Config, ConfigError},
     database,
     error::Error,
-    error_chain::{BoxError, ErrorChain},
     keys::Keyring,
     probe::{self, Outcome},
     server::{Backing, Server},
     shutdown::Shutdown,
     telemetry,
+    types::error_chain::{BoxError, ErrorChain},
 };
 use secrecy::ExposeSecret;
 use sqlx::postgres::PgConnectOptions;

@@ -2,7 +2,7 @@
 
 use prost_types::FieldMask;
 
-use crate::invalid::Invalid;
+use crate::types::invalid::InvalidValue;
 
 /// The fields that one update changes; at least one.
 #[derive(Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ impl Mask {
     pub fn parse<const N: usize>(
         mask: Option<&FieldMask>,
         writable: [(&'static str, bool); N],
-    ) -> Result<Self, Invalid> {
+    ) -> Result<Self, InvalidValue> {
         let paths = mask.map_or(&[][..], |mask| &mask.paths);
         let names = || writable.iter().map(|(name, _)| *name);
         let list = || names().collect::<Vec<_>>().join(", ");
@@ -49,7 +49,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(paths: Option<&[&str]>) -> Result<Mask, Invalid> {
+    fn parse(paths: Option<&[&str]>) -> Result<Mask, InvalidValue> {
         let mask =
             paths.map(|paths| FieldMask { paths: paths.iter().map(ToString::to_string).collect() });
         Mask::parse(mask.as_ref(), [("title", true), ("state", false)])

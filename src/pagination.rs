@@ -4,10 +4,9 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::{
-    id::UserId,
-    invalid::Invalid,
     keys::{Keyring, MAC_BYTES, MacKeys},
-    validation::Violations,
+    types::{id::UserId, invalid::InvalidValue},
+    validation::FieldViolations,
 };
 
 /// Rows of a page for which no size is given.
@@ -74,7 +73,7 @@ impl PageTokens {
         &self,
         fields: &PageFields<'_>,
         scope: &Scope<'_>,
-        violations: &mut Violations,
+        violations: &mut FieldViolations,
     ) -> Option<Page<C>> {
         let size = violations.check("page_size", parse_size(fields.size));
         let skip = violations.check("skip", parse_skip(fields.skip));
@@ -91,8 +90,8 @@ impl PageTokens {
         URL_SAFE_NO_PAD.encode(token)
     }
 
-    fn open<C: Cursor>(&self, token: &str, scope: &Scope<'_>) -> Result<Option<C>, Invalid> {
-        const ALLOWED: Invalid = Invalid::new(
+    fn open<C: Cursor>(&self, token: &str, scope: &Scope<'_>) -> Result<Option<C>, InvalidValue> {
+        const ALLOWED: InvalidValue = InvalidValue::new(
             "must be empty or the next_page_token of a call with the same filters and order",
         );
 
@@ -118,17 +117,17 @@ impl PageTokens {
     }
 }
 
-fn parse_size(size: i32) -> Result<i64, Invalid> {
+fn parse_size(size: i32) -> Result<i64, InvalidValue> {
     match size {
-        ..0 => Err(Invalid::new("must not be negative")),
+        ..0 => Err(InvalidValue::new("must not be negative")),
         0 => Ok(DEFAULT_PAGE_SIZE.into()),
         _ => Ok(size.min(MAX_PAGE_SIZE).into()),
     }
 }
 
-fn parse_skip(skip: i32) -> Result<i64, Invalid> {
+fn parse_skip(skip: i32) -> Result<i64, InvalidValue> {
     match skip {
-        ..0 => Err(Invalid::new("must not be negative")),
+        ..0 => Err(InvalidValue::new("must not be negative")),
         _ => Ok(skip.into()),
     }
 }

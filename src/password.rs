@@ -13,10 +13,10 @@ use argon2::{
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::{
+use crate::types::{
     error_chain::BoxError,
-    invalid::Invalid,
-    text::{self, Lines},
+    invalid::InvalidValue,
+    text::{self, LineMode},
 };
 
 /// Passwords, in characters.
@@ -55,18 +55,18 @@ pub struct NewPassword(SecretString);
 
 impl NewPassword {
     /// 8 to 128 characters after NFC, of any kind but control characters.
-    pub fn parse(raw: &str) -> Result<Self, Invalid> {
-        text::refuse_control_characters(raw, Lines::One)?;
+    pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
+        text::reject_control_chars(raw, LineMode::Single)?;
         let password = text::nfc(raw);
         text::check_length(&password, LENGTH)?;
         Ok(Self(password.as_ref().into()))
     }
 
     /// Refuses a password that is one of the user's names, in any case.
-    pub fn check_differs_from(&self, names: &[&str]) -> Result<(), Invalid> {
-        let folded = text::fold(self.0.expose_secret());
-        if names.iter().any(|name| text::fold(name) == folded) {
-            return Err(Invalid::new("must not be the username or the e-mail address"));
+    pub fn check_differs_from(&self, names: &[&str]) -> Result<(), InvalidValue> {
+        let folded = text::fold_case(self.0.expose_secret());
+        if names.iter().any(|name| text::fold_case(name) == folded) {
+            return Err(InvalidValue::new("must not be the username or the e-mail address"));
         }
         Ok(())
     }

@@ -27,7 +27,6 @@ use crate::{
     connection::Acceptor,
     database::{self, Database, HealthCheck},
     error::Error,
-    error_chain::{BoxError, ErrorChain},
     health::Reporter,
     keys::Keyring,
     metrics::{Metrics, ScrapeSources},
@@ -43,6 +42,7 @@ use crate::{
     telemetry, tls,
     todo::service::TodoService,
     traces::{self, Traces},
+    types::error_chain::{BoxError, ErrorChain},
     user::{service::UserService, sign_ups::SignUps},
 };
 

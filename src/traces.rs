@@ -28,7 +28,7 @@ use tonic::{
 };
 use tracing::Instrument;
 
-use crate::error_chain::BoxError;
+use crate::types::error_chain::BoxError;
 
 /// What the spans' service is called, unless `OTEL_SERVICE_NAME` or
 /// `OTEL_RESOURCE_ATTRIBUTES` says otherwise.

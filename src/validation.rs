@@ -1,24 +1,24 @@
 //! What is wrong with the fields of a request. Parsing goes through all of them, so that one
 //! error names every invalid field.
 
-use crate::invalid::Invalid;
+use crate::types::invalid::InvalidValue;
 
 /// The reason for a required field that is empty.
-pub const REQUIRED: Invalid = Invalid::new("must be set");
+pub const REQUIRED: InvalidValue = InvalidValue::new("must be set");
 
 /// The invalid fields of one request, in the order in which they were checked.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Violations(Vec<(&'static str, Invalid)>);
+pub struct FieldViolations(Vec<(&'static str, InvalidValue)>);
 
-impl Violations {
+impl FieldViolations {
     /// Returns a valid value, or records a violation. `field` is the path in the request,
     /// such as `todo.title`.
-    pub fn check<T>(&mut self, field: &'static str, value: Result<T, Invalid>) -> Option<T> {
+    pub fn check<T>(&mut self, field: &'static str, value: Result<T, InvalidValue>) -> Option<T> {
         value.map_err(|invalid| self.add(field, invalid)).ok()
     }
 
     /// Records a violation.
-    pub fn add(&mut self, field: &'static str, invalid: Invalid) {
+    pub fn add(&mut self, field: &'static str, invalid: InvalidValue) {
         self.0.push((field, invalid));
     }
 
@@ -33,7 +33,7 @@ impl Violations {
 
     /// Creates the list of a request with one invalid field.
     #[must_use]
-    pub fn single(field: &'static str, invalid: Invalid) -> Self {
+    pub fn single(field: &'static str, invalid: InvalidValue) -> Self {
         Self(vec![(field, invalid)])
     }
 

@@ -38,7 +38,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use fast_zero::{error_chain::BoxError as Cause, shutdown::Shutdown};
+use fast_zero::{shutdown::Shutdown, types::error_chain::BoxError as Cause};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Builder;
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fast_zero::{error_chain::BoxError as Cause, probe};
+use fast_zero::{probe, types::error_chain::BoxError as Cause};
 use nix::{
     sys::{
         prctl,

@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::LoginName;
-use crate::{audit, caller::Peer, error::Error, id::UserId, peers::network};
+use crate::{audit, caller::Peer, error::Error, peers::network, types::id::UserId};
 
 /// Of one account from one peer: more than an owner needs who tries all passwords that
 /// come to mind, and too few for a guess. Later on, about a hundred a day.

@@ -12,10 +12,10 @@ use super::{
 };
 use crate::{
     caller::{Caller, LiveSessions},
-    clock,
     coalesce::Coalescer,
     error::Error,
     proto::DESCRIPTORS,
+    types::clock,
 };
 
 /// The methods of the contract that need no access token. All others do.

@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use crate::id::{SessionId, UserId};
+use crate::types::id::{SessionId, UserId};
 
 pub mod attempts;
 pub mod guard;
@@ -63,10 +63,10 @@ const MAX_LOGIN_LENGTH: usize = 254;
 impl LoginName {
     /// Usernames have no `@`, e-mail addresses always do.
     fn parse(raw: &str) -> Self {
-        use crate::text::{Lines, fold, parse};
-        match parse(raw, Lines::One, 1..=MAX_LOGIN_LENGTH) {
-            Ok(name) if name.contains('@') => Self::Email(fold(&name)),
-            Ok(name) => Self::Username(fold(&name)),
+        use crate::types::text::{LineMode, fold_case, parse};
+        match parse(raw, LineMode::Single, 1..=MAX_LOGIN_LENGTH) {
+            Ok(name) if name.contains('@') => Self::Email(fold_case(&name)),
+            Ok(name) => Self::Username(fold_case(&name)),
             Err(_) => Self::Nobody,
         }
     }

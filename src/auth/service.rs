@@ -16,15 +16,13 @@ use super::{
 use crate::{
     audit,
     caller::{Caller, Peer},
-    clock,
     database::{Database, complete},
     error::Error,
-    id::SessionId,
-    invalid::Invalid,
     metrics::Counter,
     password::{Attempt, Hasher, NewPassword, PasswordHash, Place, Turn, Verdict},
     proto::{auth::v1 as pb, timestamp},
-    validation::{REQUIRED, Violations},
+    types::{clock, id::SessionId, invalid::InvalidValue},
+    validation::{FieldViolations, REQUIRED},
 };
 
 /// Implements `fastzero.auth.v1.AuthService`.
@@ -115,7 +113,7 @@ impl pb::auth_service_server::AuthService for AuthService {
     ) -> Result<Response<pb::RevokeSessionResponse>, Status> {
         let caller = Caller::of(&request)?;
         let session_id = SessionId::parse(&request.into_inner().session_id)
-            .map_err(|invalid| Violations::single("session_id", invalid))?;
+            .map_err(|invalid| FieldViolations::single("session_id", invalid))?;
         let service = self.clone();
         complete(async move {
             let (user_id, now) = (caller.user_id, clock::now());
@@ -148,7 +146,7 @@ impl pb::auth_service_server::AuthService for AuthService {
             .await?
             .ok_or(Error::SessionRevoked)?;
         new.check_differs_from(&[&credentials.username, &credentials.email])
-            .map_err(|invalid| Violations::single("new_password", invalid))?;
+            .map_err(|invalid| FieldViolations::single("new_password", invalid))?;
         let (service, turn) = (self.clone(), verify.turn().await?);
         let check = async move {
             let checked = service.check(turn, current, Some(&credentials), counted).await;
@@ -368,8 +366,8 @@ fn user_agent<T>(request: &Request<T>) -> String {
     user_agent.unwrap_or_default().chars().take(MAX_USER_AGENT_LENGTH).collect()
 }
 
-fn parse_login(request: &pb::LoginRequest) -> Result<(LoginName, Attempt), Violations> {
-    let mut violations = Violations::default();
+fn parse_login(request: &pb::LoginRequest) -> Result<(LoginName, Attempt), FieldViolations> {
+    let mut violations = FieldViolations::default();
     if request.login.trim().is_empty() {
         violations.add("login", REQUIRED);
     }
@@ -379,15 +377,17 @@ fn parse_login(request: &pb::LoginRequest) -> Result<(LoginName, Attempt), Viola
     violations.finish(|| Some((LoginName::parse(&request.login), Attempt::new(&request.password))))
 }
 
-fn parse_change(request: &pb::ChangePasswordRequest) -> Result<(Attempt, NewPassword), Violations> {
-    let mut violations = Violations::default();
+fn parse_change(
+    request: &pb::ChangePasswordRequest,
+) -> Result<(Attempt, NewPassword), FieldViolations> {
+    let mut violations = FieldViolations::default();
     if request.current_password.is_empty() {
         violations.add("current_password", REQUIRED);
     }
     let current = Attempt::new(&request.current_password);
     let new = NewPassword::parse(&request.new_password).and_then(|new| {
         if new.equals(&current) {
-            Err(Invalid::new("must not be the current password"))
+            Err(InvalidValue::new("must not be the current password"))
         } else {
             Ok(new)
         }
@@ -396,21 +396,21 @@ fn parse_change(request: &pb::ChangePasswordRequest) -> Result<(Attempt, NewPass
     violations.finish(|| Some((current, new?)))
 }
 
-fn parse_scope(number: i32) -> Result<Ending, Violations> {
+fn parse_scope(number: i32) -> Result<Ending, FieldViolations> {
     match pb::LogoutScope::try_from(number) {
         Ok(pb::LogoutScope::Unspecified | pb::LogoutScope::ThisSession) => Ok(Ending::This),
         Ok(pb::LogoutScope::OtherSessions) => Ok(Ending::Others),
         Ok(pb::LogoutScope::AllSessions) => Ok(Ending::All),
         Err(_) => {
-            let allowed = Invalid::new("must be THIS_SESSION, OTHER_SESSIONS or ALL_SESSIONS");
-            Err(Violations::single("scope", allowed))
+            let allowed = InvalidValue::new("must be THIS_SESSION, OTHER_SESSIONS or ALL_SESSIONS");
+            Err(FieldViolations::single("scope", allowed))
         }
     }
 }
 
-fn required(field: &'static str, value: String) -> Result<String, Violations> {
+fn required(field: &'static str, value: String) -> Result<String, FieldViolations> {
     if value.is_empty() {
-        return Err(Violations::single(field, REQUIRED));
+        return Err(FieldViolations::single(field, REQUIRED));
     }
     Ok(value)
 }

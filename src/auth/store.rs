@@ -11,8 +11,8 @@ use crate::{
     coalesce::{Statement, in_order},
     database::is_foreign_key_violation,
     error::Error,
-    id::{SessionId, UserId},
     password::PasswordHash,
+    types::id::{SessionId, UserId},
 };
 
 /// What is needed to check a user's password.

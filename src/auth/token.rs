@@ -9,8 +9,8 @@ use uuid::Uuid;
 use crate::{
     caller::Caller,
     error::Error,
-    id::{SessionId, UserId},
     keys::{Keyring, MAC_BYTES, MacKeys},
+    types::id::{SessionId, UserId},
 };
 
 /// How far the clocks of replicas may differ, in seconds.
@@ -195,7 +195,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{clock, keys::SigningKey};
+    use crate::{keys::SigningKey, types::clock};
 
     fn key(byte: char) -> SigningKey {
         SigningKey::new(byte.to_string().repeat(32).into()).expect("long enough")

@@ -8,7 +8,9 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
 
-use crate::{error::Error, invalid::Invalid, traces::CallerSpan, validation::Violations};
+use crate::{
+    error::Error, traces::CallerSpan, types::invalid::InvalidValue, validation::FieldViolations,
+};
 
 /// The metadata entry that names a call: the caller's choice or ours.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -49,8 +51,8 @@ pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
         return Ok(None);
     };
     let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
-        let allowed = Invalid::new("must be up to 8 digits and one of the units H M S m u n");
-        Error::from(Violations::single("grpc-timeout", allowed))
+        let allowed = InvalidValue::new("must be up to 8 digits and one of the units H M S m u n");
+        Error::from(FieldViolations::single("grpc-timeout", allowed))
     })?;
     Ok(Some(timeout))
 }

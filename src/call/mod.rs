@@ -30,10 +30,10 @@ use crate::{
     auth::guard::{Access, Authenticator, Methods},
     caller::Peer,
     error::{self, Error},
-    error_chain::{BoxError, ErrorChain},
     metrics::{Counted, Metrics},
     peers::{Peers, Share},
     traces::{self, Traces},
+    types::error_chain::{BoxError, ErrorChain},
 };
 
 pub use self::{

@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use time::OffsetDateTime;
 
 use crate::{
-    id::TodoId,
-    invalid::Invalid,
     pagination::Cursor,
-    text::{self, Lines},
+    types::{
+        id::TodoId,
+        invalid::InvalidValue,
+        text::{self, LineMode},
+    },
 };
 
 pub mod service;
@@ -47,9 +49,9 @@ impl State {
     const ALL: [Self; 5] = [Self::Draft, Self::Todo, Self::Doing, Self::Done, Self::Trash];
 
     /// Reads a state as a request or the database numbers it.
-    pub fn parse(number: i32) -> Result<Self, Invalid> {
+    pub fn parse(number: i32) -> Result<Self, InvalidValue> {
         let state = Self::ALL.into_iter().find(|state| i32::from(state.number()) == number);
-        state.ok_or(Invalid::new("must be DRAFT, TODO, DOING, DONE or TRASH"))
+        state.ok_or(InvalidValue::new("must be DRAFT, TODO, DOING, DONE or TRASH"))
     }
 
     /// Its number.
@@ -65,8 +67,8 @@ pub struct Title(String);
 
 impl Title {
     /// Reads a title.
-    pub fn parse(raw: &str) -> Result<Self, Invalid> {
-        text::parse(raw, Lines::One, 1..=200).map(Self)
+    pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
+        text::parse(raw, LineMode::Single, 1..=200).map(Self)
     }
 
     /// As kept.
@@ -78,7 +80,7 @@ impl Title {
     /// For searching and ordering.
     #[must_use]
     pub fn folded(&self) -> String {
-        text::fold(&self.0)
+        text::fold_case(&self.0)
     }
 }
 
@@ -88,8 +90,8 @@ pub struct Description(String);
 
 impl Description {
     /// Reads a description.
-    pub fn parse(raw: &str) -> Result<Self, Invalid> {
-        text::parse(raw, Lines::Many, 0..=10_000).map(Self)
+    pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
+        text::parse(raw, LineMode::Multi, 0..=10_000).map(Self)
     }
 
     /// As kept.
@@ -101,7 +103,7 @@ impl Description {
     /// For searching.
     #[must_use]
     pub fn folded(&self) -> String {
-        text::fold(&self.0)
+        text::fold_case(&self.0)
     }
 }
 
@@ -148,17 +150,17 @@ impl Filter {
     pub const NONE: Self = Self { title: None, description: None, states: None };
 
     /// Reads a text that titles are searched for.
-    pub fn parse_title(raw: &str) -> Result<Option<String>, Invalid> {
-        text::parse_filter(raw, Lines::One, MAX_FILTER_LENGTH)
+    pub fn parse_title(raw: &str) -> Result<Option<String>, InvalidValue> {
+        text::parse_filter(raw, LineMode::Single, MAX_FILTER_LENGTH)
     }
 
     /// Reads a text that descriptions are searched for.
-    pub fn parse_description(raw: &str) -> Result<Option<String>, Invalid> {
-        text::parse_filter(raw, Lines::Many, MAX_FILTER_LENGTH)
+    pub fn parse_description(raw: &str) -> Result<Option<String>, InvalidValue> {
+        text::parse_filter(raw, LineMode::Multi, MAX_FILTER_LENGTH)
     }
 
     /// Reads the states to list.
-    pub fn parse_states(numbers: &[i32]) -> Result<Option<Vec<i16>>, Invalid> {
+    pub fn parse_states(numbers: &[i32]) -> Result<Option<Vec<i16>>, InvalidValue> {
         let states: Result<BTreeSet<_>, _> =
             numbers.iter().map(|number| State::parse(*number).map(State::number)).collect();
         // Each once, however often the request names it: the database compares every row
@@ -196,7 +198,7 @@ pub enum Direction {
 
 impl OrderBy {
     /// Reads `order_by` (AIP-132).
-    pub fn parse(raw: &str) -> Result<Self, Invalid> {
+    pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
         use Direction::{Falling, Rising};
         let mut words = raw.split_ascii_whitespace();
         let order = match (words.next(), words.next(), words.next()) {
@@ -207,7 +209,7 @@ impl OrderBy {
             (Some("title"), None, _) => Self::Title(Rising),
             (Some("title"), Some("desc"), None) => Self::Title(Falling),
             _ => {
-                return Err(Invalid::new(
+                return Err(InvalidValue::new(
                     "must be create_time, update_time or title, alone or followed by desc",
                 ));
             }
@@ -277,7 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::clock;
+    use crate::types::clock;
 
     #[test]
     fn states_have_the_contracts_numbers() {

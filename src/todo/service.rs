@@ -9,16 +9,15 @@ use super::{
 };
 use crate::{
     caller::Caller,
-    clock,
     coalesce::Coalescer,
     database::Database,
     error::Error,
     etag::{self, Guard},
-    id::TodoId,
     mask::Mask,
     pagination::{Page, PageFields, PageTokens, Scope},
     proto::{self, timestamp, todo::v1 as pb},
-    validation::{REQUIRED, Violations},
+    types::{clock, id::TodoId},
+    validation::{FieldViolations, REQUIRED},
 };
 
 /// Implements `fastzero.todo.v1.TodoService`.
@@ -142,8 +141,8 @@ impl TodoService {
         &self,
         request: &pb::ListTodosRequest,
         scope: &Scope<'_>,
-    ) -> Result<List, Violations> {
-        let mut violations = Violations::default();
+    ) -> Result<List, FieldViolations> {
+        let mut violations = FieldViolations::default();
         let title = violations.check("title", Filter::parse_title(&request.title));
         let description =
             violations.check("description", Filter::parse_description(&request.description));
@@ -171,14 +170,14 @@ fn query_of(request: &pb::ListTodosRequest) -> Vec<u8> {
     query.encode_to_vec()
 }
 
-fn parse_id(id: &str) -> Result<TodoId, Violations> {
-    TodoId::parse(id).map_err(|invalid| Violations::single("id", invalid))
+fn parse_id(id: &str) -> Result<TodoId, FieldViolations> {
+    TodoId::parse(id).map_err(|invalid| FieldViolations::single("id", invalid))
 }
 
-fn parse_new_todo(request: pb::CreateTodoRequest) -> Result<NewTodo, Violations> {
-    let mut violations = Violations::default();
+fn parse_new_todo(request: pb::CreateTodoRequest) -> Result<NewTodo, FieldViolations> {
+    let mut violations = FieldViolations::default();
     let Some(todo) = request.todo else {
-        return Err(Violations::single("todo", REQUIRED));
+        return Err(FieldViolations::single("todo", REQUIRED));
     };
     let title = violations.check("todo.title", Title::parse(&todo.title));
     let description = violations.check("todo.description", Description::parse(&todo.description));
@@ -199,8 +198,8 @@ struct Update {
     change: TodoChange,
 }
 
-fn parse_update(request: pb::UpdateTodoRequest) -> Result<Update, Violations> {
-    let mut violations = Violations::default();
+fn parse_update(request: pb::UpdateTodoRequest) -> Result<Update, FieldViolations> {
+    let mut violations = FieldViolations::default();
     let mask = request.update_mask.as_ref();
     let Some(todo) = request.todo else {
         let writable = [("title", true), ("description", true), ("state", true)];

@@ -13,9 +13,11 @@ use crate::{
     database::is_foreign_key_violation,
     error::Error,
     etag::{FIRST_VERSION, Guard},
-    id::{TodoId, UserId},
     pagination::Page,
-    text,
+    types::{
+        id::{TodoId, UserId},
+        text,
+    },
 };
 
 /// What the to-dos of a page may add up to, in bytes: 1 MiB less room for the page
@@ -383,7 +385,7 @@ pub(super) async fn list(
     use Direction::{Falling, Rising};
     let begin = Begin::of(order_by, page.after.as_ref());
     let Begin { id, time, title } = &begin;
-    let folded = text::fold(title);
+    let folded = text::fold_case(title);
     let rows = match order_by {
         OrderBy::CreateTime(Rising) => {
             list!("id > $9", "id", [executor, owner_id, filter, page], id)

@@ -4,10 +4,12 @@ use email_address::{EmailAddress, Options};
 use time::OffsetDateTime;
 
 use crate::{
-    id::UserId,
-    invalid::Invalid,
     pagination::Cursor,
-    text::{self, Lines},
+    types::{
+        id::UserId,
+        invalid::InvalidValue,
+        text::{self, LineMode},
+    },
 };
 
 pub mod service;
@@ -43,12 +45,12 @@ pub struct Username(String);
 
 impl Username {
     /// Reads a username; it is kept as written.
-    pub fn parse(raw: &str) -> Result<Self, Invalid> {
+    pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
         let allowed = |char: char| char.is_ascii_alphanumeric() || ".-_".contains(char);
         let good = (3..=32).contains(&raw.len())
             && raw.starts_with(|char: char| char.is_ascii_alphanumeric())
             && raw.chars().all(allowed);
-        good.then(|| Self(raw.to_owned())).ok_or(Invalid::new(
+        good.then(|| Self(raw.to_owned())).ok_or(InvalidValue::new(
             "must have 3 to 32 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit",
         ))
     }
@@ -62,7 +64,7 @@ impl Username {
     /// For comparing.
     #[must_use]
     pub fn folded(&self) -> String {
-        text::fold(&self.0)
+        text::fold_case(&self.0)
     }
 }
 
@@ -76,16 +78,16 @@ pub struct Email(String);
 
 impl Email {
     /// Reads an address: trimmed, its domain in lower case.
-    pub fn parse(raw: &str) -> Result<Self, Invalid> {
-        const ALLOWED: Invalid = Invalid::new(
+    pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
+        const ALLOWED: InvalidValue = InvalidValue::new(
             "must be a plain e-mail address like name@domain.example of at most 254 characters",
         );
 
-        let address = text::parse(raw, Lines::One, 1..=MAX_EMAIL_LENGTH)?;
+        let address = text::parse(raw, LineMode::Single, 1..=MAX_EMAIL_LENGTH)?;
         let (local, domain) = address.rsplit_once('@').ok_or(ALLOWED)?;
         let address = format!("{local}@{}", domain.to_lowercase());
         // Lower case may be longer, or no longer in the normalisation form.
-        let address = text::parse(&address, Lines::One, 1..=MAX_EMAIL_LENGTH)?;
+        let address = text::parse(&address, LineMode::Single, 1..=MAX_EMAIL_LENGTH)?;
         let options =
             Options::default().with_required_tld().without_domain_literal().without_display_text();
         let parsed = EmailAddress::parse_with_options(&address, options).map_err(|_| ALLOWED)?;
@@ -107,7 +109,7 @@ impl Email {
     /// For comparing.
     #[must_use]
     pub fn folded(&self) -> String {
-        text::fold(&self.0)
+        text::fold_case(&self.0)
     }
 }
 

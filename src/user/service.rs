@@ -9,17 +9,16 @@ use super::{Email, NewUser, User, UserChange, Username, sign_ups::SignUps, store
 use crate::{
     audit,
     caller::{Caller, LiveSessions, Peer},
-    clock,
     coalesce::Coalescer,
     database::{Database, complete},
     error::Error,
     etag::{self, Guard},
-    id::UserId,
     mask::Mask,
     pagination::{Page, PageFields, PageTokens, Scope},
     password::{Hasher, NewPassword},
     proto::{self, timestamp, user::v1 as pb},
-    validation::{REQUIRED, Violations},
+    types::{clock, id::UserId},
+    validation::{FieldViolations, REQUIRED},
 };
 
 /// Implements `fastzero.user.v1.UserService`.
@@ -151,8 +150,8 @@ impl UserService {
         &self,
         request: &pb::ListUsersRequest,
         scope: &Scope<'_>,
-    ) -> Result<Page<UserId>, Violations> {
-        let mut violations = Violations::default();
+    ) -> Result<Page<UserId>, FieldViolations> {
+        let mut violations = FieldViolations::default();
         let fields =
             PageFields { size: request.page_size, skip: request.skip, token: &request.page_token };
         let page = self.page_tokens.parse(&fields, scope, &mut violations);
@@ -160,8 +159,10 @@ impl UserService {
     }
 }
 
-fn parse_new_user(request: &pb::CreateUserRequest) -> Result<(NewUser, NewPassword), Violations> {
-    let mut violations = Violations::default();
+fn parse_new_user(
+    request: &pb::CreateUserRequest,
+) -> Result<(NewUser, NewPassword), FieldViolations> {
+    let mut violations = FieldViolations::default();
     let username = violations.check("username", Username::parse(&request.username));
     let email = violations.check("email", Email::parse(&request.email));
     let password = NewPassword::parse(&request.password).and_then(|password| {
@@ -175,8 +176,8 @@ fn parse_new_user(request: &pb::CreateUserRequest) -> Result<(NewUser, NewPasswo
     })
 }
 
-fn parse_id(field: &'static str, id: &str, caller: Caller) -> Result<UserId, Violations> {
-    caller.resolve(id).map_err(|invalid| Violations::single(field, invalid))
+fn parse_id(field: &'static str, id: &str, caller: Caller) -> Result<UserId, FieldViolations> {
+    caller.resolve(id).map_err(|invalid| FieldViolations::single(field, invalid))
 }
 
 struct Update {
@@ -185,8 +186,8 @@ struct Update {
     change: UserChange,
 }
 
-fn parse_update(request: pb::UpdateUserRequest, caller: Caller) -> Result<Update, Violations> {
-    let mut violations = Violations::default();
+fn parse_update(request: pb::UpdateUserRequest, caller: Caller) -> Result<Update, FieldViolations> {
+    let mut violations = FieldViolations::default();
     let mask = request.update_mask.as_ref();
     let Some(user) = request.user else {
         violations.add("user", REQUIRED);

@@ -10,9 +10,9 @@ use crate::{
     database::is_unique_violation,
     error::Error,
     etag::{FIRST_VERSION, Guard},
-    id::UserId,
     pagination::Page,
     password::PasswordHash,
+    types::id::UserId,
 };
 
 struct Row {

@@ -9,9 +9,9 @@ use std::{
 use fast_zero::{
     config::Config,
     database::MIGRATIONS,
-    error_chain::BoxError,
     proto::todo::v1::{ListTodosRequest, Todo},
     server::{Backing, Server},
+    types::error_chain::BoxError,
 };
 use prost::Message;
 use prost_types::FileDescriptorProto;

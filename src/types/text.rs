@@ -6,21 +6,25 @@ use std::{borrow::Cow, ops::RangeInclusive};
 use unicase::UniCase;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
-use crate::invalid::Invalid;
+use crate::types::invalid::InvalidValue;
 
 /// Whether a text may have more than one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lines {
+pub enum LineMode {
     /// No control characters at all.
-    One,
+    Single,
     /// Line breaks (CRLF becomes LF) and tabs, but no other control characters.
-    Many,
+    Multi,
 }
 
 /// A text by the rules above.
-pub fn parse(raw: &str, lines: Lines, length: RangeInclusive<usize>) -> Result<String, Invalid> {
-    let raw = normalize_line_breaks(raw, lines);
-    refuse_control_characters(&raw, lines)?;
+pub fn parse(
+    raw: &str,
+    mode: LineMode,
+    length: RangeInclusive<usize>,
+) -> Result<String, InvalidValue> {
+    let raw = normalize_line_breaks(raw, mode);
+    reject_control_chars(&raw, mode)?;
     let text = nfc(&raw);
     let text = text.trim();
     check_length(text, length)?;
@@ -29,12 +33,12 @@ pub fn parse(raw: &str, lines: Lines, length: RangeInclusive<usize>) -> Result<S
 
 /// A text to search for, folded: by the rules above, but not trimmed. `None` when it
 /// is empty, which finds everything.
-pub fn parse_filter(raw: &str, lines: Lines, max: usize) -> Result<Option<String>, Invalid> {
-    let raw = normalize_line_breaks(raw, lines);
-    refuse_control_characters(&raw, lines)?;
+pub fn parse_filter(raw: &str, mode: LineMode, max: usize) -> Result<Option<String>, InvalidValue> {
+    let raw = normalize_line_breaks(raw, mode);
+    reject_control_chars(&raw, mode)?;
     let text = nfc(&raw);
     check_length(&text, 0..=max)?;
-    Ok((!text.is_empty()).then(|| fold(&text)))
+    Ok((!text.is_empty()).then(|| fold_case(&text)))
 }
 
 /// The text in normalisation form C (UAX #15): one spelling for what looks the same.
@@ -50,7 +54,7 @@ pub fn nfc(text: &str) -> Cow<'_, str> {
 /// case are equal when folded (Unicode's full case folding, then NFC). It needs no
 /// database, so it is the same with every locale.
 #[must_use]
-pub fn fold(text: &str) -> String {
+pub fn fold_case(text: &str) -> String {
     let folded = UniCase::unicode(text).to_folded_case();
     match nfc(&folded) {
         Cow::Borrowed(_) => folded,
@@ -59,21 +63,21 @@ pub fn fold(text: &str) -> String {
 }
 
 /// Refuses control characters (Unicode's general category Cc).
-pub fn refuse_control_characters(text: &str, lines: Lines) -> Result<(), Invalid> {
-    let (allowed, message): (&[char], _) = match lines {
-        Lines::One => (&[], "must not contain control characters"),
-        Lines::Many => {
+pub fn reject_control_chars(text: &str, mode: LineMode) -> Result<(), InvalidValue> {
+    let (allowed, message): (&[char], _) = match mode {
+        LineMode::Single => (&[], "must not contain control characters"),
+        LineMode::Multi => {
             (&['\n', '\t'], "must not contain control characters but line breaks and tabs")
         }
     };
     if text.chars().any(|char| char.is_control() && !allowed.contains(&char)) {
-        return Err(Invalid::new(message));
+        return Err(InvalidValue::new(message));
     }
     Ok(())
 }
 
 /// Checks the length in characters (Unicode scalar values).
-pub fn check_length(text: &str, length: RangeInclusive<usize>) -> Result<(), Invalid> {
+pub fn check_length(text: &str, length: RangeInclusive<usize>) -> Result<(), InvalidValue> {
     let (min, max) = (*length.start(), *length.end());
     if length.contains(&text.chars().count()) {
         return Ok(());
@@ -84,8 +88,8 @@ pub fn check_length(text: &str, length: RangeInclusive<usize>) -> Result<(), Inv
     })
 }
 
-fn normalize_line_breaks(raw: &str, lines: Lines) -> Cow<'_, str> {
-    if lines == Lines::Many && raw.contains("\r\n") {
+fn normalize_line_breaks(raw: &str, mode: LineMode) -> Cow<'_, str> {
+    if mode == LineMode::Multi && raw.contains("\r\n") {
         Cow::Owned(raw.replace("\r\n", "\n"))
     } else {
         Cow::Borrowed(raw)
@@ -108,41 +112,41 @@ mod tests {
             ("É", "e\u{301}"),
             ("ẞ", "ss"),
         ] {
-            assert_eq!(fold(&nfc(one)), fold(&nfc(other)), "{one} {other}");
+            assert_eq!(fold_case(&nfc(one)), fold_case(&nfc(other)), "{one} {other}");
         }
         for (one, other) in [("e", "é"), ("i", "ı"), ("a b", "a  b"), ("🦀", "🦞")] {
-            assert_ne!(fold(one), fold(other), "{one} {other}");
+            assert_ne!(fold_case(one), fold_case(other), "{one} {other}");
         }
     }
 
     #[test]
     fn control_characters_are_refused_before_trimming() {
         for text in ["a\n", "\ta", "a\0b", "a\u{7f}", "\u{85}a", "a\rb", "a\r\n"] {
-            assert!(parse(text, Lines::One, 1..=10).is_err(), "{text:?}");
+            assert!(parse(text, LineMode::Single, 1..=10).is_err(), "{text:?}");
         }
         for text in ["a\0b", "a\rb", "a\u{b}", "\u{85}"] {
-            assert!(parse(text, Lines::Many, 0..=10).is_err(), "{text:?}");
+            assert!(parse(text, LineMode::Multi, 0..=10).is_err(), "{text:?}");
         }
-        let text = parse(" a\r\n\tb\n", Lines::Many, 0..=10);
+        let text = parse(" a\r\n\tb\n", LineMode::Multi, 0..=10);
         assert_eq!(text.as_deref(), Ok("a\n\tb"));
     }
 
     #[test]
     fn length_is_counted_in_characters_after_normalising_and_trimming() {
         let crabs = "🦀".repeat(10);
-        assert_eq!(parse(&crabs, Lines::One, 1..=10).as_deref(), Ok(&*crabs));
-        assert!(parse(&"🦀".repeat(11), Lines::One, 1..=10).is_err());
+        assert_eq!(parse(&crabs, LineMode::Single, 1..=10).as_deref(), Ok(&*crabs));
+        assert!(parse(&"🦀".repeat(11), LineMode::Single, 1..=10).is_err());
         // Two characters become one.
-        assert_eq!(parse("e\u{301}", Lines::One, 1..=1).as_deref(), Ok("é"));
-        assert_eq!(parse("\u{3000} a \u{a0}", Lines::One, 1..=1).as_deref(), Ok("a"));
-        assert!(parse("\u{2003} ", Lines::One, 1..=10).is_err());
+        assert_eq!(parse("e\u{301}", LineMode::Single, 1..=1).as_deref(), Ok("é"));
+        assert_eq!(parse("\u{3000} a \u{a0}", LineMode::Single, 1..=1).as_deref(), Ok("a"));
+        assert!(parse("\u{2003} ", LineMode::Single, 1..=10).is_err());
     }
 
     proptest! {
         #[test]
         fn parsing_twice_is_parsing_once(text in "\\PC{0,40}") {
-            if let Ok(once) = parse(&text, Lines::One, 1..=200) {
-                prop_assert_eq!(parse(&once, Lines::One, 1..=200), Ok(once));
+            if let Ok(once) = parse(&text, LineMode::Single, 1..=200) {
+                prop_assert_eq!(parse(&once, LineMode::Single, 1..=200), Ok(once));
             }
         }
 
@@ -151,15 +155,15 @@ mod tests {
             text in prop_oneof![any::<String>(), "[a\u{301}é \u{3000}\u{2000}\r\n\t\0]{0,8}"],
             many: bool, min in 0_usize..3, max in 3_usize..12,
         ) {
-            let (lines, allowed) =
-                if many { (Lines::Many, "\n\t") } else { (Lines::One, "") };
-            if let Ok(text) = parse(&text, lines, min..=max) {
+            let (mode, allowed) =
+                if many { (LineMode::Multi, "\n\t") } else { (LineMode::Single, "") };
+            if let Ok(text) = parse(&text, mode, min..=max) {
                 let refused = |char: char| char.is_control() && !allowed.contains(char);
                 prop_assert!(!text.contains(refused));
                 prop_assert_eq!(text.trim(), &text);
                 prop_assert_eq!(text.nfc().collect::<String>(), &*text);
                 prop_assert!((min..=max).contains(&text.chars().count()));
-                prop_assert_eq!(parse(&text, lines, min..=max), Ok(text));
+                prop_assert_eq!(parse(&text, mode, min..=max), Ok(text));
             }
         }
 
@@ -167,13 +171,13 @@ mod tests {
         fn what_a_text_is_searched_for_is_taken_as_the_text_is(
             text in prop_oneof![any::<String>(), "[a\u{301}é \r\n\t\0]{0,8}"], many: bool
         ) {
-            let lines = if many { Lines::Many } else { Lines::One };
-            let kept = parse(&text, lines, 0..=200);
-            match parse_filter(&text, lines, 200) {
+            let mode = if many { LineMode::Multi } else { LineMode::Single };
+            let kept = parse(&text, mode, 0..=200);
+            match parse_filter(&text, mode, 200) {
                 // Not trimmed, so it may be longer than what is kept.
                 Ok(wanted) => {
                     let wanted = wanted.unwrap_or_default();
-                    prop_assert!(wanted.contains(&fold(&kept.expect("it fits"))));
+                    prop_assert!(wanted.contains(&fold_case(&kept.expect("it fits"))));
                 }
                 Err(_) => prop_assert!(
                     kept.is_err() || nfc(&text).chars().count() > 200,
@@ -184,17 +188,17 @@ mod tests {
 
         #[test]
         fn folding_twice_is_folding_once(text in "\\PC{0,40}") {
-            let once = fold(&nfc(&text));
-            prop_assert_eq!(fold(&once), once);
+            let once = fold_case(&nfc(&text));
+            prop_assert_eq!(fold_case(&once), once);
         }
 
         #[test]
         fn what_a_text_contains_it_contains_in_any_case(
             before in "[a-zA-Zéßſ]{0,8}", needle in "[a-zA-ZçÇ]{1,8}", after in "[a-zA-Z]{0,8}"
         ) {
-            let text = fold(&format!("{before}{needle}{after}"));
-            prop_assert!(text.contains(&fold(&needle.to_uppercase())));
-            prop_assert!(text.contains(&fold(&needle.to_lowercase())));
+            let text = fold_case(&format!("{before}{needle}{after}"));
+            prop_assert!(text.contains(&fold_case(&needle.to_uppercase())));
+            prop_assert!(text.contains(&fold_case(&needle.to_lowercase())));
         }
     }
 }

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 /// Why a value is rejected: what is allowed instead, to be read after the field's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Invalid(Cow<'static, str>);
+pub struct InvalidValue(Cow<'static, str>);
 
-impl Invalid {
+impl InvalidValue {
     /// Creates a reason that is the same for all values.
     #[must_use]
     pub const fn new(allowed: &'static str) -> Self {
@@ -20,7 +20,7 @@ impl Invalid {
     }
 }
 
-impl From<String> for Invalid {
+impl From<String> for InvalidValue {
     fn from(allowed: String) -> Self {
         Self(Cow::Owned(allowed))
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use time::OffsetDateTime;
 use uuid::{Uuid, fmt::Hyphenated};
 
-use crate::invalid::Invalid;
+use crate::types::invalid::InvalidValue;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -21,7 +21,7 @@ macro_rules! id {
             }
 
             /// Reads an id as callers write it: in lower case with hyphens.
-            pub fn parse(text: &str) -> Result<Self, Invalid> {
+            pub fn parse(text: &str) -> Result<Self, InvalidValue> {
                 parse(text).map(Self)
             }
 
@@ -65,9 +65,9 @@ id! {
     TodoId
 }
 
-fn parse(text: &str) -> Result<Uuid, Invalid> {
-    const ALLOWED: Invalid =
-        Invalid::new("must be a UUID in lower case with hyphens, as the service made it");
+fn parse(text: &str) -> Result<Uuid, InvalidValue> {
+    const ALLOWED: InvalidValue =
+        InvalidValue::new("must be a UUID in lower case with hyphens, as the service made it");
 
     let uuid = Uuid::try_parse(text).map_err(|_| ALLOWED)?;
     let mut buffer = [0; Hyphenated::LENGTH];
