@@ -10,7 +10,7 @@ use fast_zero::{
         todo::v1::{ListTodosRequest, Todo, TodoState},
         user::v1::ListUsersRequest,
     },
-    text,
+    types::text,
 };
 use proptest::{
     prelude::*,
