@@ -12,7 +12,7 @@ ARG TARGETPLATFORM
 RUN --mount=type=cache,id=fast-zero-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=fast-zero-$TARGETPLATFORM,target=/fast-zero/target,sharing=locked \
     find . -path ./target -prune -o -type f -exec touch {} + \
-    && cargo build --profile "$PROFILE" --locked --no-default-features --features jemalloc \
+    && cargo build --package fast-zero --profile "$PROFILE" --locked --no-default-features --features jemalloc \
     && cp "target/$PROFILE/fast-zero" /bin/fast-zero
 
 FROM gcr.io/distroless/cc-debian13:nonroot

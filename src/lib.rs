@@ -1,77 +1,52 @@
-//! fast-zero: users, authentication and to-dos over gRPC, on PostgreSQL.
+//! fast-zero: users, authentication and todos over gRPC, on PostgreSQL.
 //!
 //! # Layout
 //!
-//! `main` reads the settings and runs a subcommand; [`server`] wires everything. A call
-//! comes in over a [`connection`], which may speak [`tls`], and through [`call`], which
-//! gives it an id and a deadline, has [`admission`] let it in (within what [`peers`] may have)
-//! and [`auth::guard`] find out who calls, and passes it to a service:
-//!
 //! ```text
-//! main ── server ── call ── auth::guard
-//!                    │
-//!                    ├── user::service ── user::store ─┐
-//!                    ├── auth::service ── auth::store ─┼── database ── PostgreSQL
-//!                    └── todo::service ── todo::store ─┘
+//! main ─ cli ─ server ─ config
+//!                │
+//!         middleware, transport        the way of a call: middleware/mod.rs has the picture
+//!                │
+//!         user, auth, todo             a feature each: mod.rs, service.rs, store.rs
+//!                │
+//!            database ─ rpc ─ crypto ─ limits ─ telemetry ─ types
 //! ```
 //!
-//! A feature is a folder: [`user`], [`auth`], [`mod@todo`]. In it, `mod.rs` says what the
-//! things are and what they may look like, `service.rs` turns messages of the contract
-//! into those and back, `store.rs` holds the SQL. What features share lies beside them:
-//! [`text`], [`id`], [`etag`], [`mask`], [`pagination`], [`invalid`], [`validation`], [`error`] and
-//! [`password`]. Of `auth`, the other features know only [`caller`]. How often somebody may
-//! guess or ask is counted in memory: passwords in [`auth::attempts`], names in
-//! [`user::sign_ups`].
+//! Imports run down only, and a test holds that. A feature is a directory: `mod.rs` says what the
+//! things are, `service.rs` turns messages into calls and back, `store.rs` holds the SQL. `user`
+//! and `todo` do not know `auth`: they get a `Caller`.
 //!
-//! Look-ups and additions that come at the same time share a statement ([`coalesce`]).
+//! # Invariants
 //!
-//! Around them: [`config`], [`keys`] and [`telemetry`] at the start, [`audit`], [`health`],
-//! [`metrics`] with their own port ([`metrics_server`]), [`traces`] and [`shutdown`] while it
-//! runs, [`probe`] from outside, and `embedded`, the private PostgreSQL of development.
-//!
-//! # What always holds
-//!
-//! - A method needs an access token unless [`auth::guard`] lists it as public.
-//! - The owner's id is part of every statement on what somebody owns, so that what is
-//!   another's cannot be found.
-//! - A password exists only as [`password::NewPassword`], which can be hashed but not
-//!   stored, or as [`password::Attempt`], which can only be compared.
-//! - Text from outside reaches a statement only through a type that has parsed it.
-//! - What is changed is changed by one statement, or by a transaction that no dropped
-//!   call can cut in two ([`database::complete`]).
-//! - Messages of the contract end in `service.rs`, SQL in `store.rs`, statuses in
-//!   [`error`].
-//! - An error's cause goes to the log, never to the caller; a secret goes to neither.
+//! - Each method declares who may call it in `proto/`; the build fails without it.
+//! - The owner's ID is in every statement on what a user owns, so that another user's rows are
+//!   not found.
+//! - A password exists as a type that can be hashed but not stored, or as one that can be
+//!   compared only.
+//! - Text from a request reaches a statement only through a type that has parsed it.
+//! - A write is one statement, or a transaction that no dropped call can cut in two.
+//! - Protobuf messages stop at `service.rs`, SQL at `store.rs`, statuses at `rpc::error`.
+//! - The source of an error goes to the log, never to the client; a secret goes to neither.
+//! - Every limit is a named constant or a setting, and its documentation names the test that
+//!   fails without it.
 
-pub mod admission;
-pub mod audit;
-pub mod auth;
-pub mod call;
-pub mod caller;
-pub mod coalesce;
-pub mod config;
-pub mod connection;
-pub mod database;
-#[cfg(feature = "embedded")]
-pub mod embedded;
-pub mod error;
-pub mod etag;
-pub mod health;
-pub mod keys;
-pub mod mask;
-pub mod metrics;
-pub mod metrics_server;
-pub mod pagination;
-pub mod password;
-pub mod peers;
-pub mod probe;
-pub mod proto;
-pub mod server;
-pub mod shutdown;
-pub mod telemetry;
-pub mod tls;
-pub mod todo;
-pub mod traces;
-pub mod types;
-pub mod user;
-pub mod validation;
+mod auth;
+mod cli;
+mod config;
+mod crypto;
+mod database;
+mod limits;
+mod middleware;
+mod rpc;
+mod server;
+mod telemetry;
+mod todo;
+mod transport;
+mod types;
+mod user;
+
+pub use self::{cli::run, config::Config, rpc::proto, server::Server};
+
+/// The statements on todos, for the tests of their plans and the benchmark.
+#[doc(hidden)]
+pub use self::todo::statements as todo_statements;

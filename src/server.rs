@@ -1,371 +1,360 @@
-//! Everything is wired here: services, connections, start and stop.
+//! The composition root: wires the parts, starts and stops them. It holds no rule.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::uri::Scheme;
 use sqlx::postgres::PgConnectOptions;
 use tokio::{
     net::TcpListener,
     task::JoinHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, service::Routes, transport::Channel};
+use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::{
-    admission::{LARGE_ANSWERS_PER_PEER, MAX_REQUEST_BYTES, calls_per_peer},
     auth::{
         AccessTokens, RefreshTokens,
-        attempts::Attempts,
-        guard::{Authenticator, Methods},
-        service::AuthService,
+        service::{AuthParts, AuthService},
     },
-    call::{Api, DEFAULT_DEADLINE, Gateway},
-    caller::LiveSessions,
-    coalesce::Coalescer,
-    config::Config,
-    connection::Acceptor,
-    database::{self, Database, HealthCheck},
-    error::Error,
-    health::Reporter,
-    keys::Keyring,
-    metrics::{Metrics, ScrapeSources},
-    metrics_server::MetricsServer,
-    pagination::PageTokens,
-    password::Hasher,
-    peers::{self, Peers},
-    proto::{
-        DESCRIPTORS, auth::v1::auth_service_server::AuthServiceServer,
-        todo::v1::todo_service_server::TodoServiceServer,
-        user::v1::user_service_server::UserServiceServer,
+    config::{Config, ConfigError},
+    crypto::{keys::Keyring, password::HashingPool},
+    database::{Database, HealthCheck, connect, migrate},
+    limits::{
+        MAX_CALL_TIMEOUT, MAX_REQUEST_BYTES, MAX_SYSTEM_REQUEST_BYTES,
+        admission::{Admission, client_limits},
+        client_quota::ClientQuotas,
     },
-    telemetry, tls,
-    todo::service::TodoService,
-    traces::{self, Traces},
+    middleware::{self, ApiRoutes, Context},
+    rpc::{
+        error::Error,
+        page_token::PageTokenCodec,
+        policy::MethodTable,
+        proto::{
+            FILE_DESCRIPTOR_SET, auth::v1::auth_service_server::AuthServiceServer,
+            todo::v1::todo_service_server::TodoServiceServer,
+            user::v1::user_service_server::UserServiceServer,
+        },
+    },
+    telemetry::{
+        admin::AdminServer,
+        health::ReadinessReporter,
+        log,
+        metrics::{Metrics, ScrapeSources},
+        traces::{self, CallTracer},
+    },
+    todo::{service::TodoService, store::TodoStore},
+    transport::{accept::Acceptor, tls},
     types::error_chain::{BoxError, ErrorChain},
-    user::{service::UserService, sign_ups::SignUps},
+    user::{service::UserService, sign_up_limit::SignUpLimiter, store::UserStore},
 };
 
-/// The health names that need the database; `""` is the server as a whole.
-const READINESS: [&str; 4] = [
+/// The health names that need the database. The empty one is the server as a whole.
+const READINESS_SERVICES: [&str; 4] = [
     "",
     <AuthServiceServer<AuthService> as NamedService>::NAME,
     <TodoServiceServer<TodoService> as NamedService>::NAME,
     <UserServiceServer<UserService> as NamedService>::NAME,
 ];
 
-/// The largest request of health and reflection, in bytes: the name of a service or a type.
-/// Anybody may keep such a stream open.
-const MAX_OPEN_REQUEST_BYTES: usize = 4 * 1024;
+/// How long a shutdown waits for connections without calls to acknowledge GOAWAY. A client that
+/// never sent anything, or is gone, does not delay it for longer.
+const GOAWAY_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Calls of health that one peer may have under way at once, streams included: more than
-/// probes and balancers have. With the largest metadata, they take 17 MiB.
-const MAX_HEALTH_CALLS_PER_PEER: usize = 256;
+/// The pause before the startup is repeated because the connection to the database was lost.
+const STARTUP_RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// How long the stop waits for connections on which no call is under way to say goodbye.
-/// One that never said anything, or a client that is gone, does not hold it longer.
-const GOODBYE: Duration = Duration::from_millis(300);
-
-/// The pause before the start is begun anew because the database went away in its midst.
-const PREPARE_RETRY_AFTER: Duration = Duration::from_millis(500);
-
-/// What the service stands on.
-#[derive(Clone)]
-pub struct Backing {
-    /// Where its data is.
-    pub database: PgConnectOptions,
-    /// What it signs with.
-    pub keyring: Keyring,
-}
-
-/// The options would show a password.
-impl fmt::Debug for Backing {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Backing").finish_non_exhaustive()
-    }
-}
-
-/// A server that accepts connections: health and reflection answer, the services of the
-/// contract do as soon as [`Server::run`] has reached their database.
+/// A server that accepts connections: health and reflection answer at once, the API as soon as
+/// [`Server::run`] has reached the database.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    gateway: Arc<Gateway>,
-    reporter: Reporter,
-    metrics: Arc<Metrics>,
-    traces: Traces,
-    metrics_address: Option<SocketAddr>,
+    admin_address: Option<SocketAddr>,
+    context: Arc<Context>,
+    readiness: ReadinessReporter,
     connections: JoinHandle<()>,
-    /// Cancelled when no more connections are accepted.
-    closing: CancellationToken,
-    /// Cancelled when what is left of them is cut.
-    cutting: CancellationToken,
+    /// Cancelled when the server stops accepting and drains its connections.
+    drain: CancellationToken,
+    /// Cancelled when the server closes what is left.
+    force_close: CancellationToken,
 }
 
 impl Server {
-    /// Begins to accept connections.
+    /// Starts to accept connections.
+    ///
+    /// # Errors
+    /// If a certificate cannot be used, or the admin server cannot listen.
     pub async fn start(listener: TcpListener, config: &Config) -> Result<Self, BoxError> {
         let address = listener.local_addr()?;
-        let limits = config.connection_limits();
-        limits.allow_files();
-        let methods = Methods::of_contract().map_err(Error::into_cause)?;
-        let metrics = Arc::new(Metrics::new(methods.paths(), telemetry::lost_lines));
-        let (reporter, health) = Reporter::new(&READINESS, metrics.database_up.clone()).await;
-        let mut open = Routes::new(health.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES));
-        if config.reflection {
-            let (v1, v1alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
-            open = open
-                .add_service(v1.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES))
-                .add_service(v1alpha.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES));
-        }
-        let (closing, cutting) = (CancellationToken::new(), CancellationToken::new());
-        let max_calls = usize::from(config.max_concurrent_calls);
-        let proxies = config.trusted_proxies.clone();
-        let peers = Peers::new(peers::Limits {
-            connections: config.max_connections_per_peer as usize,
-            calls: calls_per_peer(max_calls),
-            health_calls: MAX_HEALTH_CALLS_PER_PEER,
-            large_answers: LARGE_ANSWERS_PER_PEER,
-        });
-        let traces = Traces::start(collector(config)?)?;
-        let gateway = Gateway::new(
+        let limits = config.limits.connections();
+        limits.raise_fd_limit();
+        let methods = MethodTable::new()?;
+        let metrics = Arc::new(Metrics::new(methods.iter().map(|it| it.path), log::dropped_lines));
+        let (readiness, health) =
+            ReadinessReporter::new(&READINESS_SERVICES, metrics.database_up.clone()).await;
+        let max_calls = usize::from(config.limits.max_concurrent_calls);
+        let max_connections = config.limits.max_connections_per_peer as usize;
+        let quotas = ClientQuotas::new(client_limits(max_calls, max_connections));
+        let context = Arc::new(Context {
             methods,
-            open,
-            max_calls,
-            peers.clone(),
-            proxies,
-            metrics.clone(),
-            traces.clone(),
-        );
-        let gateway = Arc::new(gateway);
-        let tls = config.tls()?.map(Arc::new);
+            metrics: metrics.clone(),
+            tracer: CallTracer::new(collector_channel(config)?)?,
+            admission: Admission::new(max_calls),
+            quotas: quotas.clone(),
+            trusted_proxies: config.listen.trusted_proxies.clone(),
+            calls: <_>::default(),
+            api: <_>::default(),
+        });
+        let system = system_routes(health, config.listen.reflection)?;
+        let (drain, force_close) = (CancellationToken::new(), CancellationToken::new());
+        let tls = config.tls.load()?.map(Arc::new);
         if let Some(tls) = tls.clone() {
-            tokio::spawn(closing.clone().run_until_cancelled_owned(tls.follow()));
+            tokio::spawn(drain.clone().run_until_cancelled_owned(tls.watch()));
         }
-        // Until the very end: the stop is to be seen, too.
-        let told = MetricsServer { metrics: metrics.clone(), reporter: reporter.clone() };
-        let metrics_address = serve_metrics(config, told, cutting.clone()).await?;
-        let count = metrics.connections.clone();
-        let acceptor = Acceptor::new(
-            gateway.clone(),
-            peers,
+        // Until the very end, so that a shutdown can be observed.
+        let admin = AdminServer { metrics: metrics.clone(), readiness: readiness.clone() };
+        let admin_address = serve_admin(config, admin, force_close.clone()).await?;
+        let acceptor = Acceptor {
+            service: middleware::stack(&context, system),
             limits,
             tls,
-            count,
-            closing.clone(),
-            cutting.clone(),
-        );
+            quotas,
+            trusted_proxies: config.listen.trusted_proxies.clone(),
+            open_connections: metrics.connections.clone(),
+            drain: drain.clone(),
+            force_close: force_close.clone(),
+        };
         let connections = tokio::spawn(acceptor.run(listener));
-        Ok(Self {
-            address,
-            gateway,
-            reporter,
-            metrics,
-            traces,
-            metrics_address,
-            connections,
-            closing,
-            cutting,
-        })
+        Ok(Self { address, admin_address, context, readiness, connections, drain, force_close })
     }
 
-    /// Where metrics are served, if they are.
+    /// Returns the address of the admin server, if there is one.
     #[must_use]
-    pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics_address
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
     }
 
-    /// Serves until `shutdown` is cancelled. Calls `announce` when the database is reached
-    /// and migrated. Errors come before that only.
+    /// Serves until `shutdown` is cancelled, and then drains. Calls `on_ready` with the address
+    /// when the API is served.
+    ///
+    /// # Errors
+    /// If the database or the keys are not set or cannot be used. Errors come before `on_ready`
+    /// only.
     pub async fn run(
         self,
         config: &Config,
-        backing: Backing,
-        announce: impl FnOnce(SocketAddr),
+        on_ready: impl FnOnce(SocketAddr),
         shutdown: CancellationToken,
     ) -> Result<(), BoxError> {
+        let options = config.database.connect_options()?;
+        let options = options.ok_or_else(|| ConfigError::missing("DATABASE_URL"))?;
+        let keyring = config.tokens.keyring()?;
+        let keyring = keyring.ok_or_else(|| ConfigError::missing("SECRET_KEY"))?;
         let prepared = tokio::select! {
-            prepared = prepare(config, &backing.database) => {
-                Some(prepared.map_err(Error::into_cause)?)
+            prepared = prepare_database(config, &options) => {
+                Some(prepared.map_err(Error::into_source)?)
             }
             () = shutdown.cancelled() => None,
         };
         if let Some(database) = prepared {
-            self.gateway.serve(api(config, database.clone(), &backing.keyring, &self.metrics));
-            self.reporter.report(true).await;
-            let follow = tokio::spawn(self.reporter.clone().follow(HealthCheck::new(database)));
+            let api = build_api(config, &database, &keyring, &self.context.metrics);
+            self.context.mount_api(api);
+            self.readiness.set_ready(true).await;
+            let check = HealthCheck::new(database);
+            let watch = tokio::spawn(self.readiness.clone().watch_database(check));
             tracing::info!(address = %self.address, "serving");
-            announce(self.address);
+            on_ready(self.address);
             shutdown.cancelled().await;
-            follow.abort();
-            // It must not say SERVING after what is said next.
-            let _ = follow.await;
+            watch.abort();
+            // Otherwise it could set SERVING after the shutdown sets NOT_SERVING.
+            let _ = watch.await;
         }
-        self.stop(config.shutdown_delay(), config.shutdown_grace()).await;
+        let lifecycle = &config.lifecycle;
+        self.shut_down(lifecycle.shutdown_delay(), lifecycle.shutdown_grace()).await;
         Ok(())
     }
 
-    /// Says that it is going, waits for `delay` until that is known, and lets the calls
-    /// under way finish, and the collector take their traces, for `grace` at the most.
-    async fn stop(self, delay: Duration, grace: Duration) {
-        self.reporter.report(false).await;
-        tokio::time::sleep(delay).await;
-        self.closing.cancel();
-        let end = Instant::now() + grace;
-        let calls_end = async {
-            self.gateway.calls_end().await;
-            tokio::time::sleep(GOODBYE).await;
+    /// Sets NOT_SERVING, serves on for `delay`, until load balancers have seen it, and then gives
+    /// the calls in flight, and the collector of traces, `grace` to finish.
+    async fn shut_down(self, delay: Duration, grace: Duration) {
+        self.readiness.set_ready(false).await;
+        sleep(delay).await;
+        self.drain.cancel();
+        let deadline = Instant::now() + grace;
+        let calls_drained = async {
+            self.context.drain().await;
+            sleep(GOAWAY_TIMEOUT).await;
         };
-        let ended = async {
+        let drained = async {
             tokio::select! {
-                // It does not panic, and nobody aborts it.
+                // The task does not panic, and no one aborts it.
                 _ = self.connections => {}
-                () = calls_end => {}
+                () = calls_drained => {}
             }
         };
-        if timeout_at(end, ended).await.is_err() {
-            tracing::warn!("calls were cut: they did not end within the grace");
+        if timeout_at(deadline, drained).await.is_err() {
+            tracing::warn!("grace period expired, aborting in-flight calls");
         }
-        self.cutting.cancel();
-        self.traces.stop(end.saturating_duration_since(Instant::now())).await;
+        self.force_close.cancel();
+        let rest = deadline.saturating_duration_since(Instant::now());
+        self.context.tracer.clone().shut_down(rest).await;
         tracing::info!("stopped");
     }
 }
 
-/// Waits for the database and brings it into the state that the services need. Begins
-/// anew when the database goes away meanwhile.
-async fn prepare(config: &Config, options: &PgConnectOptions) -> Result<Database, Error> {
-    let give_up_at = Instant::now() + config.database_wait();
+/// Waits for the database and brings it into the state that the services need. Starts over when
+/// the connection is lost.
+async fn prepare_database(config: &Config, options: &PgConnectOptions) -> Result<Database, Error> {
+    let deadline = Instant::now() + config.database.wait();
     loop {
-        match prepare_once(config, options, give_up_at).await {
-            Err(Error::DatabaseUnavailable(cause)) if Instant::now() < give_up_at => {
-                tracing::warn!(cause = %ErrorChain(&*cause), "the database went away, beginning anew");
-                tokio::time::sleep(PREPARE_RETRY_AFTER).await;
+        match try_prepare_database(config, options, deadline).await {
+            Err(Error::DatabaseUnavailable(error)) if Instant::now() < deadline => {
+                tracing::warn!(
+                    error = %ErrorChain(&*error),
+                    "database connection lost during startup, retrying"
+                );
+                sleep(STARTUP_RETRY_DELAY).await;
             }
             result => return result,
         }
     }
 }
 
-async fn prepare_once(
+async fn try_prepare_database(
     config: &Config,
     options: &PgConnectOptions,
-    give_up_at: Instant,
+    deadline: Instant,
 ) -> Result<Database, Error> {
-    let patience = || give_up_at.saturating_duration_since(Instant::now());
-    let mut connection = database::reach(options, patience()).await?;
-    if config.migrate_on_start {
-        database::migrate(options, patience()).await?;
+    let timeout = || deadline.saturating_duration_since(Instant::now());
+    let mut connection = connect::connect_and_check(options, timeout()).await?;
+    if config.lifecycle.migrate_on_start {
+        migrate::migrate(options, timeout()).await?;
     } else {
-        database::wait_for_schema(&mut connection, patience()).await?;
+        migrate::wait_for_schema(&mut connection, timeout()).await?;
     }
-    let database = Database::new(options.clone(), config.database_max_connections.into())?;
+    let max_connections = config.limits.database_max_connections.into();
+    let database = Database::new(options.clone(), max_connections)?;
     database.warm_up().await?;
     Ok(database)
 }
 
-/// Connects to the collector of traces when there is something to export.
-fn collector(config: &Config) -> Result<Option<Channel>, BoxError> {
-    let Some(uri) = &config.otel_exporter_otlp_endpoint else {
+/// Serves the admin server until `stop`, if it is configured. Returns its address.
+async fn serve_admin(
+    config: &Config,
+    server: AdminServer,
+    stop: CancellationToken,
+) -> Result<Option<SocketAddr>, BoxError> {
+    let Some(address) = config.listen.checked_metrics_addr()? else {
         return Ok(None);
     };
-    let endpoint = traces::endpoint(uri);
+    let listener = TcpListener::bind(address).await;
+    let listener =
+        listener.map_err(|error| format!("cannot listen on METRICS_ADDR {address}: {error}"))?;
+    let address = listener.local_addr()?;
+    tokio::spawn(stop.run_until_cancelled_owned(server.run(listener)));
+    tracing::info!(%address, "serving metrics");
+    Ok(Some(address))
+}
+
+/// Returns a channel to the collector of traces, which connects when there are spans to export.
+fn collector_channel(config: &Config) -> Result<Option<Channel>, BoxError> {
+    let Some(uri) = &config.listen.otel_exporter_otlp_endpoint else {
+        return Ok(None);
+    };
+    let endpoint = traces::collector_endpoint(uri);
     Ok(Some(if uri.scheme() == Some(&Scheme::HTTPS) {
-        endpoint.connect_with_connector_lazy(tls::connector(tls::public_client()?))
+        endpoint.connect_with_connector_lazy(tls::connector(tls::webpki_client_config()?))
     } else {
         endpoint.connect_lazy()
     }))
 }
 
-/// Serves metrics until `cutting`, if that is wanted. Where they are then.
-async fn serve_metrics(
-    config: &Config,
-    server: MetricsServer,
-    cutting: CancellationToken,
-) -> Result<Option<SocketAddr>, BoxError> {
-    let Some(address) = config.metrics()? else {
-        return Ok(None);
-    };
-    let listener = TcpListener::bind(address).await;
-    let listener =
-        listener.map_err(|error| format!("cannot listen on {address} (METRICS_ADDR): {error}"))?;
-    let address = listener.local_addr()?;
-    tokio::spawn(cutting.run_until_cancelled_owned(server.run(listener)));
-    tracing::info!(%address, "metrics are served");
-    Ok(Some(address))
+/// Returns the routes that need no database.
+fn system_routes(
+    health: HealthServer<impl Health>,
+    reflection: bool,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    let routes = Routes::new(health.max_decoding_message_size(MAX_SYSTEM_REQUEST_BYTES));
+    if !reflection {
+        return Ok(routes);
+    }
+    let (v1, v1alpha) = (reflection_builder().build_v1()?, reflection_builder().build_v1alpha()?);
+    Ok(routes
+        .add_service(v1.max_decoding_message_size(MAX_SYSTEM_REQUEST_BYTES))
+        .add_service(v1alpha.max_decoding_message_size(MAX_SYSTEM_REQUEST_BYTES)))
 }
 
-fn api(config: &Config, database: Database, keyring: &Keyring, metrics: &Metrics) -> Api {
-    let live_sessions = Arc::new(LiveSessions::new(metrics.session_checks.clone()));
-    let together = config.coalescing;
-    let attempts = Arc::new(Attempts::default());
-    let hasher = Hasher::new(config.hashing_threads.into(), config.hashing_cost.clone());
+/// Both versions list all services, themselves and each other included, and know the types of
+/// error details, so that clients without them can show them.
+fn reflection_builder() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .include_reflection_service(false)
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+}
+
+/// Wires the services of the API.
+fn build_api(
+    config: &Config,
+    database: &Database,
+    keyring: &Keyring,
+    metrics: &Metrics,
+) -> ApiRoutes {
+    let (tokens, batching) = (&config.tokens, config.limits.coalescing);
+    let passwords =
+        HashingPool::new(config.limits.hashing_threads.into(), tokens.argon2_params.clone());
+    let page_tokens = PageTokenCodec::new(keyring);
+    let auth = AuthService::new(AuthParts {
+        database: database.clone(),
+        batching,
+        query_deadline: MAX_CALL_TIMEOUT,
+        access_tokens: AccessTokens::new(
+            keyring,
+            &tokens.token_issuer,
+            &tokens.token_audience,
+            time::Duration::minutes(tokens.access_token_expire_minutes.into()),
+        ),
+        refresh_tokens: RefreshTokens::new(keyring),
+        session_lifetime: time::Duration::days(tokens.refresh_token_expire_days.into()),
+        passwords: passwords.clone(),
+        password_failures: metrics.password_failures.clone(),
+        session_cache: metrics.session_cache.clone(),
+    });
+    let (authenticator, sessions) = (auth.authenticator(), auth.sessions());
     metrics.set_sources(ScrapeSources {
-        connections: Box::new({
+        pool_status: Box::new({
             let database = database.clone();
-            move || database.connections()
+            move || database.pool_status()
         }),
         hashing_jobs: Box::new({
-            let hasher = hasher.clone();
-            move || hasher.queue_length()
+            let passwords = passwords.clone();
+            move || passwords.queue_len()
         }),
         cached_users: Box::new({
-            let live_sessions = live_sessions.clone();
-            move || live_sessions.users()
+            let sessions = sessions.clone();
+            move || sessions.cached_users()
         }),
     });
-    let page_tokens = PageTokens::new(keyring);
-    let access_tokens = AccessTokens::new(
-        keyring,
-        &config.token_issuer,
-        &config.token_audience,
-        time::Duration::minutes(config.access_token_expire_minutes.into()),
-    );
-    let authenticator = Arc::new(Authenticator {
-        access_tokens,
-        live_sessions: live_sessions.clone(),
-        find_expiry: Coalescer::new(database.clone(), together, DEFAULT_DEADLINE),
-    });
-    let auth = AuthService {
-        database: database.clone(),
-        hasher: hasher.clone(),
-        attempts,
-        authenticator: authenticator.clone(),
-        refresh_tokens: RefreshTokens::new(keyring),
-        logins_failed: metrics.logins_failed.clone(),
-        session_lifetime: time::Duration::days(config.refresh_token_expire_days.into()),
-    };
     let user = UserService {
-        database: database.clone(),
-        find: Coalescer::new(database.clone(), together, DEFAULT_DEADLINE),
-        hasher,
-        sign_ups: SignUps::new(config.sign_ups_per_peer_per_minute),
-        live_sessions,
+        store: UserStore::new(database.clone(), batching, MAX_CALL_TIMEOUT),
+        passwords,
+        sign_ups: SignUpLimiter::new(config.limits.sign_ups_per_peer_per_minute),
+        invalidate_sessions: Arc::new(move |user_id| sessions.invalidate(user_id)),
         page_tokens: page_tokens.clone(),
     };
     let todo = TodoService {
-        find: Coalescer::new(database.clone(), together, DEFAULT_DEADLINE),
-        list: Coalescer::new(database.clone(), together, DEFAULT_DEADLINE),
-        insert: Coalescer::new(database.clone(), together, DEFAULT_DEADLINE),
-        database,
+        store: TodoStore::new(database.clone(), batching, MAX_CALL_TIMEOUT),
         page_tokens,
     };
     let routes =
         Routes::new(AuthServiceServer::new(auth).max_decoding_message_size(MAX_REQUEST_BYTES))
             .add_service(UserServiceServer::new(user).max_decoding_message_size(MAX_REQUEST_BYTES))
-            .add_service(TodoServiceServer::new(todo).max_decoding_message_size(MAX_REQUEST_BYTES))
-            .prepare();
-    Api { authenticator, routes }
-}
-
-/// Both versions list all services, themselves and each other included, and know the
-/// types of error details, so that clients without them can show them.
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .include_reflection_service(false)
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+            .add_service(TodoServiceServer::new(todo).max_decoding_message_size(MAX_REQUEST_BYTES));
+    #[cfg(feature = "test-service")]
+    let routes = routes.add_service(crate::rpc::test_service::server());
+    ApiRoutes { authenticator, routes: routes.prepare() }
 }

@@ -3,101 +3,112 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum, value_parser};
-use fast_zero::config::Config;
 
-use crate::scenario::Scenario;
+/// The settings of the service.
+pub use fast_zero::Config;
 
-/// Measures fast-zero next to the floor: a bare server with the same statements.
+/// Measures fast-zero and compares it with a baseline: a bare server with the same SQL statements.
 ///
-/// What is measured, and what not, is told in docs/performance.md. Settings of the service
-/// that are in the environment hold for both servers.
+/// docs/performance.md describes what is measured. Settings of the service in the
+/// environment apply to all servers.
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
-    /// Everything once, and small: whether it works, not how fast it is
+    /// Run everything once, on a small dataset: checks that it works, not how fast it is
     #[arg(long)]
     pub quick: bool,
 
-    /// Only these parts
-    #[arg(long, value_delimiter = ',')]
-    pub only: Vec<Part>,
+    /// Run these benchmarks only
+    #[arg(long, value_delimiter = ',', value_name = "BENCHMARKS")]
+    pub only: Vec<Benchmark>,
 
-    /// How often everything is measured, in turns
+    /// Number of rounds. Each round runs every benchmark once
     #[arg(long, default_value_t = 5, value_parser = value_parser!(u16).range(1..=100))]
     pub rounds: u16,
 
-    /// How long each measurement takes, in seconds, after a quarter of it to warm up
+    /// Duration of each measurement in seconds, after a warm-up of a quarter of it
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u16).range(1..=600))]
     pub seconds: u16,
 
-    /// Connections of callers
+    /// Number of client connections
     #[arg(long, default_value_t = 8, value_parser = value_parser!(u16).range(1..=1000))]
     pub connections: u16,
 
-    /// Calls under way on each connection
+    /// Number of calls in flight on each connection
     #[arg(long, default_value_t = 8, value_parser = value_parser!(u16).range(1..=128))]
     pub in_flight: u16,
 
-    /// Users in the database
+    /// Number of users in the database
     #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(200..=1_000_000))]
     pub users: u32,
 
-    /// To-dos in the database
+    /// Number of todos in the database
     #[arg(long, default_value_t = 1_000_000, value_parser = value_parser!(u32).range(10_000..=10_000_000))]
     pub todos: u32,
 
-    /// Where the report and the plot are written
+    /// Directory for the report and the plot
     #[arg(long, default_value = "target/bench")]
     pub output: PathBuf,
 
-    /// The service's binary; by default it is built, with the profile that this is built with
-    #[arg(long)]
+    /// Binary of the service. By default, it is built with the profile of this program
+    #[arg(long, value_name = "PATH")]
     pub server: Option<PathBuf>,
 
-    /// PostgreSQL to use, in which a database is made and dropped; without it, the private one of the service's binary
-    #[arg(long = "database-url", env = "DATABASE_URL", hide_env_values = true)]
+    /// Another fast-zero binary, for example of an earlier commit, to compare with
+    ///
+    /// Each round of each call benchmark (get to sign-up) also measures this binary as
+    /// "previous", right before or right after the service; the order alternates between
+    /// rounds. The report adds the ratios of rate, CPU and memory.
+    ///
+    /// Build the binary with the same profile and with `--features jemalloc`. It must work
+    /// with the schema of the service and return the same responses.
+    #[arg(long, value_name = "PATH")]
+    pub against: Option<PathBuf>,
+
+    /// PostgreSQL server to create and drop databases in. By default, the service's binary starts an embedded one
+    #[arg(long = "database-url", env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub postgres: Option<String>,
 
     #[command(subcommand)]
-    pub internal: Option<Internal>,
+    pub internal: Option<InternalCommand>,
 }
 
-/// What this program starts itself as.
+/// The commands that this program starts itself with.
 #[derive(Debug, Subcommand)]
-pub enum Internal {
-    /// The floor
+pub enum InternalCommand {
+    /// Serves the baseline
     #[command(hide = true)]
-    Floor(Box<Settings>),
-    /// A program that ends when the process with this number does
+    Baseline(Box<Settings>),
+    /// Executes a program that ends with its parent
     #[command(hide = true)]
-    Leashed {
+    ExecWithParent {
         parent: i32,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, num_args = 1..)]
         command: Vec<OsString>,
     },
 }
 
-/// The settings of the service, from the environment.
+/// The settings of the service, read from the environment.
 #[derive(Debug, Parser)]
 pub struct Settings {
     #[command(flatten)]
     pub config: Config,
 }
 
-/// What can be measured.
+/// A benchmark, as named on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Part {
+pub enum Benchmark {
     /// GetTodo
     Get,
-    /// ListTodos, the first 10
+    /// ListTodos, first page of 10 todos
     List,
-    /// ListTodos, the first 10 of those whose title contains a word
+    /// ListTodos, first page of 10 todos that match a title filter
     Filter,
     /// CreateTodo
     Create,
     /// UpdateTodo of the state
     Update,
-    /// 6 GetTodo, 2 ListTodos, 1 CreateTodo, 1 UpdateTodo in 10
+    /// A mix of 60 % GetTodo, 20 % ListTodos, 10 % CreateTodo and 10 % UpdateTodo
     Mixed,
     /// Login
     Login,
@@ -107,39 +118,43 @@ pub enum Part {
     SignUp,
     /// GetTodo with one call in flight
     Latency,
-    /// ListTodos, whatever is in the table: with all to-dos, and with 1000
+    /// ListTodos with all todos in the table, and with 1000
     Growth,
-    /// ListTodos, far into a list: page 10 000, and page 1
+    /// ListTodos, page 10,000 and page 1 of a long list
     Pages,
-    /// ListTodos of an owner of 100 000, none of which contains what is looked for
+    /// ListTodos with a title filter that matches none of an owner's 100,000 todos
     Contains,
     /// Memory with 1000 connections
     Memory,
-    /// Start, stop, memory without calls, and the size of the binary
+    /// Startup and shutdown time, idle memory, and binary size
     Start,
 }
 
-impl Part {
-    /// The scenario that it is, if it is one.
-    pub fn scenario(self) -> Option<Scenario> {
-        Some(match self {
-            Self::Get => Scenario::Get,
-            Self::List => Scenario::List,
-            Self::Filter => Scenario::Filter,
-            Self::Create => Scenario::Create,
-            Self::Update => Scenario::Update,
-            Self::Mixed => Scenario::Mixed,
-            Self::Login => Scenario::Login,
-            Self::Refresh => Scenario::Refresh,
-            Self::SignUp => Scenario::SignUp,
-            Self::Latency
-            | Self::Growth
-            | Self::Pages
-            | Self::Contains
-            | Self::Memory
-            | Self::Start => {
-                return None;
-            }
-        })
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_binary_to_compare_with_is_optional() {
+        let against = |arguments: &[&str]| {
+            Arguments::try_parse_from(["bench"].iter().chain(arguments)).expect("valid").against
+        };
+        assert_eq!(against(&[]), None);
+        assert_eq!(against(&["--against", "old"]).as_deref(), Some(Path::new("old")));
+    }
+
+    #[test]
+    fn benchmarks_are_separated_by_commas() {
+        let arguments = Arguments::try_parse_from(["bench", "--only", "get,sign-up"]);
+        assert_eq!(arguments.expect("valid").only, [Benchmark::Get, Benchmark::SignUp]);
     }
 }

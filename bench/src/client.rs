@@ -1,6 +1,8 @@
-//! A client of the service and of the floor. It shares the machine with them, so it is as
-//! cheap as it can be: the generated client on one HTTP/2 connection, without what
-//! `tonic::transport::Channel` does to connect again.
+//! A gRPC client for all servers.
+//!
+//! It competes with the servers for CPU time, so it is as cheap as possible: the generated
+//! clients on one HTTP/2 connection, without the reconnection of
+//! `tonic::transport::Channel`.
 
 use std::{
     pin::Pin,
@@ -22,9 +24,9 @@ use tokio::net::TcpStream;
 use tonic::body::Body;
 use tower::Service;
 
-use crate::Result;
+use crate::error::Result;
 
-/// The services, over one connection.
+/// The clients of all services, on one connection.
 #[derive(Clone, Debug)]
 pub struct Client {
     pub auth: AuthServiceClient<Connection>,
@@ -33,13 +35,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a server: host and port.
+    /// Connects to a server, given its host and port.
     pub async fn connect(address: &str) -> Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) =
             http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-        // Its errors come to the calls, too.
+        // The calls report the errors of the connection.
         tokio::spawn(connection);
         let (connection, origin) =
             (Connection(sender), Uri::try_from(format!("http://{address}"))?);
@@ -51,7 +53,7 @@ impl Client {
     }
 }
 
-/// One HTTP/2 connection, as tonic takes it.
+/// One HTTP/2 connection as the `tower::Service` that the generated clients expect.
 #[derive(Clone, Debug)]
 pub struct Connection(SendRequest<Body>);
 

@@ -1,90 +1,77 @@
-//! Load: calls as fast as they are answered, or at a given rate.
+//! Load generation: calls in a closed loop or in an open loop, and their latencies.
 
 use std::{
     collections::BTreeMap,
-    os::fd::{AsFd, AsRawFd, RawFd},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
-use nix::sys::{
-    time::TimeSpec,
-    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
-};
-use tokio::{io::unix::AsyncFd, task::JoinSet};
+use tokio::task::JoinSet;
 use tonic::Status;
 
-use crate::{
-    Result,
-    client::Client,
-    scenario::{Scenario, World},
-};
+use crate::{client::Client, error::Result, fixtures::Fixtures, scenario::Scenario, timer::Timer};
 
-/// The longest latency that is told from longer ones, in nanoseconds: a minute.
-const LONGEST: u64 = 60_000_000_000;
-/// Latencies are kept to three digits.
-const DIGITS: u8 = 3;
+/// The highest latency that the histogram distinguishes: one minute.
+const MAX_LATENCY_NS: u64 = 60_000_000_000;
+/// The precision of the histogram.
+const SIGNIFICANT_DIGITS: u8 = 3;
 
-/// Calls that may be under way at a given rate: the server has long been overrun then.
-const MAX_UNDER_WAY: usize = 10_000;
+/// The number of open-loop calls in flight at which a run fails: the rate is far above
+/// what the server can process.
+const MAX_IN_FLIGHT: usize = 10_000;
 
-/// How calls come.
+/// When the calls of a run start.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Pace {
-    /// Closed loop: the next call begins when one has been answered, so that as many as
-    /// this are under way on each connection. It tells the highest rate; its latencies
-    /// leave out what callers would have waited who do not wait for each other.
-    InFlight(u16),
-    /// Open loop: a call begins when its time has come, as many a second as this, and
-    /// latency counts from that time, whether the call could begin then or not.
-    Rate(f64),
+pub enum LoadModel {
+    /// A call starts when the previous one ends, so the number of calls in flight on each
+    /// connection is constant. Finds the maximum rate. Its latencies omit the time that
+    /// independent clients would wait (coordinated omission).
+    ClosedLoop { in_flight: u16 },
+    /// Calls start at a constant rate, in calls per second. A latency counts from the
+    /// scheduled start of the call, so a stall delays all calls scheduled during it.
+    OpenLoop { rate: f64 },
 }
 
-/// What came of calls.
+/// The results of calls.
 #[derive(Clone, Debug)]
-pub struct Tally {
-    /// Of those that were answered well, in nanoseconds.
+pub struct CallStats {
+    /// The latencies of successful calls, in nanoseconds.
     pub latencies: Histogram<u64>,
-    /// The others, by their code.
+    /// The number of failed calls by gRPC status code.
     pub failures: BTreeMap<i32, u64>,
-    /// From the first call to the last answer.
+    /// From the start of the first call to the end of the last one.
     pub elapsed: Duration,
 }
 
-impl Tally {
+impl CallStats {
     pub fn new() -> Result<Self> {
-        let latencies = Histogram::new_with_max(LONGEST, DIGITS)?;
+        let latencies = Histogram::new_with_max(MAX_LATENCY_NS, SIGNIFICANT_DIGITS)?;
         Ok(Self { latencies, failures: BTreeMap::new(), elapsed: Duration::ZERO })
     }
 
-    /// Calls that were answered well.
-    pub fn calls(&self) -> u64 {
-        self.latencies.len()
-    }
-
-    /// Such calls a second.
-    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^53")]
+    /// Returns the number of successful calls per second.
+    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^53 calls")]
     pub fn rate(&self) -> f64 {
-        self.calls() as f64 / self.elapsed.as_secs_f64()
+        self.latencies.len() as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// All calls.
-    pub fn all(&self) -> u64 {
-        self.calls() + self.failures.values().sum::<u64>()
+    /// Returns the number of all calls, failed calls included.
+    pub fn calls(&self) -> u64 {
+        self.latencies.len() + self.failures.values().sum::<u64>()
     }
 
-    fn add(&mut self, latency: Duration, result: Result<(), Status>) {
+    fn record(&mut self, latency: Duration, result: Result<(), Status>) {
         match result {
             Ok(()) => {
-                let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(LONGEST);
+                let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(MAX_LATENCY_NS);
                 self.latencies.saturating_record(nanoseconds);
             }
             Err(status) => *self.failures.entry(status.code().into()).or_default() += 1,
         }
     }
 
-    /// Adds those of another, which were made at the same time or in another round.
+    /// Adds the latencies and failures of another run. Does not change `elapsed`.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         self.latencies.add(&other.latencies)?;
         for (code, count) in &other.failures {
@@ -94,127 +81,113 @@ impl Tally {
     }
 }
 
-/// Makes calls over these connections for so long.
+/// Makes calls on the connections of all clients for the duration.
 pub async fn run(
     clients: &[Client],
-    world: &Arc<World>,
+    fixtures: &Arc<Fixtures>,
     scenario: Scenario,
-    pace: Pace,
+    load: LoadModel,
     duration: Duration,
-) -> Result<Tally> {
-    let begun = Instant::now();
-    let mut tally = match pace {
-        Pace::InFlight(calls) => {
-            closed(clients, world, scenario, calls.into(), begun + duration).await?
+) -> Result<CallStats> {
+    let started_at = Instant::now();
+    let mut stats = match load {
+        LoadModel::ClosedLoop { in_flight } => {
+            let end = started_at + duration;
+            run_closed_loop(clients, fixtures, scenario, in_flight.into(), end).await?
         }
-        Pace::Rate(rate) => {
-            let (clients, world) = (clients.to_vec(), world.clone());
-            // On the thread that makes the calls.
-            tokio::spawn(open(clients, world, scenario, rate, duration)).await??
+        LoadModel::OpenLoop { rate } => {
+            let (clients, fixtures) = (clients.to_vec(), fixtures.clone());
+            // A task, so that the timer runs on a worker thread of the runtime like the
+            // calls, not on the main thread.
+            tokio::spawn(run_open_loop(clients, fixtures, scenario, rate, duration)).await??
         }
     };
-    tally.elapsed = begun.elapsed();
-    Ok(tally)
+    stats.elapsed = started_at.elapsed();
+    Ok(stats)
 }
 
-async fn closed(
+async fn run_closed_loop(
     clients: &[Client],
-    world: &Arc<World>,
+    fixtures: &Arc<Fixtures>,
     scenario: Scenario,
     in_flight: usize,
-    until: Instant,
-) -> Result<Tally> {
+    end: Instant,
+) -> Result<CallStats> {
     let mut workers = JoinSet::new();
     for number in 0..clients.len() * in_flight {
-        let (mut client, world) = (clients[number % clients.len()].clone(), world.clone());
-        let mut tally = Tally::new()?;
+        let (mut client, fixtures) = (clients[number % clients.len()].clone(), fixtures.clone());
+        let mut stats = CallStats::new()?;
         workers.spawn(async move {
             loop {
-                let begun = Instant::now();
-                if begun >= until {
-                    return tally;
+                let started_at = Instant::now();
+                if started_at >= end {
+                    return stats;
                 }
-                let result = world.call(scenario, &mut client, number).await;
-                tally.add(begun.elapsed(), result);
+                let result = scenario.call(&fixtures, &mut client, number).await;
+                stats.record(started_at.elapsed(), result);
             }
         });
     }
-    let mut all = Tally::new()?;
-    for tally in workers.join_all().await {
-        all.merge(&tally)?;
+    let mut total = CallStats::new()?;
+    for stats in workers.join_all().await {
+        total.merge(&stats)?;
     }
-    Ok(all)
+    Ok(total)
 }
 
-async fn open(
+async fn run_open_loop(
     clients: Vec<Client>,
-    world: Arc<World>,
+    fixtures: Arc<Fixtures>,
     scenario: Scenario,
     rate: f64,
     duration: Duration,
-) -> Result<Tally> {
-    let mut tally = Tally::new()?;
+) -> Result<CallStats> {
+    let mut stats = CallStats::new()?;
     let timer = Timer::new()?;
     let mut calls = JoinSet::new();
-    let begun = Instant::now();
+    let started_at = Instant::now();
     for number in 0_u32.. {
-        let after = Duration::from_secs_f64(f64::from(number) / rate);
-        if after >= duration {
+        let offset = Duration::from_secs_f64(f64::from(number) / rate);
+        if offset >= duration {
             break;
         }
-        let intended = begun + after;
-        timer.wait_until(intended).await?;
+        let scheduled_at = started_at + offset;
+        timer.wait_until(scheduled_at).await?;
         let number = number as usize;
-        let (mut client, world) = (clients[number % clients.len()].clone(), world.clone());
+        let (mut client, fixtures) = (clients[number % clients.len()].clone(), fixtures.clone());
         calls.spawn(async move {
-            let result = world.call(scenario, &mut client, number).await;
-            (intended.elapsed(), result)
+            let result = scenario.call(&fixtures, &mut client, number).await;
+            (scheduled_at.elapsed(), result)
         });
-        while let Some(ended) = calls.try_join_next() {
-            let (latency, result) = ended?;
-            tally.add(latency, result);
+        while let Some(call) = calls.try_join_next() {
+            let (latency, result) = call?;
+            stats.record(latency, result);
         }
-        if calls.len() > MAX_UNDER_WAY {
-            return Err(format!("{rate:.0} calls a second are more than are answered").into());
+        if calls.len() > MAX_IN_FLIGHT {
+            return Err(format!("the server does not sustain {rate:.0} calls/s").into());
         }
     }
     for (latency, result) in calls.join_all().await {
-        tally.add(latency, result);
+        stats.record(latency, result);
     }
-    Ok(tally)
+    Ok(stats)
 }
 
-/// A timer of the system, which knows microseconds; tokio's knows milliseconds, longer than
-/// a call takes.
-struct Timer(AsyncFd<Descriptor>);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-struct Descriptor(TimerFd);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-impl Timer {
-    fn new() -> Result<Self> {
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-        #[expect(deprecated, reason = "its successor is unsafe; the descriptor never changes here")]
-        let timer = AsyncFd::new(Descriptor(timer))?;
-        Ok(Self(timer))
-    }
-
-    async fn wait_until(&self, instant: Instant) -> Result<()> {
-        let left = instant.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
-        }
-        let timer = &self.0.get_ref().0;
-        timer.set(Expiration::OneShot(TimeSpec::from(left)), TimerSetTimeFlags::empty())?;
-        let mut ready = self.0.readable().await?;
-        timer.wait()?;
-        ready.clear_ready();
-        Ok(())
+    #[test]
+    fn failed_calls_count_as_calls_but_not_for_the_rate() {
+        let mut stats = CallStats::new().expect("a histogram");
+        stats.record(Duration::from_millis(1), Ok(()));
+        stats.record(Duration::from_millis(1), Err(Status::internal("")));
+        let mut total = CallStats::new().expect("a histogram");
+        total.merge(&stats).expect("mergeable");
+        total.merge(&stats).expect("mergeable");
+        total.elapsed = Duration::from_millis(500);
+        assert_eq!(total.calls(), 4);
+        assert!((total.rate() - 4.0).abs() < f64::EPSILON);
+        assert_eq!(total.failures, BTreeMap::from([(tonic::Code::Internal.into(), 2)]));
     }
 }

@@ -1,36 +1,59 @@
-//! Measures fast-zero next to the floor, in turns: see `docs/performance.md`.
+//! Measures fast-zero and compares it with a baseline. See `docs/performance.md`.
 //!
 //! # Layout
-//! - `arguments`: the command line
-//! - `process`, `postgres`: what is started, and what it takes of the machine
-//! - `fill`: the rows
-//! - `client`, `scenario`, `load`: calls, which they are, and how they come
-//! - `floor`, `pgbench`, `sql`: what the service is compared with
-//! - `measure`: one measurement
-//! - `parts`: which measurements there are, and the figures that come of them
-//! - `report`, `plot`: what is told
+//! Modules import only from the lines below their own.
 //!
-//! Everything is on this machine and on the loopback interface, and ends with this process:
-//! servers are killed by the system when it ends in whatever way, the private PostgreSQL
-//! ends with its lifeline.
+//! | modules | contain |
+//! |---|---|
+//! | `main` | the run, from the build of the service to the report |
+//! | `runner`, `plot` | the benchmarks of a round, the picture of the report |
+//! | `comparison` | the metrics that compare measurements |
+//! | `report` | the tables in Markdown |
+//! | `row` | the rows of the table of measurements |
+//! | `measure`, `pgbench`, `equivalence` | one measurement, pgbench, the check that all servers respond alike |
+//! | `dataset`, `baseline` | a seeded database, the server to compare with |
+//! | `load`, `launcher`, `arguments` | calls in a closed or open loop, the targets, the command line |
+//! | `scenario`, `server`, `timer`, `shutdown` | the measured calls, a server process, a precise timer, signals |
+//! | `fixtures` | callers and their todos |
+//! | `client`, `requests` | a gRPC client, the request messages |
+//! | `seed` | the rows of a database |
+//! | `postgres` | the PostgreSQL server and its databases |
+//! | `process`, `procfs`, `run_dir`, `sql` | child processes, `/proc`, the temporary directory, the SQL statements |
+//! | `error` | the error type |
+//!
+//! All processes run on this machine, use the loopback interface and end with this process:
+//! the kernel terminates the servers, and the embedded PostgreSQL stops when its lifeline
+//! closes.
 
 mod arguments;
+mod baseline;
 mod client;
-mod fill;
-mod floor;
+mod comparison;
+mod dataset;
+mod equivalence;
+mod error;
+mod fixtures;
+mod launcher;
 mod load;
 mod measure;
-mod parts;
 mod pgbench;
 mod plot;
 mod postgres;
 mod process;
+mod procfs;
 mod report;
+mod requests;
+mod row;
+mod run_dir;
+mod runner;
 mod scenario;
+mod seed;
+mod server;
+mod shutdown;
 mod sql;
+mod timer;
 
 use std::{
-    fmt::Write as _,
     fs,
     process::ExitCode,
     thread,
@@ -38,33 +61,34 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use fast_zero::{shutdown::Shutdown, types::error_chain::BoxError as Cause};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Builder;
 
-use arguments::{Arguments, Internal, Part, Settings};
-use fill::Fill;
-use measure::{SMALL, Servers, Site, check_answers};
-use parts::Run;
+use arguments::{Arguments, Benchmark, InternalCommand, Settings};
+use dataset::{Dataset, SMALL};
+use equivalence::check_responses;
+use error::Result;
+use launcher::{Launcher, build_service};
 use pgbench::Pgbench;
-use postgres::{Folder, Postgres};
+use postgres::Postgres;
 use report::Report;
+use run_dir::RunDir;
+use runner::Runner;
+use seed::DatasetSize;
+use shutdown::Shutdown;
 
-type Result<T, E = Cause> = std::result::Result<T, E>;
-
-/// What `--quick` makes of the arguments.
-const QUICK_TODOS: u32 = 20_000;
-const QUICK_USERS: u32 = 200;
+/// What `--quick` uses instead of the arguments.
+const QUICK_SIZE: DatasetSize = DatasetSize { users: 200, todos: 20_000 };
 const QUICK_DURATION: Duration = Duration::from_millis(300);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.internal {
-        Some(Internal::Leashed { parent, command }) => {
-            Err(process::become_leashed(parent, &command))
+        Some(InternalCommand::ExecWithParent { parent, command }) => {
+            Err(process::exec_with_parent(parent, &command))
         }
-        Some(Internal::Floor(settings)) => run_floor(&settings),
-        None => run_bench(&arguments),
+        Some(InternalCommand::Baseline(settings)) => serve_baseline(&settings),
+        None => run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -75,45 +99,47 @@ fn main() -> ExitCode {
     }
 }
 
-/// On a runtime like the service's.
-fn run_floor(settings: &Settings) -> Result<()> {
+/// Serves the baseline on a runtime with the same configuration as the service's.
+fn serve_baseline(settings: &Settings) -> Result<()> {
     let runtime = Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(floor::serve(&settings.config))
+    runtime.block_on(baseline::serve(&settings.config))
 }
 
-/// On half of the machine: the servers and PostgreSQL need the rest.
-fn run_bench(arguments: &Arguments) -> Result<()> {
+/// Runs the benchmarks on a runtime with half of the cores, because the servers and
+/// PostgreSQL need the others.
+fn run(arguments: &Arguments) -> Result<()> {
     if cfg!(debug_assertions) {
-        return Err("without optimisation there is nothing to measure: cargo run --release".into());
+        return Err("a debug build is not representative: use `cargo run --release`".into());
     }
-    let (_, files) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, files, files)?;
+    let (_, fd_limit) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, fd_limit, fd_limit)?;
     let threads = thread::available_parallelism()?.get().div_ceil(2);
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     runtime.block_on(async {
         let shutdown = Shutdown::on_signals()?;
         tokio::select! {
             result = bench(arguments, &shutdown) => result,
-            () = shutdown.forced.cancelled() => Err("stopped at once".into()),
+            () = shutdown.forced() => Err("interrupted twice, exiting without cleanup".into()),
         }
     })
 }
 
-/// From the building of the service to its end, whatever comes of the measurements.
+/// Starts PostgreSQL, measures, stops PostgreSQL and writes the report.
 async fn bench(arguments: &Arguments, shutdown: &Shutdown) -> Result<()> {
-    let binary = match &arguments.server {
+    let service = match &arguments.server {
         Some(binary) => fs::canonicalize(binary)?,
-        None => process::build().await?,
+        None => build_service().await?,
     };
-    let folder = Folder::make()?;
-    let postgres = Postgres::open(arguments.postgres.as_deref(), &binary, folder.path()).await?;
-    let servers = Servers::new(binary, folder.path().to_owned());
-    let measured = tokio::select! {
-        measured = measure_all(arguments, &servers, &postgres) => measured,
-        () = shutdown.requested.cancelled() => Err("stopped".into()),
+    let previous = arguments.against.as_ref().map(fs::canonicalize).transpose()?;
+    let run_dir = RunDir::create()?;
+    let postgres = Postgres::open(arguments.postgres.as_deref(), &service, run_dir.path()).await?;
+    let launcher = Launcher::new(service, previous, run_dir.path().to_owned());
+    let result = tokio::select! {
+        result = measure_all(arguments, &launcher, &postgres) => result,
+        () = shutdown.requested() => Err("interrupted".into()),
     };
     postgres.close().await;
-    let (report, text) = measured?;
+    let (report, text) = result?;
     fs::create_dir_all(&arguments.output)?;
     fs::write(arguments.output.join("report.md"), &text)?;
     plot::draw(&report, &arguments.output.join("plot.svg"))?;
@@ -122,42 +148,32 @@ async fn bench(arguments: &Arguments, shutdown: &Shutdown) -> Result<()> {
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\nbench: ").into()) }
 }
 
+/// Runs all rounds, and returns the report and its text.
 async fn measure_all(
     arguments: &Arguments,
-    servers: &Servers,
+    launcher: &Launcher,
     postgres: &Postgres,
 ) -> Result<(Report, String)> {
-    let quick = arguments.quick;
-    let rounds = if quick { 1 } else { arguments.rounds };
-    let fill = Fill {
-        users: if quick { QUICK_USERS } else { arguments.users },
-        todos: if quick { QUICK_TODOS } else { arguments.todos },
+    let rounds = if arguments.quick { 1 } else { arguments.rounds };
+    let duration = if arguments.quick {
+        QUICK_DURATION
+    } else {
+        Duration::from_secs(arguments.seconds.into())
     };
-    let duration =
-        if quick { QUICK_DURATION } else { Duration::from_secs(arguments.seconds.into()) };
-    let wanted = |part: &Part| arguments.only.is_empty() || arguments.only.contains(part);
-    let parts: Vec<_> = Part::value_variants().iter().copied().filter(wanted).collect();
-    let pgbench = Pgbench::find(&servers.folder);
+    let benchmarks = selected_benchmarks(arguments);
+    let pgbench = Pgbench::find(&launcher.run_dir);
     if pgbench.is_none() {
-        progress("pgbench is not on the PATH: without it (Debian: apt-get install postgresql)");
+        print_progress(
+            "pgbench is not on the PATH, skipping it (Debian: apt-get install postgresql)",
+        );
     }
-
-    progress(&format!("filling with {} to-dos", fill.todos));
-    let (large, walks) = (postgres.create("large").await?, parts.contains(&Part::Pages));
-    let site = Site::prepare(servers, large, fill, walks).await?;
-    let mut small = None;
-    if parts.contains(&Part::Growth) {
-        let database = postgres.create("small").await?;
-        small = Some(Site::prepare(servers, database, SMALL, false).await?);
-    }
-    check_answers(servers, &site).await?;
-
+    let (large, small) = prepare_datasets(arguments, &benchmarks, launcher, postgres).await?;
     let settings = Settings::try_parse_from(["bench"])?;
-    let mut run = Run {
-        servers,
+    let mut runner = Runner {
+        launcher,
         postgres,
         pgbench: pgbench.as_ref(),
-        site: &site,
+        dataset: &large,
         small: small.as_ref(),
         config: &settings.config,
         connections: arguments.connections,
@@ -165,45 +181,79 @@ async fn measure_all(
         duration,
         report: Report::default(),
     };
-    let begun = Instant::now();
+    let started_at = Instant::now();
     for round in 1..=rounds {
-        for part in &parts {
-            progress(&format!("round {round} of {rounds}: {}", name_of(*part)));
-            run.part(*part).await?;
+        for benchmark in &benchmarks {
+            print_progress(&format!("round {round} of {rounds}: {}", name_of(*benchmark)));
+            runner.run_benchmark(*benchmark, round).await?;
         }
     }
-    let mut text = heading(&run, rounds, begun.elapsed());
-    write!(text, "{}", run.report)?;
-    Ok((run.report, text))
+    let text = format!("{}\n{}", heading(&runner, rounds, started_at.elapsed()), runner.report);
+    Ok((runner.report, text))
 }
 
-fn progress(what: &str) {
-    eprintln!("bench: {what}");
-}
-
-fn name_of(part: Part) -> String {
-    part.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-}
-
-/// On what it was measured.
-fn heading(run: &Run<'_>, rounds: u16, took: Duration) -> String {
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let cores = thread::available_parallelism().map_or(0, usize::from);
-    let (model, postgres) = (model.map_or("unknown", |(_, model)| model), run.postgres);
-    let kind = if postgres.is_private() { "private" } else { "of DATABASE_URL" };
-    let mut text = format!(
-        "{model}, {cores} cores shared by callers, server and PostgreSQL; PostgreSQL {} ({kind}); \
-         {} connections of the servers to it; {rounds} rounds of {:.1} s each, {:.0} s in all.\n",
-        postgres.version,
-        run.config.database_max_connections,
-        run.duration.as_secs_f64(),
-        took.as_secs_f64(),
-    );
-    if run.pgbench.is_none() {
-        text.push_str("\npgbench was not there, so nothing is compared with it.\n");
+/// Returns the dataset of all benchmarks, and the small one if [`Benchmark::Growth`] needs it.
+async fn prepare_datasets(
+    arguments: &Arguments,
+    benchmarks: &[Benchmark],
+    launcher: &Launcher,
+    postgres: &Postgres,
+) -> Result<(Dataset, Option<Dataset>)> {
+    let size = if arguments.quick {
+        QUICK_SIZE
+    } else {
+        DatasetSize { users: arguments.users, todos: arguments.todos }
+    };
+    print_progress(&format!("seeding {} todos", size.todos));
+    let with_deep_page = benchmarks.contains(&Benchmark::Pages);
+    let database = postgres.create_database("large").await?;
+    let large = Dataset::prepare(launcher, database, size, with_deep_page).await?;
+    let mut small = None;
+    if benchmarks.contains(&Benchmark::Growth) {
+        let database = postgres.create_database("small").await?;
+        small = Some(Dataset::prepare(launcher, database, SMALL, false).await?);
     }
-    text.push('\n');
+    print_progress("comparing the responses of all servers");
+    check_responses(launcher, &large).await?;
+    Ok((large, small))
+}
+
+fn selected_benchmarks(arguments: &Arguments) -> Vec<Benchmark> {
+    let is_selected =
+        |benchmark: &Benchmark| arguments.only.is_empty() || arguments.only.contains(benchmark);
+    Benchmark::value_variants().iter().copied().filter(is_selected).collect()
+}
+
+fn print_progress(message: &str) {
+    eprintln!("bench: {message}");
+}
+
+fn name_of(benchmark: Benchmark) -> String {
+    benchmark.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+/// Describes the machine and the run.
+fn heading(runner: &Runner<'_>, rounds: u16, elapsed: Duration) -> String {
+    let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu_info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("unknown CPU", |(_, model)| model);
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    let postgres = runner.postgres;
+    let kind = if postgres.is_embedded() { "embedded" } else { "DATABASE_URL" };
+    let mut text = format!(
+        "{model}, {cores} cores for client, server and PostgreSQL; PostgreSQL {} ({kind}), {} \
+         connections per server; rounds: {rounds}, {:.1} s per measurement, {:.0} s in total.\n",
+        postgres.version,
+        runner.config.limits.database_max_connections,
+        runner.duration.as_secs_f64(),
+        elapsed.as_secs_f64(),
+    );
+    text.push_str(
+        "\nRatios are those of one round. CPU is the CPU time of server and PostgreSQL per call; \
+         other CPU is the average number of cores that all other processes used.\n",
+    );
+    if runner.pgbench.is_none() {
+        text.push_str("\npgbench was not found, so the report does not contain it.\n");
+    }
     text
 }

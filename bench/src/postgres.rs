@@ -1,14 +1,12 @@
-//! The PostgreSQL of a run, and the databases in it.
+//! The PostgreSQL server of a run, and the databases in it.
 
 use std::{
-    fs::{self, File, Permissions},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
     process::{self, Stdio},
     time::Duration,
 };
 
-use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, ChildStdin, Command},
@@ -17,176 +15,141 @@ use tokio::{
 use tokio_postgres::{Client, Config, NoTls};
 
 use crate::{
-    Result,
-    process::{Stat, because, cpu_of_family},
+    error::Result,
+    procfs::{ProcessStat, cpu_with_children},
 };
 
-/// A first start fetches PostgreSQL.
-const START_LIMIT: Duration = Duration::from_mins(10);
-/// Longer than `fast-zero postgres` gives its PostgreSQL.
-const STOP_LIMIT: Duration = Duration::from_secs(12);
-/// How long the connections of a server that has ended may take to end.
-const QUIET_LIMIT: Duration = Duration::from_secs(10);
-const QUIET_PAUSE: Duration = Duration::from_millis(5);
+/// The first start downloads PostgreSQL.
+const START_TIMEOUT: Duration = Duration::from_mins(10);
+/// Longer than `fast-zero postgres` waits for PostgreSQL to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(12);
+/// How long the connections of a stopped server may take to end.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const DISCONNECT_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Where the folder of a run is made. Not `TMPDIR`: PostgreSQL's user must be able to
-/// enter it.
-const TEMPORARY: &str = "/tmp";
-const PREFIX: &str = "fast-zero-bench-";
-/// Names of databases begin with this.
 const DATABASE_PREFIX: &str = "fast_zero_bench_";
 
-/// The folder of a run, removed when it is dropped. One whose run was killed is removed by
-/// the next.
-#[derive(Debug)]
-pub struct Folder {
-    folder: TempDir,
-    /// Held as long as the run lasts.
-    _lock: File,
-}
-
-impl Folder {
-    pub fn make() -> Result<Self> {
-        for entry in fs::read_dir(TEMPORARY)?.flatten() {
-            let is_ours = entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes());
-            let lock = is_ours.then(|| File::open(entry.path().join("lock")).ok()).flatten();
-            if lock.is_some_and(|lock| lock.try_lock().is_ok()) {
-                // Another run may be faster.
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
-        let everybody = Permissions::from_mode(0o755);
-        let folder =
-            tempfile::Builder::new().prefix(PREFIX).permissions(everybody).tempdir_in(TEMPORARY)?;
-        // Under another name until it is held.
-        let lock = File::create(folder.path().join("lock.new"))?;
-        lock.try_lock().map_err(|error| because("holding a new folder", error))?;
-        fs::rename(folder.path().join("lock.new"), folder.path().join("lock"))?;
-        Ok(Self { folder, _lock: lock })
-    }
-
-    pub fn path(&self) -> &Path {
-        self.folder.path()
-    }
-}
-
-/// A PostgreSQL.
 pub struct Postgres {
-    /// Of a database that is there already, for what is not measured.
+    /// The URL of an existing database, which is used for administration only.
     url: String,
     admin: Client,
-    /// What it calls itself.
+    /// PostgreSQL's `server_version`.
     pub version: String,
-    /// Its main process, if that runs on this machine.
+    /// The process ID of the postmaster, if it runs on this machine.
     pid: Option<i32>,
-    private: Option<Private>,
+    embedded: Option<EmbeddedPostgres>,
 }
 
-/// The private PostgreSQL of the service's binary: as durable as for its users, because a
-/// commit that is not flushed would cost next to nothing.
-struct Private {
+/// The embedded PostgreSQL of the service's binary.
+///
+/// It is durable (`fsync=on`), as for the users of the service: a commit without a flush
+/// would cost next to nothing.
+struct EmbeddedPostgres {
     process: Child,
+    /// The standard input of the process. PostgreSQL stops when it closes.
     lifeline: ChildStdin,
 }
 
 impl Postgres {
-    /// Reaches the one at `url`, or starts one that keeps its data in `folder`.
-    pub async fn open(url: Option<&str>, fast_zero: &Path, folder: &Path) -> Result<Self> {
-        let (url, private) = if let Some(url) = url {
+    /// Connects to the server at `url`, or starts an embedded one with its data in `dir`.
+    pub async fn open(url: Option<&str>, fast_zero: &Path, dir: &Path) -> Result<Self> {
+        let (url, embedded) = if let Some(url) = url {
             (url.to_owned(), None)
         } else {
-            let (url, private) = Private::start(fast_zero, folder).await?;
-            (url, Some(private))
+            let (url, embedded) = EmbeddedPostgres::start(fast_zero, dir).await?;
+            (url, Some(embedded))
         };
-        let admin = connect(&config(&url)?).await?;
+        let admin = connect(&parse_url(&url)?).await?;
         let version = admin.query_one("show server_version", &[]).await?.get(0);
-        let pid = main_process(&admin).await?;
-        let postgres = Self { url, admin, version, pid, private };
-        // Of runs that were killed. One in use cannot be dropped.
-        postgres.drop_all(DATABASE_PREFIX, "").await?;
+        let pid = postmaster_pid(&admin).await?;
+        let postgres = Self { url, admin, version, pid, embedded };
+        // Killed runs leave databases behind. A database in use cannot be dropped.
+        postgres.drop_databases(DATABASE_PREFIX, "").await?;
         Ok(postgres)
     }
 
-    pub fn is_private(&self) -> bool {
-        self.private.is_some()
+    pub fn is_embedded(&self) -> bool {
+        self.embedded.is_some()
     }
 
-    /// Makes a database.
-    pub async fn create(&self, name: &str) -> Result<Database> {
-        let name = own_prefix() + name;
+    pub async fn create_database(&self, name: &str) -> Result<Database> {
+        let name = run_prefix() + name;
         let create = format!("create database {name} template template0 encoding 'UTF8'");
         self.admin.batch_execute(&create).await?;
         Ok(Database { url: with_database(&self.url, &name), name })
     }
 
-    /// Drops the databases whose names begin so, as far as that can be done.
-    async fn drop_all(&self, prefix: &str, how: &str) -> Result<()> {
+    /// Drops the databases with this name prefix. Ignores those that cannot be dropped.
+    async fn drop_databases(&self, prefix: &str, options: &str) -> Result<()> {
         let names = "select datname::text from pg_database where starts_with(datname, $1)";
         for row in self.admin.query(names, &[&prefix]).await? {
             let name: String = row.get(0);
-            let _ = self.admin.batch_execute(&format!("drop database {name} {how}")).await;
+            let _ = self.admin.batch_execute(&format!("drop database {name} {options}")).await;
         }
         Ok(())
     }
 
-    /// CPU time of all its processes; `None` if it runs elsewhere.
+    /// Returns the CPU time of all PostgreSQL processes, or `None` if they run on another
+    /// machine.
     pub fn cpu(&self) -> Result<Option<Duration>> {
-        self.pid.map(cpu_of_family).transpose()
+        self.pid.map(cpu_with_children).transpose()
     }
 
-    /// How many transactions have ended in a database. Each statement outside of a
-    /// transaction is one. Waits until no connection is left, because each tells of its
-    /// own at its end, and before that only now and then.
+    /// Returns the number of transactions that have ended in a database. Each statement
+    /// outside of a transaction block is one.
+    ///
+    /// Waits until the database has no connection: a backend reports its transactions
+    /// when it exits, and before that with a delay.
     pub async fn transactions(&self, database: &Database) -> Result<i64> {
         let connections = "select count(*) from pg_stat_activity where datname = $1";
-        let give_up_at = Instant::now() + QUIET_LIMIT;
+        let deadline = Instant::now() + DISCONNECT_TIMEOUT;
         loop {
             let row = self.admin.query_one(connections, &[&database.name]).await?;
             if row.get::<_, i64>(0) == 0 {
                 break;
             }
-            if Instant::now() > give_up_at {
-                return Err("connections to the database do not end".into());
+            if Instant::now() > deadline {
+                return Err("connections to the database are still open".into());
             }
-            sleep(QUIET_PAUSE).await;
+            sleep(DISCONNECT_POLL_INTERVAL).await;
         }
         let transactions =
             "select xact_commit + xact_rollback from pg_stat_database where datname = $1";
         Ok(self.admin.query_one(transactions, &[&database.name]).await?.get(0))
     }
 
-    /// Leaves nothing.
+    /// Drops the databases of this run, or stops the embedded server.
     pub async fn close(self) {
-        let Some(Private { mut process, lifeline }) = self.private else {
-            if let Err(error) = self.drop_all(&own_prefix(), "with (force)").await {
-                eprintln!("bench: the databases of this run are left: {error}");
+        let Some(EmbeddedPostgres { mut process, lifeline }) = self.embedded else {
+            if let Err(error) = self.drop_databases(&run_prefix(), "with (force)").await {
+                eprintln!("bench: cannot drop the databases of this run: {error}");
             }
             return;
         };
         drop(lifeline);
-        if timeout(STOP_LIMIT, process.wait()).await.is_err() {
-            eprintln!("bench: the private PostgreSQL does not end");
+        if timeout(STOP_TIMEOUT, process.wait()).await.is_err() {
+            eprintln!("bench: the embedded PostgreSQL did not stop in time");
         }
     }
 }
 
-impl Private {
-    async fn start(fast_zero: &Path, folder: &Path) -> Result<(String, Self)> {
+impl EmbeddedPostgres {
+    async fn start(fast_zero: &Path, dir: &Path) -> Result<(String, Self)> {
         let mut process = Command::new(fast_zero)
             .args(["postgres", "--lifeline"])
-            .env("FASTZERO_DATA_DIR", folder.join("data"))
+            .env("FASTZERO_DATA_DIR", dir.join("data"))
             .env("RUST_LOG", "warn")
-            .current_dir(folder)
+            .current_dir(dir)
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let lifeline = process.stdin.take().ok_or("it is piped")?;
-        let mut stdout = BufReader::new(process.stdout.take().ok_or("it is piped")?);
+        let lifeline = process.stdin.take().ok_or("standard input is not piped")?;
+        let stdout = process.stdout.take().ok_or("standard output is not piped")?;
         let mut url = String::new();
-        timeout(START_LIMIT, stdout.read_line(&mut url)).await??;
+        timeout(START_TIMEOUT, BufReader::new(stdout).read_line(&mut url)).await??;
         if url.is_empty() {
-            return Err("the private PostgreSQL did not start".into());
+            return Err("the embedded PostgreSQL did not start".into());
         }
         Ok((url.trim_end().to_owned(), Self { process, lifeline }))
     }
@@ -201,7 +164,7 @@ pub struct Database {
 
 impl Database {
     pub fn config(&self) -> Result<Config> {
-        config(&self.url)
+        parse_url(&self.url)
     }
 
     pub async fn connect(&self) -> Result<Client> {
@@ -209,56 +172,55 @@ impl Database {
     }
 }
 
-fn own_prefix() -> String {
+/// Returns the name prefix of the databases that this process creates.
+fn run_prefix() -> String {
     format!("{DATABASE_PREFIX}{}_", process::id())
 }
 
 async fn connect(config: &Config) -> Result<Client> {
     let (client, connection) = config.connect(NoTls).await?;
-    // Its errors come to the client, too.
+    // The client's calls report the errors of the connection.
     tokio::spawn(connection);
     Ok(client)
 }
 
-/// The process that has started the one behind a connection, if that is on this machine:
-/// its title names its database.
-async fn main_process(client: &Client) -> Result<Option<i32>> {
+/// Returns the process ID of the postmaster, or `None` if it runs on another machine.
+///
+/// The backend of this connection runs here if the process with its ID has its title,
+/// which contains the database name.
+async fn postmaster_pid(client: &Client) -> Result<Option<i32>> {
     let row = client.query_one("select pg_backend_pid(), current_database()::text", &[]).await?;
     let (pid, database): (i32, String) = (row.get(0), row.get(1));
     let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     if !title.contains("postgres") || !title.contains(&database) {
         return Ok(None);
     }
-    Ok(Some(Stat::of(pid)?.parent))
+    Ok(Some(ProcessStat::read(pid)?.parent))
 }
 
-/// For tokio-postgres, which takes the host among the parameters as one more, where it
-/// stands instead of the other for everybody else.
-pub fn config(url: &str) -> Result<Config> {
-    let (before, parameters) = url.split_once('?').unwrap_or((url, ""));
-    let names_host = parameters.split('&').any(|parameter| parameter.starts_with("host="));
-    if names_host
-        && let Some((user, place)) = before.rsplit_once('@')
-        && let Some((_, database)) = place.split_once('/')
+/// Parses a connection URL as libpq does.
+///
+/// In libpq, the parameter `host` replaces the host of the authority. tokio-postgres
+/// would try both hosts, so the authority's host is removed here.
+pub fn parse_url(url: &str) -> Result<Config> {
+    let (base, parameters) = url.split_once('?').unwrap_or((url, ""));
+    let has_host = parameters.split('&').any(|parameter| parameter.starts_with("host="));
+    if has_host
+        && let Some((user, host_and_path)) = base.rsplit_once('@')
+        && let Some((_, database)) = host_and_path.split_once('/')
     {
         return Ok(format!("{user}@/{database}?{parameters}").parse()?);
     }
     Ok(url.parse()?)
 }
 
-/// The URL of another database in the same PostgreSQL.
+/// Replaces the database name in a connection URL.
 fn with_database(url: &str, name: &str) -> String {
-    let (before, parameters) = url.split_once('?').unwrap_or((url, ""));
-    let authority = before.find("://").map_or(0, |at| at + "://".len());
-    let end = before[authority..].find('/').map_or(before.len(), |at| authority + at);
+    let (base, parameters) = url.split_once('?').unwrap_or((url, ""));
+    let authority = base.find("://").map_or(0, |at| at + "://".len());
+    let end = base[authority..].find('/').map_or(base.len(), |at| authority + at);
     let separator = if parameters.is_empty() { "" } else { "?" };
-    format!("{}/{name}{separator}{parameters}", &before[..end])
-}
-
-/// Where the programs of an installed PostgreSQL are found, this among them.
-pub fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+    format!("{}/{name}{separator}{parameters}", &base[..end])
 }
 
 #[cfg(test)]
@@ -268,21 +230,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_database_is_another() {
-        for (url, other) in [
+    fn only_the_database_name_is_replaced() {
+        for (url, replaced) in [
             ("postgresql://a:b@c/d", "postgresql://a:b@c/x"),
             ("postgresql://c", "postgresql://c/x"),
             ("postgres://a@c:5/?sslmode=disable", "postgres://a@c:5/x?sslmode=disable"),
             ("postgresql://c/d?host=%2Ftmp%2Fs", "postgresql://c/x?host=%2Ftmp%2Fs"),
         ] {
-            assert_eq!(with_database(url, "x"), other);
+            assert_eq!(with_database(url, "x"), replaced);
         }
     }
 
     #[test]
-    fn a_host_among_the_parameters_is_the_only_one() {
+    fn the_host_parameter_replaces_the_host_of_the_authority() {
         let config =
-            config("postgresql://a:b@localhost/d?host=%2Ftmp%2Fs&port=5433").expect("good");
+            parse_url("postgresql://a:b@localhost/d?host=%2Ftmp%2Fs&port=5433").expect("valid");
         assert_eq!(config.get_hosts(), [Host::Unix("/tmp/s".into())]);
         assert_eq!(config.get_ports(), [5433]);
         assert_eq!(config.get_password(), Some(&b"b"[..]));

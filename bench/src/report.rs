@@ -1,103 +1,66 @@
-//! What is told: tables in Markdown.
+//! The report in Markdown: a table of metrics and a table of measurements.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use tonic::Code;
 
 use crate::{
-    Result,
-    fill::Fill,
-    load::{Pace, Tally},
-    measure::{Contender, Sample},
+    error::Result,
+    launcher::Target,
+    measure::Measurement,
     pgbench::CLIENTS,
+    row::{NO_VALUE, Row, RowKey, min_median_max},
     scenario::Scenario,
+    seed::DatasetSize,
 };
 
-/// All that was measured.
+const METRICS_HEADER: &str = "\
+| metric | threshold | median | min | max |
+|---|---|---|---|---|
+";
+
+const ROWS_HEADER: &str = "\
+| scenario | target | connections × in flight | todos | calls/s (min–max) \
+| p50 ms | p99 ms | p99.9 ms | server CPU µs | PostgreSQL CPU µs | client CPU µs \
+| statements | RSS MiB | other CPU |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+";
+
 #[derive(Debug, Default)]
 pub struct Report {
     pub rows: Vec<Row>,
-    figures: Vec<Figure>,
+    metrics: Vec<Metric>,
 }
 
-/// One scenario of one contender at one load, over all rounds.
+/// A number that each round yields once.
 #[derive(Debug)]
-pub struct Row {
-    scenario: Scenario,
-    pub who: Who,
-    load: Load,
-    /// In the table.
-    todos: u32,
-    /// Calls a second, of each round.
-    rates: Vec<f64>,
-    /// All latencies; none are known of pgbench.
-    pub tally: Option<Tally>,
-    /// Seconds of a call, and whatever else is in each round.
-    server_cpu: Vec<f64>,
-    postgres_cpu: Vec<f64>,
-    client_cpu: Vec<f64>,
-    /// Cores that all else kept busy.
-    others: Vec<f64>,
-    /// Of a call.
-    pub statements: Option<f64>,
-    resident: Vec<f64>,
-}
-
-/// Whose row it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
-    Service,
-    Floor,
-    Pgbench,
-}
-
-impl fmt::Display for Who {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Service => "fast-zero",
-            Self::Floor => "floor",
-            Self::Pgbench => "pgbench",
-        })
-    }
-}
-
-/// How calls came.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Load {
-    /// Connections, and calls in flight on each.
-    Closed(u16, u16),
-    /// Half of the highest rate of the round, or a given rate.
-    Open(u16),
-}
-
-/// A number of each round, and what it should be.
-#[derive(Debug)]
-struct Figure {
+struct Metric {
     name: String,
-    goal: Goal,
+    threshold: Threshold,
     unit: Unit,
     values: Vec<f64>,
 }
 
-/// What a figure should be, in its basic unit.
+/// What the median of a metric should be. The report shows it; a miss does not fail the run.
 #[derive(Clone, Copy, Debug)]
-pub enum Goal {
+pub enum Threshold {
     AtLeast(f64),
     AtMost(f64),
     None,
 }
 
-/// What a figure counts. Times are given in seconds.
+/// The unit of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Ratio,
+    /// A time in seconds, shown in milliseconds.
     Milliseconds,
     Mebibytes,
     Megabytes,
 }
 
 impl Unit {
-    fn show(self, value: f64) -> String {
+    fn format(self, value: f64) -> String {
         match self {
             Self::Ratio => format!("{value:.2}"),
             Self::Milliseconds => format!("{:.1} ms", value * 1e3),
@@ -108,76 +71,64 @@ impl Unit {
 }
 
 impl Report {
-    /// Adds a measurement.
-    pub fn add(&mut self, fill: Fill, sample: &Sample) -> Result<&mut Row> {
-        let plan = sample.plan;
-        let load = match plan.pace {
-            Pace::InFlight(calls) => Load::Closed(plan.connections, calls),
-            Pace::Rate(_) => Load::Open(plan.connections),
-        };
-        let who = match plan.contender {
-            Contender::Service => Who::Service,
-            Contender::Floor => Who::Floor,
-        };
-        let row = self.row(plan.scenario, who, load, fill);
-        row.rates.push(sample.tally.rate());
-        match &mut row.tally {
-            Some(tally) => tally.merge(&sample.tally)?,
-            tally => *tally = Some(sample.tally.clone()),
-        }
-        row.server_cpu.push(sample.per_call(sample.server_cpu));
-        row.postgres_cpu.extend(sample.postgres_cpu.map(|cpu| sample.per_call(cpu)));
-        row.client_cpu.push(sample.per_call(sample.client_cpu));
-        row.others.push(sample.other_cpu.as_secs_f64() / sample.tally.elapsed.as_secs_f64());
-        #[expect(clippy::cast_precision_loss, reason = "far less than 2^53")]
-        row.resident.push(sample.resident as f64 / 1_048_576.0);
+    /// Adds a measurement to its row, and returns the row.
+    pub fn add(&mut self, size: DatasetSize, measurement: &Measurement) -> Result<&mut Row> {
+        let row = self.row(RowKey::new(measurement, size.todos));
+        row.add(measurement)?;
         Ok(row)
     }
 
-    /// Adds what pgbench says.
-    pub fn add_pgbench(&mut self, fill: Fill, scenario: Scenario, rate: f64, cpu: Option<f64>) {
-        let row = self.row(scenario, Who::Pgbench, Load::Closed(CLIENTS, 1), fill);
-        row.rates.push(rate);
-        row.postgres_cpu.extend(cpu);
+    /// Adds a rate of pgbench, and PostgreSQL's CPU seconds per statement.
+    pub fn add_pgbench(
+        &mut self,
+        size: DatasetSize,
+        scenario: Scenario,
+        rate: f64,
+        cpu: Option<f64>,
+    ) {
+        let key = RowKey {
+            scenario,
+            target: Target::Pgbench,
+            connections: CLIENTS,
+            in_flight: Some(1),
+            todos: size.todos,
+        };
+        self.row(key).add_pgbench(rate, cpu);
     }
 
-    fn row(&mut self, scenario: Scenario, who: Who, load: Load, fill: Fill) -> &mut Row {
-        let todos = fill.todos;
-        let is_it = |row: &Row| {
-            (row.scenario, row.who, row.load, row.todos) == (scenario, who, load, todos)
-        };
-        let at = self.rows.iter().position(is_it).unwrap_or_else(|| {
-            self.rows.push(Row::new(scenario, who, load, todos));
+    fn row(&mut self, key: RowKey) -> &mut Row {
+        let index = self.rows.iter().position(|row| row.key == key).unwrap_or_else(|| {
+            self.rows.push(Row::new(key));
             self.rows.len() - 1
         });
-        &mut self.rows[at]
+        &mut self.rows[index]
     }
 
-    /// Adds a number of this round.
-    pub fn figure(&mut self, name: &str, goal: Goal, unit: Unit, value: f64) {
-        let known = self.figures.iter_mut().find(|figure| figure.name == name);
-        if let Some(figure) = known {
-            figure.values.push(value);
+    /// Adds the value of a round to the metric with this name.
+    pub fn add_metric(&mut self, name: &str, threshold: Threshold, unit: Unit, value: f64) {
+        if let Some(metric) = self.metrics.iter_mut().find(|metric| metric.name == name) {
+            metric.values.push(value);
         } else {
             let name = name.to_owned();
-            self.figures.push(Figure { name, goal, unit, values: vec![value] });
+            self.metrics.push(Metric { name, threshold, unit, values: vec![value] });
         }
     }
 
-    /// Calls that failed. That one which comes at a rate is turned away when there is too
-    /// much to do is no failure; it is told, though.
+    /// Describes the failed calls that fail the run.
+    ///
+    /// In an open loop, `RESOURCE_EXHAUSTED` does not fail the run, because a server may
+    /// shed load. The report shows these calls, too.
     pub fn failures(&self) -> Vec<String> {
-        self.not_answered_well(|row, code| !(row.is_open() && code == Code::ResourceExhausted))
+        self.failed_calls(|key, code| !(key.is_open_loop() && code == Code::ResourceExhausted))
     }
 
-    fn not_answered_well(&self, counts: impl Fn(&Row, Code) -> bool) -> Vec<String> {
+    fn failed_calls(&self, include: impl Fn(&RowKey, Code) -> bool) -> Vec<String> {
         let mut lines = Vec::new();
-        for row in &self.rows {
-            for (code, count) in row.tally.iter().flat_map(|tally| &tally.failures) {
+        for Row { key, stats, .. } in &self.rows {
+            for (code, count) in stats.iter().flat_map(|stats| &stats.failures) {
                 let code = Code::from_i32(*code);
-                if counts(row, code) {
-                    let Row { scenario, who, load, .. } = row;
-                    lines.push(format!("{scenario}, {who}, {load}: {count} × {code:?}"));
+                if include(key, code) {
+                    lines.push(format!("{key}: {count} × {code:?}"));
                 }
             }
         }
@@ -185,138 +136,82 @@ impl Report {
     }
 }
 
-impl Row {
-    fn new(scenario: Scenario, who: Who, load: Load, todos: u32) -> Self {
-        Self {
-            scenario,
-            who,
-            load,
-            todos,
-            rates: Vec::new(),
-            tally: None,
-            server_cpu: Vec::new(),
-            postgres_cpu: Vec::new(),
-            client_cpu: Vec::new(),
-            others: Vec::new(),
-            statements: None,
-            resident: Vec::new(),
-        }
-    }
-
-    /// For the plot: how it is called.
-    pub fn name(&self) -> String {
-        format!("{}, {}, {}", self.scenario, self.who, self.load)
-    }
-
-    pub fn is_open(&self) -> bool {
-        matches!(self.load, Load::Open(_))
-    }
-
-    /// Whether calls came in the same way as those of another.
-    pub fn is_like(&self, other: &Self) -> bool {
-        (self.scenario, self.load) == (other.scenario, other.load)
-    }
-
-    /// The least, the middle and the highest rate.
-    pub fn rates(&self) -> Option<[f64; 3]> {
-        spread(&self.rates)
-    }
-
-    fn latency(&self, quantile: f64) -> String {
-        let latencies = self.tally.as_ref().map(|tally| &tally.latencies);
-        #[expect(clippy::cast_precision_loss, reason = "far less than 2^53")]
-        let latency = latencies.map(|all| all.value_at_quantile(quantile) as f64 / 1e6);
-        latency.map_or_else(none, |milliseconds| format!("{milliseconds:.2}"))
-    }
-}
-
-impl fmt::Display for Load {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Closed(connections, calls) => write!(formatter, "{connections} × {calls}"),
-            Self::Open(connections) => write!(formatter, "{connections}, at a rate"),
-        }
-    }
-}
-
-/// The tables.
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .write_str("| figure | to reach | median | least | most |\n|---|---|---|---|---|\n")?;
-        for Figure { name, goal, unit, values } in &self.figures {
-            let Some([least, median, most]) = spread(values) else {
+        formatter.write_str(METRICS_HEADER)?;
+        for Metric { name, threshold, unit, values } in &self.metrics {
+            let Some(values) = min_median_max(values) else {
                 continue;
             };
-            let goal = match *goal {
-                Goal::AtLeast(bound) => format!("≥ {}", unit.show(bound)),
-                Goal::AtMost(bound) => format!("≤ {}", unit.show(bound)),
-                Goal::None => none(),
+            let threshold = match *threshold {
+                Threshold::AtLeast(bound) => format!("≥ {}", unit.format(bound)),
+                Threshold::AtMost(bound) => format!("≤ {}", unit.format(bound)),
+                Threshold::None => NO_VALUE.to_owned(),
             };
-            let [least, median, most] = [least, median, most].map(|value| unit.show(value));
-            writeln!(formatter, "| {name} | {goal} | {median} | {least} | {most} |")?;
+            let [min, median, max] = values.map(|value| unit.format(value));
+            writeln!(formatter, "| {name} | {threshold} | {median} | {min} | {max} |")?;
         }
-        formatter.write_str(
-            "\n| calls | of | connections × calls | to-dos | calls/s (least–most) \
-             | p50 ms | p99 ms | p99.9 ms | server µs | PostgreSQL µs | callers µs | statements | MiB \
-             | others' cores |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
-        )?;
+        formatter.write_str("\n")?;
+        formatter.write_str(ROWS_HEADER)?;
         for row in &self.rows {
-            let Some([least, median, most]) = row.rates() else {
-                continue;
-            };
-            let mut line = format!(
-                "| {} | {} | {} | {} | {median:.0} ({least:.0}–{most:.0})",
-                row.scenario, row.who, row.load, row.todos
-            );
-            for quantile in [0.5, 0.99, 0.999] {
-                write!(line, " | {}", row.latency(quantile))?;
-            }
-            for cpu in [&row.server_cpu, &row.postgres_cpu, &row.client_cpu] {
-                write!(line, " | {}", middle(cpu, |seconds| format!("{:.0}", seconds * 1e6)))?;
-            }
-            let statements = row.statements.map_or_else(none, |count| format!("{count:.2}"));
-            let resident = middle(&row.resident, |mebibytes| format!("{mebibytes:.0}"));
-            let others = middle(&row.others, |cores| format!("{cores:.2}"));
-            writeln!(formatter, "{line} | {statements} | {resident} | {others} |")?;
+            writeln!(formatter, "{row}")?;
         }
-        for line in self.not_answered_well(|_, _| true) {
-            writeln!(formatter, "\nNot answered well: {line}")?;
+        for line in self.failed_calls(|_, _| true) {
+            writeln!(formatter, "\nFailed calls: {line}")?;
         }
         Ok(())
     }
 }
 
-fn none() -> String {
-    "–".to_owned()
-}
-
-fn middle(values: &[f64], show: impl Fn(f64) -> String) -> String {
-    spread(values).map_or_else(none, |[_, median, _]| show(median))
-}
-
-/// The least, the median and the most.
-fn spread(values: &[f64]) -> Option<[f64; 3]> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    let median = match sorted.len() {
-        0 => return None,
-        length if length % 2 == 1 => sorted[middle],
-        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
-    };
-    Some([sorted[0], median, sorted[sorted.len() - 1]])
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tonic::Status;
+
     use super::*;
+    use crate::{load::LoadModel, measure::tests::measurement};
+
+    const SIZE: DatasetSize = DatasetSize { users: 200, todos: 20_000 };
 
     #[test]
-    fn the_median_is_in_the_middle() {
-        assert_eq!(spread(&[]), None);
-        assert_eq!(spread(&[3.0]), Some([3.0, 3.0, 3.0]));
-        assert_eq!(spread(&[3.0, 1.0]), Some([1.0, 2.0, 3.0]));
-        assert_eq!(spread(&[9.0, 1.0, 2.0]), Some([1.0, 2.0, 9.0]));
+    fn a_row_has_the_measurements_of_all_rounds() {
+        let mut report = Report::default();
+        for (rate, cpu) in [(900, 40), (1_000, 20), (1_200, 30)] {
+            let target = (Scenario::Get, Target::Service);
+            let round = measurement(target, rate, Duration::from_micros(cpu), 20 << 20);
+            report.add(SIZE, &round).expect("mergeable");
+        }
+        report.add_pgbench(SIZE, Scenario::Get, 5_000.0, None);
+        let text = report.to_string();
+        let rows: Vec<_> = text.lines().filter(|line| line.contains("GetTodo")).collect();
+        assert_eq!(rows.len(), 2, "{text}");
+        assert!(
+            rows[0].starts_with("| GetTodo | fast-zero | 8 × 8 | 20000 | 1000 (900–1200) | 1.00 |")
+        );
+        assert!(rows[0].ends_with("| 15 | 15 | 0 | – | 20 | 0.00 |"), "{}", rows[0]);
+        assert!(
+            rows[1].starts_with("| GetTodo | pgbench | 16 × 1 | 20000 | 5000 (5000–5000) | – |")
+        );
+        let columns = |line: &str| line.matches('|').count();
+        assert!(rows.iter().all(|row| columns(row) == columns(ROWS_HEADER) / 2));
+    }
+
+    #[test]
+    fn only_load_shedding_in_an_open_loop_does_not_fail_the_run() {
+        for (load, code, fails) in [
+            (LoadModel::OpenLoop { rate: 1.0 }, Code::ResourceExhausted, false),
+            (LoadModel::OpenLoop { rate: 1.0 }, Code::Unavailable, true),
+            (LoadModel::ClosedLoop { in_flight: 1 }, Code::ResourceExhausted, true),
+        ] {
+            let target = (Scenario::Get, Target::Service);
+            let mut round = measurement(target, 10, Duration::from_micros(1), 0);
+            round.config.load = load;
+            *round.stats.failures.entry(Status::new(code, "").code().into()).or_default() += 1;
+            let mut report = Report::default();
+            report.add(SIZE, &round).expect("mergeable");
+            assert_eq!(!report.failures().is_empty(), fails, "{load:?}, {code:?}");
+            assert!(report.to_string().contains("\nFailed calls: GetTodo, fast-zero, "));
+        }
     }
 }

@@ -1,41 +1,19 @@
-//! The calls that are measured.
+//! The measured calls.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::fmt;
 
-use fast_zero::proto::{
-    auth::v1::{LoginRequest, RefreshTokenRequest, TokenSet},
-    todo::v1::{
-        CreateTodoRequest, GetTodoRequest, ListTodosRequest, Todo, TodoState, UpdateTodoRequest,
-    },
-    user::v1::CreateUserRequest,
-};
-use prost_types::FieldMask;
-use tokio::sync::Mutex;
-use tonic::{
-    Request, Status,
-    metadata::{Ascii, MetadataValue},
-};
+use fast_zero::proto::todo::v1::{GetTodoRequest, Todo, TodoState};
+use tonic::Status;
 
 use crate::{
-    Result,
     client::Client,
-    fill::{self, Fill},
+    fixtures::{Caller, Fixtures},
+    requests,
+    seed::{MATCHING_TITLE, UNMATCHED_TITLE},
 };
 
-/// The password of all users.
-pub const PASSWORD: &str = "correct horse battery";
-
-/// Rows of a page.
-pub const PAGE_SIZE: i32 = 10;
-
-/// Users who call. Each has one session for the whole run.
-pub const CALLERS: u32 = 64;
-
-/// What is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A kind of call, or a mix of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scenario {
     Get,
     List,
@@ -46,16 +24,17 @@ pub enum Scenario {
     Login,
     Refresh,
     SignUp,
-    /// A page far into a long list, and the first page of the same list.
-    LatePage,
+    /// A page near the end of the long list.
+    DeepPage,
+    /// The first page of the long list.
     FirstPage,
-    /// A search in a long list that finds nothing.
+    /// A substring filter that matches nothing in the long list.
     Contains,
 }
 
 impl fmt::Display for Scenario {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(match self {
+        formatter.write_str(match self {
             Self::Get => "GetTodo",
             Self::List => "ListTodos, 10 rows",
             Self::Filter => "ListTodos with a filter",
@@ -65,212 +44,84 @@ impl fmt::Display for Scenario {
             Self::Login => "Login",
             Self::Refresh => "RefreshToken",
             Self::SignUp => "CreateUser",
-            Self::LatePage => "ListTodos, a late page",
-            Self::FirstPage => "ListTodos, page 1 of a long list",
-            Self::Contains => "ListTodos, contains, in a long list",
+            Self::DeepPage => "ListTodos, deep page of the long list",
+            Self::FirstPage => "ListTodos, first page of the long list",
+            Self::Contains => "ListTodos, unmatched filter on the long list",
         })
     }
 }
 
-/// Somebody who is logged in.
-struct Caller {
-    user: u32,
-    bearer: MetadataValue<Ascii>,
-    /// Good once: who refreshes holds it until the next one is there.
-    refresh_token: Mutex<String>,
-}
-
-/// What callers know.
-pub struct World {
-    fill: Fill,
-    /// The one with many to-dos.
-    collector: Caller,
-    callers: Vec<Caller>,
-    /// Of a late page of the collector's.
-    late_page: String,
-    signed_up: AtomicU32,
-}
-
-impl World {
-    /// Logs the callers in.
-    pub async fn enter(client: &mut Client, fill: Fill) -> Result<Self> {
-        let mut callers = Vec::new();
-        for user in 1..=CALLERS {
-            callers.push(Caller::log_in(client, user).await?);
-        }
-        let collector = Caller::log_in(client, 0).await?;
-        Ok(Self {
-            fill,
-            collector,
-            callers,
-            late_page: String::new(),
-            signed_up: AtomicU32::new(0),
-        })
+impl Scenario {
+    /// Returns `true` if the baseline implements the calls of this scenario.
+    pub fn has_baseline(self) -> bool {
+        use Scenario::{Create, Filter, Get, List, Mixed, Update};
+        matches!(self, Get | List | Filter | Create | Update | Mixed)
     }
 
-    /// Walks through the long list, up to where this page begins, counted from 1.
-    pub async fn walk_to(&mut self, client: &mut Client, page: u32) -> Result<()> {
-        let mut token = String::new();
-        for _ in 1..page {
-            let request =
-                ListTodosRequest { page_size: PAGE_SIZE, page_token: token, ..Default::default() };
-            let listed = client.todos.list_todos(self.collector.says(request)).await?;
-            token = listed.into_inner().next_page_token;
-            if token.is_empty() {
-                return Err("the list is too short".into());
-            }
-        }
-        self.late_page = token;
-        Ok(())
-    }
-
-    /// Makes one call. The number chooses the caller where that matters.
+    /// Makes one call. The number selects the caller.
     pub async fn call(
-        &self,
-        scenario: Scenario,
+        self,
+        fixtures: &Fixtures,
         client: &mut Client,
         number: usize,
     ) -> Result<(), Status> {
-        let caller = &self.callers[number % self.callers.len()];
-        match scenario {
-            Scenario::Get => self.get(client, caller).await,
-            Scenario::List => list(client, caller, "", "").await,
-            Scenario::Filter => list(client, caller, fill::RARE, "").await,
-            Scenario::Create => create(client, caller).await,
-            Scenario::Update => self.update(client, caller).await,
-            Scenario::Mixed => match fastrand::u8(0..10) {
-                0..6 => self.get(client, caller).await,
+        let caller = fixtures.caller(number);
+        match self {
+            Self::Get => get(client, fixtures, caller).await,
+            Self::List => list(client, caller, "", "").await,
+            Self::Filter => list(client, caller, MATCHING_TITLE, "").await,
+            Self::Create => create(client, caller).await,
+            Self::Update => update(client, fixtures, caller).await,
+            Self::Mixed => match fastrand::u8(0..10) {
+                0..6 => get(client, fixtures, caller).await,
                 6..8 => list(client, caller, "", "").await,
                 8 => create(client, caller).await,
-                _ => self.update(client, caller).await,
+                _ => update(client, fixtures, caller).await,
             },
-            Scenario::Login => {
-                // Not the callers: a login ends the oldest of many sessions.
-                let user = fastrand::u32(CALLERS + 1..self.fill.users);
-                log_in(client, user).await.map(drop)
+            Self::Login => fixtures.log_in_other(client).await,
+            Self::Refresh => caller.refresh(client).await,
+            Self::SignUp => sign_up(client, fixtures).await,
+            Self::DeepPage => {
+                list(client, &fixtures.long_list_owner, "", &fixtures.deep_page_token).await
             }
-            Scenario::Refresh => caller.refresh(client).await,
-            Scenario::SignUp => self.sign_up(client).await,
-            Scenario::LatePage => list(client, &self.collector, "", &self.late_page).await,
-            Scenario::FirstPage => list(client, &self.collector, "", "").await,
-            Scenario::Contains => list(client, &self.collector, fill::NEVER, "").await,
+            Self::FirstPage => list(client, &fixtures.long_list_owner, "", "").await,
+            Self::Contains => list(client, &fixtures.long_list_owner, UNMATCHED_TITLE, "").await,
         }
     }
-
-    /// The id of one of a caller's to-dos.
-    fn any_todo(&self, caller: &Caller) -> String {
-        fill::todo_id(caller.user, fastrand::u32(..self.fill.each())).to_string()
-    }
-
-    async fn get(&self, client: &mut Client, caller: &Caller) -> Result<(), Status> {
-        let request = GetTodoRequest { id: self.any_todo(caller) };
-        client.todos.get_todo(caller.says(request)).await.map(drop)
-    }
-
-    async fn update(&self, client: &mut Client, caller: &Caller) -> Result<(), Status> {
-        let state = fastrand::i32(TodoState::Draft as i32..=TodoState::Trash as i32);
-        let todo = Todo { id: self.any_todo(caller), state, ..Default::default() };
-        client.todos.update_todo(caller.says(update_of_state(todo))).await.map(drop)
-    }
-
-    async fn sign_up(&self, client: &mut Client) -> Result<(), Status> {
-        let number = self.signed_up.fetch_add(1, Ordering::Relaxed);
-        client.users.create_user(new_user(&format!("new{number}"))).await.map(drop)
-    }
-
-    /// The same requests, for the answers to be compared: a look-up, a list and its filter.
-    pub fn todo_of_first_caller(&self) -> String {
-        fill::todo_id(self.callers[0].user, 0).to_string()
-    }
-
-    /// A message, said by the first caller.
-    pub fn first_caller_says<T>(&self, message: T) -> Request<T> {
-        self.callers[0].says(message)
-    }
 }
 
-impl Caller {
-    async fn log_in(client: &mut Client, user: u32) -> Result<Self> {
-        let tokens = log_in(client, user).await?;
-        Ok(Self {
-            user,
-            bearer: format!("Bearer {}", tokens.access_token).parse()?,
-            refresh_token: Mutex::new(tokens.refresh_token),
-        })
-    }
-
-    fn says<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", self.bearer.clone());
-        request
-    }
-
-    async fn refresh(&self, client: &mut Client) -> Result<(), Status> {
-        let mut token = self.refresh_token.lock().await;
-        let request = RefreshTokenRequest { refresh_token: token.clone() };
-        let tokens = client.auth.refresh_token(request).await?.into_inner().tokens;
-        *token = tokens.unwrap_or_default().refresh_token;
-        Ok(())
-    }
+async fn get(client: &mut Client, fixtures: &Fixtures, caller: &Caller) -> Result<(), Status> {
+    let request = GetTodoRequest { id: fixtures.random_todo_id(caller) };
+    client.todos.get_todo(caller.authorized(request)).await.map(drop)
 }
 
-async fn log_in(client: &mut Client, user: u32) -> Result<TokenSet, Status> {
-    let (login, password) = (fill::username(user), PASSWORD.to_owned());
-    let response = client.auth.login(LoginRequest { login, password }).await?;
-    Ok(response.into_inner().tokens.unwrap_or_default())
-}
-
-/// A list that must not be empty, except where nothing is to be found.
+/// Lists todos. Returns an error if the page is empty although todos match the filter, or
+/// the other way around.
 async fn list(
     client: &mut Client,
     caller: &Caller,
     title: &str,
     page_token: &str,
 ) -> Result<(), Status> {
-    let listed =
-        client.todos.list_todos(caller.says(list_of(title, page_token))).await?.into_inner();
-    if listed.todos.is_empty() != (title == fill::NEVER) {
-        return Err(Status::internal("the list has not what it should have"));
+    let request = caller.authorized(requests::list_todos(title, page_token));
+    let response = client.todos.list_todos(request).await?.into_inner();
+    if response.todos.is_empty() != (title == UNMATCHED_TITLE) {
+        return Err(Status::internal("unexpected number of todos in the page"));
     }
     Ok(())
 }
 
 async fn create(client: &mut Client, caller: &Caller) -> Result<(), Status> {
-    client.todos.create_todo(caller.says(new_todo())).await.map(drop)
+    client.todos.create_todo(caller.authorized(requests::create_todo())).await.map(drop)
 }
 
-/// A page of to-dos.
-pub fn list_of(title: &str, page_token: &str) -> ListTodosRequest {
-    ListTodosRequest {
-        title: title.to_owned(),
-        page_token: page_token.to_owned(),
-        page_size: PAGE_SIZE,
-        ..Default::default()
-    }
+async fn update(client: &mut Client, fixtures: &Fixtures, caller: &Caller) -> Result<(), Status> {
+    let state = fastrand::i32(TodoState::Draft as i32..=TodoState::Trash as i32);
+    let todo = Todo { id: fixtures.random_todo_id(caller), state, ..Default::default() };
+    client.todos.update_todo(caller.authorized(requests::update_state(todo))).await.map(drop)
 }
 
-/// A new to-do.
-pub fn new_todo() -> CreateTodoRequest {
-    let todo = Todo {
-        title: "Water the plants".to_owned(),
-        description: "All of them, before it gets hot".to_owned(),
-        state: TodoState::Todo.into(),
-        ..Default::default()
-    };
-    CreateTodoRequest { todo: Some(todo) }
-}
-
-/// A change of a to-do's state.
-pub fn update_of_state(todo: Todo) -> UpdateTodoRequest {
-    let update_mask = Some(FieldMask { paths: vec!["state".to_owned()] });
-    UpdateTodoRequest { todo: Some(todo), update_mask }
-}
-
-/// A new user.
-pub fn new_user(username: &str) -> CreateUserRequest {
-    CreateUserRequest {
-        username: username.to_owned(),
-        email: format!("{username}@example.com"),
-        password: PASSWORD.to_owned(),
-    }
+async fn sign_up(client: &mut Client, fixtures: &Fixtures) -> Result<(), Status> {
+    let request = requests::create_user(&fixtures.new_username());
+    client.users.create_user(request).await.map(drop)
 }

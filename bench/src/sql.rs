@@ -1,90 +1,47 @@
-//! The statements of the floor and of pgbench: those of the service when it asks for one
-//! thing at a time. That the answers are the service's is checked at the start of a run.
+//! The SQL statements of the baseline and of pgbench: the ones that the service runs for a
+//! call that is not batched, by their names.
 
-/// Looks up a to-do: owner, id.
-pub const GET: &str = "\
-    select id, title, description, state, updated_at, version
-    from todos where owner_id = $1 and id = $2";
+use std::{collections::HashMap, sync::LazyLock};
 
-/// Lists to-dos by creation: owner, title, description, states, skip, limit, bytes of a
-/// page, bytes of a to-do besides its texts, the id to begin after.
-pub const LIST: &str = "\
-    select id, title, description, state, updated_at, version, candidates
-    from (
-        select *,
-            count(*) over () as candidates,
-            row_number() over so_far as position,
-            sum(octet_length(title) + octet_length(description) + $8::int) over so_far as bytes
-        from (
-            select id, title, title_folded, description, state, updated_at, version
-            from todos
-            where owner_id = $1
-                and ($2::text is null or strpos(title_folded, $2) > 0)
-                and ($3::text is null or strpos(description_folded, $3) > 0)
-                and ($4::smallint[] is null or state = any($4))
-                and id > $9
-            order by id
-            offset $5 limit $6
-        ) as found
-        window so_far as (order by id rows unbounded preceding)
-    ) as measured
-    where position = 1 or bytes <= $7
-    order by position";
+/// Gets a todo. Parameters: owner, ID.
+pub const GET: &str = "todo_get";
 
-/// Changes a to-do: owner, id, version, title, folded, description, folded, state, time.
-pub const UPDATE: &str = "\
-    update todos set
-        title = coalesce($4, title),
-        title_folded = coalesce($5, title_folded),
-        description = coalesce($6, description),
-        description_folded = coalesce($7, description_folded),
-        state = coalesce($8, state),
-        updated_at = $9,
-        version = version + 1
-    where owner_id = $1 and id = $2 and ($3::bigint is null or version = $3)
-    returning id, title, description, state, updated_at, version";
+/// Lists a small page of todos by creation time. Parameters: owner, title, description, states,
+/// skip, limit, ID to start after.
+pub const LIST: &str = "todo_list_create_time";
 
-/// Adds a to-do: owner, id, title, folded, description, folded, state, time, version.
-pub const INSERT: &str = "\
-    insert into todos (
-        owner_id, id, title, title_folded, description, description_folded,
-        state, updated_at, version
-    ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+/// Updates a todo. Parameters: owner, ID, version, title, folded title, description, folded
+/// description, state, time.
+pub const UPDATE: &str = "todo_update";
 
-/// What the service sets on its connections: plans are kept.
+/// Creates a todo. Parameters: owner, ID, title, folded title, description, folded
+/// description, state, time, version.
+pub const INSERT: &str = "todo_insert";
+
+/// The connection options of the service: each prepared statement has one generic plan.
 pub const OPTIONS: &str = "-c plan_cache_mode=force_generic_plan";
 
-/// As the service has them: what the to-dos of a page may add up to, and what one takes
-/// besides its texts, in bytes.
-pub const MAX_PAGE_BYTES: i64 = 1_000_000;
-pub const TODO_OVERHEAD_BYTES: i32 = 160;
+static STATEMENTS: LazyLock<HashMap<String, &'static str>> =
+    LazyLock::new(|| fast_zero::todo_statements().into_iter().collect());
+
+/// Returns the text of a statement of the service.
+///
+/// # Panics
+/// If the service has no statement of that name.
+pub fn text(name: &str) -> &'static str {
+    STATEMENTS.get(name).unwrap_or_else(|| panic!("the service has no statement {name}"))
+}
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
-
     use super::*;
 
-    fn words(text: &str) -> String {
-        text.split_whitespace().collect::<Vec<_>>().join(" ")
-    }
-
     #[test]
-    fn they_are_the_statements_of_the_service() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.sqlx");
-        let files =
-            fs::read_dir(folder).expect("a folder").map(|file| file.expect("a file").path());
-        let of_service: Vec<_> = files
-            .map(|file| {
-                let text = fs::read_to_string(file).expect("text");
-                let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-                // By which sqlx knows that it is never null.
-                let statement = json["query"].as_str().expect("a statement");
-                words(&statement.replace(r#" as "candidates!""#, ""))
-            })
-            .collect();
-        for statement in [GET, LIST, UPDATE, INSERT] {
-            assert!(of_service.contains(&words(statement)), "{statement}");
+    fn each_statement_is_one_of_the_service() {
+        for (name, verb) in
+            [(GET, "select"), (LIST, "select"), (UPDATE, "update"), (INSERT, "insert")]
+        {
+            assert!(text(name).starts_with(verb), "{name}");
         }
     }
 }

@@ -1,73 +1,78 @@
-//! Authentication: sessions, the tokens that belong to them, and who may call what.
+//! Authentication: sessions, their tokens, passwords, and brute-force protection.
+//!
+//! A login opens a session. Its access token (a JWT) authenticates calls for minutes; its
+//! refresh token gets the next pair, once. [`sessions`] owns what is known of sessions, in the
+//! database and in the cache.
 
-use time::OffsetDateTime;
-
-use crate::types::id::{SessionId, UserId};
-
-pub mod attempts;
-pub mod guard;
-pub mod service;
+pub(crate) mod authenticator;
+pub(crate) mod login_throttle;
+pub(crate) mod service;
+mod session_cache;
+pub(crate) mod sessions;
 mod store;
 mod token;
 
-pub use token::{AccessTokens, RefreshTokens};
+use time::OffsetDateTime;
 
-/// Live sessions of a user at the most. When another is opened, the oldest ends.
-pub const MAX_SESSIONS: i64 = 100;
+use crate::types::{
+    id::SessionId,
+    text::{LineMode, fold_case, parse},
+};
 
-/// For how long the direct predecessor of a refresh token gets the same successor
-/// again, instead of being taken for stolen.
-pub const REFRESH_GRACE: time::Duration = time::Duration::seconds(10);
+pub(crate) use self::token::{AccessTokens, RefreshTokens};
 
-/// The longest `user-agent` that is kept, in characters.
-const MAX_USER_AGENT_LENGTH: usize = 256;
+/// The most active sessions of a user. A login beyond ends the oldest.
+///
+/// Test: `beyond_a_hundred_live_sessions_the_oldest_ends`.
+pub(crate) const MAX_SESSIONS: i64 = 100;
+
+/// How long the direct predecessor of a refresh token gets the same successor again, instead of
+/// being treated as stolen.
+///
+/// Test: `the_direct_predecessor_after_ten_seconds_ends_the_session`.
+pub(crate) const REFRESH_GRACE_PERIOD: time::Duration = time::Duration::seconds(10);
+
+/// The longest stored `user-agent`, in characters.
+///
+/// Test: `a_session_says_where_its_login_came_from`.
+const MAX_USER_AGENT_LEN: usize = 256;
+
+/// The longest login, in characters: that of an email address.
+///
+/// Test: `a_login_is_a_username_or_an_email_in_any_case`.
+const MAX_LOGIN_LEN: usize = 254;
 
 /// A session of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
-    /// Names the session for ever.
-    pub id: SessionId,
-    /// When the login or the last rotation of the refresh token was.
-    pub rotated_at: OffsetDateTime,
-    /// When it ends if it is not used until then.
-    pub expires_at: OffsetDateTime,
-    /// What logged in.
-    pub user_agent: String,
-    /// Where from: an IP address.
-    pub peer: String,
+pub(crate) struct Session {
+    /// The ID of the session.
+    pub(crate) id: SessionId,
+    /// The time of the login or the last rotation of the refresh token.
+    pub(crate) rotated_at: OffsetDateTime,
+    /// The time when the session ends unless its refresh token is rotated.
+    pub(crate) expires_at: OffsetDateTime,
+    /// The `user-agent` of the login.
+    pub(crate) user_agent: String,
+    /// The IP address of the login's client.
+    pub(crate) peer: String,
 }
 
-/// A session that is opened by a login.
-#[derive(Debug)]
-struct NewSession {
-    id: SessionId,
-    user_id: UserId,
-    now: OffsetDateTime,
-    expires_at: OffsetDateTime,
-    user_agent: String,
-    peer: String,
-}
-
-/// The name by which somebody logs in.
+/// The login of a request: what identifies the account.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum LoginName {
+enum LoginIdentifier {
     Username(String),
     Email(String),
-    /// No user can have it.
-    Nobody,
+    /// A text that no user can have as a username or an email.
+    Invalid,
 }
 
-/// The most characters that a login can have: those of an e-mail address.
-const MAX_LOGIN_LENGTH: usize = 254;
-
-impl LoginName {
-    /// Usernames have no `@`, e-mail addresses always do.
+impl LoginIdentifier {
+    /// Parses a login: an email address has an `@`, a username has none.
     fn parse(raw: &str) -> Self {
-        use crate::types::text::{LineMode, fold_case, parse};
-        match parse(raw, LineMode::Single, 1..=MAX_LOGIN_LENGTH) {
-            Ok(name) if name.contains('@') => Self::Email(fold_case(&name)),
-            Ok(name) => Self::Username(fold_case(&name)),
-            Err(_) => Self::Nobody,
+        match parse(raw, LineMode::Single, 1..=MAX_LOGIN_LEN) {
+            Ok(login) if login.contains('@') => Self::Email(fold_case(&login)),
+            Ok(login) => Self::Username(fold_case(&login)),
+            Err(_) => Self::Invalid,
         }
     }
 }
@@ -77,11 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_login_is_a_username_or_an_address_in_any_case() {
-        assert_eq!(LoginName::parse(" ANA "), LoginName::Username("ana".into()));
-        assert_eq!(LoginName::parse("Ana@EXAMPLE.com"), LoginName::Email("ana@example.com".into()));
-        for nobody in ["a\0na", &"a".repeat(255)] {
-            assert_eq!(LoginName::parse(nobody), LoginName::Nobody);
+    fn a_login_is_a_username_or_an_email_in_any_case() {
+        assert_eq!(LoginIdentifier::parse(" ANA "), LoginIdentifier::Username("ana".into()));
+        let email = LoginIdentifier::Email("ana@example.com".into());
+        assert_eq!(LoginIdentifier::parse("Ana@EXAMPLE.com"), email);
+        for invalid in ["a\0na", &"a".repeat(255)] {
+            assert_eq!(LoginIdentifier::parse(invalid), LoginIdentifier::Invalid);
         }
     }
 }

@@ -1,47 +1,96 @@
-//! The rpcs on sessions, tokens and passwords.
+//! `fastzero.auth.v1.AuthService`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::header::USER_AGENT;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
 use super::{
-    LoginName, MAX_USER_AGENT_LENGTH, NewSession, Session,
-    attempts::{self, Account, Attempts},
-    guard::Authenticator,
-    store::{self, Credentials, Ending, Rotation},
-    token::{RefreshToken, RefreshTokens},
+    LoginIdentifier, MAX_USER_AGENT_LEN, Session,
+    authenticator::Authenticator,
+    login_throttle::{Account, LoginAttempt, LoginThrottle},
+    sessions::Sessions,
+    store::{AuthStore, Credentials, RevocationScope, RotationOutcome},
+    token::{AccessTokens, RefreshToken, RefreshTokens},
 };
 use crate::{
-    audit,
-    caller::{Caller, Peer},
-    database::{Database, complete},
-    error::Error,
-    metrics::Counter,
-    password::{Attempt, Hasher, NewPassword, PasswordHash, Place, Turn, Verdict},
-    proto::{auth::v1 as pb, timestamp},
+    crypto::password::{
+        CandidatePassword, HashingPool, HashingThread, NewPassword, PasswordCheck, PasswordHash,
+        QueueSlot,
+    },
+    database::{Database, run_to_completion},
+    rpc::{
+        caller::{Caller, ClientIp},
+        error::Error,
+        proto::{auth::v1 as pb, to_timestamp},
+        validation::{FieldViolations, REQUIRED},
+    },
+    telemetry::{
+        audit,
+        metrics::{Counter, SessionCacheMetrics},
+    },
     types::{clock, id::SessionId, invalid::InvalidValue},
-    validation::{FieldViolations, REQUIRED},
 };
 
-/// Implements `fastzero.auth.v1.AuthService`.
+/// The implementation of `AuthService`.
 #[derive(Clone, Debug)]
-pub struct AuthService {
-    /// Where sessions are kept.
-    pub database: Database,
-    /// Checks passwords.
-    pub hasher: Hasher,
-    /// Counts passwords that were wrong.
-    pub attempts: Arc<Attempts>,
-    /// Checks access tokens, and makes them.
-    pub authenticator: Arc<Authenticator>,
-    /// Makes and reads refresh tokens.
-    pub refresh_tokens: RefreshTokens,
-    /// How long a session lives without being refreshed.
-    pub session_lifetime: Duration,
-    /// Counts wrong passwords for the metrics.
-    pub logins_failed: Counter,
+pub(crate) struct AuthService {
+    store: Arc<AuthStore>,
+    sessions: Sessions,
+    authenticator: Arc<Authenticator>,
+    refresh_tokens: RefreshTokens,
+    passwords: HashingPool,
+    throttle: Arc<LoginThrottle>,
+    password_failures: Counter,
+}
+
+/// The parts of authentication that `server` provides.
+#[derive(Debug)]
+pub(crate) struct AuthParts {
+    pub(crate) database: Database,
+    pub(crate) batching: bool,
+    /// The longest time for which a batched query waits.
+    pub(crate) query_deadline: Duration,
+    pub(crate) access_tokens: AccessTokens,
+    pub(crate) refresh_tokens: RefreshTokens,
+    /// How long a session lasts after its last rotation.
+    pub(crate) session_lifetime: time::Duration,
+    pub(crate) passwords: HashingPool,
+    pub(crate) password_failures: Counter,
+    pub(crate) session_cache: SessionCacheMetrics,
+}
+
+impl AuthService {
+    /// Creates the service. Needs a runtime.
+    pub(crate) fn new(parts: AuthParts) -> Self {
+        let store = AuthStore::new(parts.database, parts.batching, parts.query_deadline);
+        let store = Arc::new(store);
+        let sessions = Sessions::new(store.clone(), parts.session_lifetime, parts.session_cache);
+        let authenticator = Arc::new(Authenticator {
+            access_tokens: parts.access_tokens,
+            sessions: sessions.clone(),
+        });
+        Self {
+            store,
+            sessions,
+            authenticator,
+            refresh_tokens: parts.refresh_tokens,
+            passwords: parts.passwords,
+            throttle: Arc::default(),
+            password_failures: parts.password_failures,
+        }
+    }
+
+    /// Returns the authenticator of all methods.
+    pub(crate) fn authenticator(&self) -> Arc<Authenticator> {
+        self.authenticator.clone()
+    }
+
+    /// Returns the owner of the sessions.
+    pub(crate) fn sessions(&self) -> Sessions {
+        self.sessions.clone()
+    }
 }
 
 #[tonic::async_trait]
@@ -50,13 +99,14 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::LoginRequest>,
     ) -> Result<Response<pb::LoginResponse>, Status> {
-        let (user_agent, peer) = (user_agent(&request), Peer::of(&request)?);
-        let (name, attempt) = parse_login(&request.into_inner())?;
-        let verified = self.verify(&name, attempt, peer).await?;
-        let service = self.clone();
-        let peer = peer.0.to_string();
-        let tokens = complete(async move { service.open(&verified, user_agent, peer).await });
-        Ok(Response::new(pb::LoginResponse { tokens: Some(tokens.await?) }))
+        let (user_agent, client_ip) = (user_agent(&request), ClientIp::from_request(&request)?);
+        let (login, password) = parse_login(&request.into_inner())?;
+        let verified = self.verify_login(&login, password, client_ip).await?;
+        let now = clock::now();
+        let peer = client_ip.0.to_string();
+        let (token, expires_at) = self.sessions.open(verified, user_agent, peer, now).await?;
+        let tokens = Some(self.issue_tokens(token, expires_at, now)?);
+        Ok(Response::new(pb::LoginResponse { tokens }))
     }
 
     async fn refresh_token(
@@ -64,33 +114,18 @@ impl pb::auth_service_server::AuthService for AuthService {
         request: Request<pb::RefreshTokenRequest>,
     ) -> Result<Response<pb::RefreshTokenResponse>, Status> {
         let token = required("refresh_token", request.into_inner().refresh_token)?;
-        let token = self.refresh_tokens.read(&token).ok_or(Error::RefreshTokenInvalid)?;
-        let service = self.clone();
-        let tokens = complete(async move { service.refresh(token).await });
-        Ok(Response::new(pb::RefreshTokenResponse { tokens: Some(tokens.await?) }))
+        let token = self.refresh_tokens.verify(&token).ok_or(Error::RefreshTokenInvalid)?;
+        let tokens = Some(self.rotate(token).await?);
+        Ok(Response::new(pb::RefreshTokenResponse { tokens }))
     }
 
     async fn logout(
         &self,
         request: Request<pb::LogoutRequest>,
     ) -> Result<Response<pb::LogoutResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let which = parse_scope(request.into_inner().scope)?;
-        let service = self.clone();
-        complete(async move {
-            let ended = service
-                .database
-                .run(async |connection| store::end(connection, caller, which).await)
-                .await;
-            // Where the answer was lost, too: it may have happened.
-            service.authenticator.live_sessions.forget(caller.user_id);
-            ended?;
-            // All of them, or all others, are not named.
-            let session_id = (which == Ending::This).then_some(caller.session_id);
-            audit::record("session_revoked", Some(caller.user_id), session_id);
-            Ok(())
-        })
-        .await?;
+        let caller = Caller::from_request(&request)?;
+        let scope = parse_logout_scope(request.into_inner().scope)?;
+        self.sessions.end(caller, scope).await?;
         Ok(Response::new(pb::LogoutResponse {}))
     }
 
@@ -98,12 +133,10 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let sessions = self
-            .database
-            .run(async |connection| store::list(connection, caller.user_id, clock::now()).await)
-            .await?;
-        let sessions = sessions.into_iter().map(|session| session_of(session, caller)).collect();
+        let caller = Caller::from_request(&request)?;
+        let sessions = self.sessions.list(caller.user_id).await?;
+        let sessions =
+            sessions.into_iter().map(|session| session_to_proto(session, caller)).collect();
         Ok(Response::new(pb::ListSessionsResponse { sessions }))
     }
 
@@ -111,24 +144,12 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::RevokeSessionRequest>,
     ) -> Result<Response<pb::RevokeSessionResponse>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = Caller::from_request(&request)?;
         let session_id = SessionId::parse(&request.into_inner().session_id)
             .map_err(|invalid| FieldViolations::single("session_id", invalid))?;
-        let service = self.clone();
-        complete(async move {
-            let (user_id, now) = (caller.user_id, clock::now());
-            let revoked = service
-                .database
-                .run(async |connection| store::revoke(connection, user_id, session_id, now).await)
-                .await;
-            service.authenticator.live_sessions.forget(user_id);
-            if !revoked? {
-                return Err(Error::SessionNotFound);
-            }
-            audit::record("session_revoked", Some(user_id), Some(session_id));
-            Ok(())
-        })
-        .await?;
+        if !self.sessions.revoke(caller.user_id, session_id).await? {
+            return Err(Error::SessionNotFound.into());
+        }
         Ok(Response::new(pb::RevokeSessionResponse {}))
     }
 
@@ -136,49 +157,18 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::ChangePasswordRequest>,
     ) -> Result<Response<pb::ChangePasswordResponse>, Status> {
-        let (caller, peer) = (Caller::of(&request)?, Peer::of(&request)?);
-        let (current, new) = parse_change(&request.into_inner())?;
-        let counted = self.attempts.begin(Account::Own(caller.user_id), peer).await?;
-        let (verify, hash) = (self.hasher.admit()?, self.hasher.admit()?);
-        let credentials = self
-            .database
-            .run(async |connection| store::find_own_credentials(connection, caller.user_id).await)
-            .await?
-            .ok_or(Error::SessionRevoked)?;
-        new.check_differs_from(&[&credentials.username, &credentials.email])
-            .map_err(|invalid| FieldViolations::single("new_password", invalid))?;
-        let (service, turn) = (self.clone(), verify.turn().await?);
-        let check = async move {
-            let checked = service.check(turn, current, Some(&credentials), counted).await;
-            if let Err(Error::IncorrectCredentials) = checked {
-                for name in [&credentials.username, &credentials.email] {
-                    let name = LoginName::parse(name);
-                    service.attempts.add_failure(Account::Named(&name), peer);
-                }
-            }
-            checked.map(|_| credentials)
-        };
-        let credentials = complete(check).await?;
-        let hash = hash.hash(new).await?;
-
-        let service = self.clone();
-        complete(async move {
-            let changed = service
-                .database
-                .run(async |connection| {
-                    store::change_password(connection, caller, &credentials, &hash).await
-                })
-                .await;
-            service.authenticator.live_sessions.forget(caller.user_id);
-            if !changed? {
-                // Another change came first: the password that was verified is not the
-                // current one any more.
-                return Err(Error::IncorrectCredentials);
-            }
-            audit::record("password_changed", Some(caller.user_id), Some(caller.session_id));
-            Ok(())
-        })
-        .await?;
+        let caller = Caller::from_request(&request)?;
+        let client_ip = ClientIp::from_request(&request)?;
+        let (current, new) = parse_change_password(&request.into_inner())?;
+        let attempt = self.throttle.admit(Account::User(caller.user_id), client_ip).await?;
+        let slots = (self.passwords.try_enqueue()?, self.passwords.try_enqueue()?);
+        let verified =
+            self.verify_current(caller, client_ip, current, &new, attempt, slots.0).await?;
+        let hash = slots.1.hash(new).await?;
+        // Another change may have come first: then the verified password is not the current one.
+        if !self.sessions.change_password(caller, verified, hash).await? {
+            return Err(Error::IncorrectCredentials.into());
+        }
         Ok(Response::new(pb::ChangePasswordResponse {}))
     }
 
@@ -187,12 +177,12 @@ impl pb::auth_service_server::AuthService for AuthService {
         request: Request<pb::IntrospectTokenRequest>,
     ) -> Result<Response<pb::IntrospectTokenResponse>, Status> {
         let token = required("access_token", request.into_inner().access_token)?;
-        let response = match self.authenticator.check(&token, clock::now()).await {
+        let response = match self.authenticator.verify_access_token(&token, clock::now()).await {
             Ok(verified) => pb::IntrospectTokenResponse {
                 active: true,
                 user_id: verified.caller.user_id.to_string(),
                 session_id: verified.caller.session_id.to_string(),
-                expire_time: Some(timestamp(verified.expires_at)),
+                expire_time: Some(to_timestamp(verified.expires_at)),
             },
             Err(Error::TokenInvalid | Error::TokenExpired | Error::SessionRevoked) => {
                 pb::IntrospectTokenResponse::default()
@@ -204,67 +194,94 @@ impl pb::auth_service_server::AuthService for AuthService {
 }
 
 impl AuthService {
-    /// Checks a login's password, with the same work whether the user exists or not.
-    async fn verify(
+    /// Verifies the password of a login, with the same work whether the account exists or not.
+    async fn verify_login(
         &self,
-        name: &LoginName,
-        attempt: Attempt,
-        peer: Peer,
+        login: &LoginIdentifier,
+        password: CandidatePassword,
+        client_ip: ClientIp,
     ) -> Result<Credentials, Error> {
-        // First, so that those that wait for their turn here hold no place.
-        let counted = self.attempts.begin(Account::Named(name), peer).await?;
-        let place = self.hasher.admit()?;
-        // On the heap, so that only those that have a place take the memory for the rest.
-        Box::pin(self.look_up_and_check(name, attempt, counted, place)).await
+        // Wait for the throttle before joining the hashing queue: waiting logins must not occupy
+        // queue slots.
+        let attempt = self.throttle.admit(Account::Login(login), client_ip).await?;
+        let slot = self.passwords.try_enqueue()?;
+        // Boxed, so that only logins with a slot take the memory for the rest.
+        Box::pin(self.verify_and_rehash(login, password, attempt, slot)).await
     }
 
-    async fn look_up_and_check(
+    async fn verify_and_rehash(
         &self,
-        name: &LoginName,
-        attempt: Attempt,
-        counted: attempts::Attempt,
-        place: Place,
+        login: &LoginIdentifier,
+        password: CandidatePassword,
+        attempt: LoginAttempt,
+        slot: QueueSlot,
     ) -> Result<Credentials, Error> {
-        let credentials = self
-            .database
-            .run(async |connection| store::find_credentials(connection, name).await)
-            .await?;
-        let (service, turn) = (self.clone(), place.turn().await?);
-        complete(async move {
-            let rehashed = service.check(turn, attempt, credentials.as_ref(), counted).await?;
+        let credentials = self.store.find_credentials(login).await?;
+        let (service, thread) = (self.clone(), slot.wait_for_thread().await?);
+        run_to_completion(async move {
+            let stored = credentials.as_ref();
+            let rehashed = service.verify_password(thread, password, stored, attempt).await?;
             let credentials = credentials.ok_or(Error::IncorrectCredentials)?;
             if let Some(hash) = rehashed {
-                service
-                    .database
-                    .run(async |connection| store::rehash(connection, &credentials, &hash).await)
-                    .await?;
+                service.store.update_password_hash(&credentials, &hash).await?;
             }
             Ok(credentials)
         })
         .await
     }
 
-    /// Checks a password, and counts what comes of it. To be run to its end: who goes away
-    /// meanwhile would guess, and have the hash made, without being counted. A new hash of
-    /// the password if its cost has changed.
-    async fn check(
+    /// Verifies the caller's current password for a change of it.
+    async fn verify_current(
         &self,
-        turn: Turn,
-        attempt: Attempt,
+        caller: Caller,
+        client_ip: ClientIp,
+        current: CandidatePassword,
+        new: &NewPassword,
+        attempt: LoginAttempt,
+        slot: QueueSlot,
+    ) -> Result<Credentials, Error> {
+        let credentials = self.store.find_credentials_by_id(caller.user_id).await?;
+        let credentials = credentials.ok_or(Error::SessionRevoked)?;
+        new.check_differs_from(&[&credentials.username, &credentials.email])
+            .map_err(|invalid| FieldViolations::single("new_password", invalid))?;
+        let (service, thread) = (self.clone(), slot.wait_for_thread().await?);
+        run_to_completion(async move {
+            let verified =
+                service.verify_password(thread, current, Some(&credentials), attempt).await;
+            if let Err(Error::IncorrectCredentials) = verified {
+                for login in [&credentials.username, &credentials.email] {
+                    let login = LoginIdentifier::parse(login);
+                    service.throttle.record_failure_for(Account::Login(&login), client_ip);
+                }
+            }
+            verified.map(|_| credentials)
+        })
+        .await
+    }
+
+    /// Verifies a password and records the outcome. Returns a new hash if the argon2 parameters
+    /// have changed since the stored one.
+    ///
+    /// The caller runs it to completion: a client that disconnects would otherwise guess, and
+    /// make the server hash, without being counted.
+    async fn verify_password(
+        &self,
+        thread: HashingThread,
+        password: CandidatePassword,
         credentials: Option<&Credentials>,
-        counted: attempts::Attempt,
+        attempt: LoginAttempt,
     ) -> Result<Option<PasswordHash>, Error> {
         let stored = credentials.map(|credentials| credentials.password.clone());
-        match turn.verify(attempt, stored).await? {
-            Verdict::Right { rehashed } => {
-                counted.succeed();
+        match thread.verify(password, stored).await? {
+            PasswordCheck::Match { rehashed } => {
+                attempt.record_success();
                 Ok(rehashed)
             }
-            Verdict::Wrong => {
+            PasswordCheck::Mismatch => {
                 let user_id = credentials.map(|credentials| credentials.user_id);
                 audit::record("login_failed", user_id, None);
-                self.logins_failed.inc();
-                if counted.fail() {
+                self.password_failures.inc();
+                if attempt.record_failure() {
                     audit::record("login_locked", user_id, None);
                 }
                 Err(Error::IncorrectCredentials)
@@ -272,75 +289,19 @@ impl AuthService {
         }
     }
 
-    async fn open(
-        &self,
-        verified: &Credentials,
-        user_agent: String,
-        peer: String,
-    ) -> Result<pb::TokenSet, Error> {
-        let now = clock::now();
-        let session = NewSession {
-            id: SessionId::generate(),
-            user_id: verified.user_id,
-            now,
-            expires_at: now + self.session_lifetime,
-            user_agent,
-            peer,
-        };
-        let (user_id, password_version) = (verified.user_id, verified.password_version);
-        let trimmed = self
-            .database
-            .run(async |connection| {
-                if !store::open(&mut *connection, &session, password_version).await? {
-                    // The password was changed, or the user deleted, at this moment.
-                    return Err(Error::IncorrectCredentials);
-                }
-                store::trim(connection, user_id, now).await
-            })
-            .await?;
-        if trimmed {
-            self.authenticator.live_sessions.forget(user_id);
-        }
-        audit::record("login", Some(user_id), Some(session.id));
-        let caller = Caller { user_id, session_id: session.id };
-        self.tokens(RefreshToken { caller, generation: 0 }, session.expires_at, now)
-    }
-
-    async fn refresh(&self, token: RefreshToken) -> Result<pb::TokenSet, Error> {
-        let caller = token.caller;
-        let now = clock::now();
-        let expires_at = now + self.session_lifetime;
-        let rotation = self
-            .database
-            .run(async |connection| {
-                let rotation = store::rotate(&mut *connection, token, now, expires_at).await?;
-                if rotation == Rotation::Reused {
-                    store::end(connection, caller, Ending::This).await?;
-                }
-                Ok(rotation)
-            })
-            .await?;
-        match rotation {
-            Rotation::Successor { generation, expires_at } => {
-                self.tokens(RefreshToken { caller, generation }, expires_at, now)
+    async fn rotate(&self, token: RefreshToken) -> Result<pb::TokenSet, Error> {
+        let (caller, now) = (token.caller, clock::now());
+        match self.sessions.rotate(token, now).await? {
+            RotationOutcome::Successor { generation, expires_at } => {
+                self.issue_tokens(RefreshToken { caller, generation }, expires_at, now)
             }
-            Rotation::Reused => {
-                self.authenticator.live_sessions.forget(caller.user_id);
-                tracing::warn!(
-                    target: audit::TARGET,
-                    event = "refresh_reused",
-                    user_id = %caller.user_id,
-                    session_id = %caller.session_id,
-                    "a refresh token was used again; its session is revoked"
-                );
-                Err(Error::RefreshTokenReused)
-            }
-            Rotation::Expired => Err(Error::RefreshTokenExpired),
-            Rotation::Ended => Err(Error::RefreshTokenInvalid),
+            RotationOutcome::Reused => Err(Error::RefreshTokenReused),
+            RotationOutcome::Expired => Err(Error::RefreshTokenExpired),
+            RotationOutcome::SessionNotFound => Err(Error::RefreshTokenInvalid),
         }
     }
 
-    fn tokens(
+    fn issue_tokens(
         &self,
         refresh_token: RefreshToken,
         session_expires_at: OffsetDateTime,
@@ -351,22 +312,24 @@ impl AuthService {
         Ok(pb::TokenSet {
             access_token,
             token_type: "Bearer".to_owned(),
-            access_token_expire_time: Some(timestamp(expires_at)),
-            refresh_token: self.refresh_tokens.make(refresh_token),
-            refresh_token_expire_time: Some(timestamp(session_expires_at)),
+            access_token_expire_time: Some(to_timestamp(expires_at)),
+            refresh_token: self.refresh_tokens.issue(refresh_token),
+            refresh_token_expire_time: Some(to_timestamp(session_expires_at)),
             session_id: caller.session_id.to_string(),
         })
     }
 }
 
-/// What a login is made with.
+/// Returns the `user-agent` of a login, cut to [`MAX_USER_AGENT_LEN`].
 fn user_agent<T>(request: &Request<T>) -> String {
     let user_agent = request.metadata().as_ref().get(USER_AGENT);
     let user_agent = user_agent.map(|value| String::from_utf8_lossy(value.as_bytes()));
-    user_agent.unwrap_or_default().chars().take(MAX_USER_AGENT_LENGTH).collect()
+    user_agent.unwrap_or_default().chars().take(MAX_USER_AGENT_LEN).collect()
 }
 
-fn parse_login(request: &pb::LoginRequest) -> Result<(LoginName, Attempt), FieldViolations> {
+fn parse_login(
+    request: &pb::LoginRequest,
+) -> Result<(LoginIdentifier, CandidatePassword), FieldViolations> {
     let mut violations = FieldViolations::default();
     if request.login.trim().is_empty() {
         violations.add("login", REQUIRED);
@@ -374,17 +337,20 @@ fn parse_login(request: &pb::LoginRequest) -> Result<(LoginName, Attempt), Field
     if request.password.is_empty() {
         violations.add("password", REQUIRED);
     }
-    violations.finish(|| Some((LoginName::parse(&request.login), Attempt::new(&request.password))))
+    violations.finish(|| {
+        let login = LoginIdentifier::parse(&request.login);
+        Some((login, CandidatePassword::new(&request.password)))
+    })
 }
 
-fn parse_change(
+fn parse_change_password(
     request: &pb::ChangePasswordRequest,
-) -> Result<(Attempt, NewPassword), FieldViolations> {
+) -> Result<(CandidatePassword, NewPassword), FieldViolations> {
     let mut violations = FieldViolations::default();
     if request.current_password.is_empty() {
         violations.add("current_password", REQUIRED);
     }
-    let current = Attempt::new(&request.current_password);
+    let current = CandidatePassword::new(&request.current_password);
     let new = NewPassword::parse(&request.new_password).and_then(|new| {
         if new.equals(&current) {
             Err(InvalidValue::new("must not be the current password"))
@@ -396,11 +362,13 @@ fn parse_change(
     violations.finish(|| Some((current, new?)))
 }
 
-fn parse_scope(number: i32) -> Result<Ending, FieldViolations> {
+fn parse_logout_scope(number: i32) -> Result<RevocationScope, FieldViolations> {
     match pb::LogoutScope::try_from(number) {
-        Ok(pb::LogoutScope::Unspecified | pb::LogoutScope::ThisSession) => Ok(Ending::This),
-        Ok(pb::LogoutScope::OtherSessions) => Ok(Ending::Others),
-        Ok(pb::LogoutScope::AllSessions) => Ok(Ending::All),
+        Ok(pb::LogoutScope::Unspecified | pb::LogoutScope::ThisSession) => {
+            Ok(RevocationScope::This)
+        }
+        Ok(pb::LogoutScope::OtherSessions) => Ok(RevocationScope::Others),
+        Ok(pb::LogoutScope::AllSessions) => Ok(RevocationScope::All),
         Err(_) => {
             let allowed = InvalidValue::new("must be THIS_SESSION, OTHER_SESSIONS or ALL_SESSIONS");
             Err(FieldViolations::single("scope", allowed))
@@ -415,12 +383,12 @@ fn required(field: &'static str, value: String) -> Result<String, FieldViolation
     Ok(value)
 }
 
-fn session_of(session: Session, caller: Caller) -> pb::Session {
+fn session_to_proto(session: Session, caller: Caller) -> pb::Session {
     pb::Session {
         id: session.id.to_string(),
-        create_time: Some(timestamp(session.id.create_time())),
-        last_used_time: Some(timestamp(session.rotated_at)),
-        expire_time: Some(timestamp(session.expires_at)),
+        create_time: Some(to_timestamp(session.id.create_time())),
+        last_used_time: Some(to_timestamp(session.rotated_at)),
+        expire_time: Some(to_timestamp(session.expires_at)),
         user_agent: session.user_agent,
         peer: session.peer,
         current: session.id == caller.session_id,

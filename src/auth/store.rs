@@ -1,28 +1,39 @@
-//! The statements on sessions, and on the passwords of users. The user stands in every
-//! one on sessions, so that another user's cannot be found.
+//! The statements on sessions and on the credentials of users. Each statement on sessions
+//! names the user, so that a caller cannot reach another user's.
 
-use sqlx::{Connection, PgConnection, PgExecutor};
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{LoginName, MAX_SESSIONS, NewSession, REFRESH_GRACE, Session, token::RefreshToken};
+use super::{LoginIdentifier, MAX_SESSIONS, REFRESH_GRACE_PERIOD, Session, token::RefreshToken};
 use crate::{
-    caller::Caller,
-    coalesce::{Statement, in_order},
-    database::is_foreign_key_violation,
-    error::Error,
-    password::PasswordHash,
+    crypto::password::PasswordHash,
+    database::{
+        Database,
+        batch::{BatchQuery, QueryBatcher, by_ordinal},
+        errors::is_foreign_key_violation,
+    },
+    rpc::{caller::Caller, error::Error},
     types::id::{SessionId, UserId},
 };
 
-/// What is needed to check a user's password.
+/// The statements of authentication.
 #[derive(Debug)]
+pub(super) struct AuthStore {
+    database: Database,
+    session_expiry: QueryBatcher<FindSessionExpiry>,
+}
+
+/// What a password check needs of a user.
+#[derive(Clone, Debug)]
 pub(super) struct Credentials {
     pub(super) user_id: UserId,
     pub(super) username: String,
     pub(super) email: String,
     pub(super) password: PasswordHash,
-    /// Names the password: a rehash keeps it, a change raises it.
+    /// Changes with the password. A rehash of the same password does not change it.
     pub(super) password_version: i64,
 }
 
@@ -46,80 +57,307 @@ impl From<CredentialsRow> for Credentials {
     }
 }
 
-/// Looks up the user who logs in by a name. For a name that nobody can have it asks all
-/// the same, so that it takes as long.
-pub(super) async fn find_credentials(
-    executor: impl PgExecutor<'_>,
-    name: &LoginName,
+/// A session that a login opens.
+#[derive(Debug)]
+pub(super) struct NewSession {
+    pub(super) id: SessionId,
+    pub(super) user_id: UserId,
+    pub(super) now: OffsetDateTime,
+    pub(super) expires_at: OffsetDateTime,
+    pub(super) user_agent: String,
+    pub(super) peer: String,
+}
+
+/// The result of a rotation.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum RotationOutcome {
+    /// The token was the current one, or its direct predecessor within the grace period. The
+    /// successor has this generation and expiry.
+    Successor { generation: i32, expires_at: OffsetDateTime },
+    /// The token was used before.
+    Reused,
+    /// The session has expired.
+    Expired,
+    /// The session does not exist.
+    SessionNotFound,
+}
+
+/// The sessions of the caller that a logout ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RevocationScope {
+    This,
+    Others,
+    All,
+}
+
+struct SessionRow {
+    id: Uuid,
+    rotated_at: OffsetDateTime,
+    expires_at: OffsetDateTime,
+    user_agent: String,
+    peer: String,
+}
+
+impl From<SessionRow> for Session {
+    fn from(row: SessionRow) -> Self {
+        Self {
+            id: SessionId::from_uuid(row.id),
+            rotated_at: row.rotated_at,
+            expires_at: row.expires_at,
+            user_agent: row.user_agent,
+            peer: row.peer,
+        }
+    }
+}
+
+impl AuthStore {
+    /// Creates the store. `deadline` is the longest time for which a batched query waits.
+    pub(super) fn new(database: Database, batching: bool, deadline: Duration) -> Self {
+        let session_expiry = QueryBatcher::new(database.clone(), batching, deadline);
+        Self { database, session_expiry }
+    }
+
+    /// Finds the credentials of the user with a login. An invalid login costs a query, too, so
+    /// that it takes as long.
+    pub(super) async fn find_credentials(
+        &self,
+        login: &LoginIdentifier,
+    ) -> Result<Option<Credentials>, Error> {
+        self.database.run(async |connection| find_credentials(connection, login).await).await
+    }
+
+    /// Finds the credentials of a user.
+    pub(super) async fn find_credentials_by_id(
+        &self,
+        user_id: UserId,
+    ) -> Result<Option<Credentials>, Error> {
+        self.database
+            .run(async |connection| {
+                let row = sqlx::query_as!(
+                    CredentialsRow,
+                    "select id, username, email, password_hash, password_version from users where id = $1",
+                    user_id.as_uuid(),
+                )
+                .fetch_optional(connection)
+                .await?;
+                Ok(row.map(Credentials::from))
+            })
+            .await
+    }
+
+    /// Replaces the hash of a password with another one of the same password, if it still is
+    /// the hash that was verified.
+    pub(super) async fn update_password_hash(
+        &self,
+        verified: &Credentials,
+        hash: &PasswordHash,
+    ) -> Result<(), Error> {
+        self.database
+            .run(async |connection| {
+                sqlx::query!(
+                    "update users set password_hash = $3 where id = $1 and password_hash = $2",
+                    verified.user_id.as_uuid(),
+                    verified.password.as_str(),
+                    hash.as_str(),
+                )
+                .execute(connection)
+                .await?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Returns the time when the caller's session expires, or `None` if it does not exist.
+    pub(super) async fn session_expiry(
+        &self,
+        caller: Caller,
+    ) -> Result<Option<OffsetDateTime>, Error> {
+        self.session_expiry.run(caller).await
+    }
+
+    /// Returns the times when sessions expire, in order, with one statement. A session that does
+    /// not exist has none.
+    pub(super) async fn session_expiries(
+        &self,
+        callers: &[Caller],
+    ) -> Result<Vec<Option<OffsetDateTime>>, Error> {
+        let expiries = self
+            .database
+            .run(async |connection| FindSessionExpiry::run_batch(connection, callers).await)
+            .await?;
+        Ok(expiries.into_iter().map(Option::flatten).collect())
+    }
+
+    /// Inserts a session, and then deletes the user's expired ones and the oldest beyond
+    /// [`MAX_SESSIONS`]. Returns `None` if the password that was verified is not the current one
+    /// any more, or the user does not exist; otherwise whether any session was deleted.
+    ///
+    /// Two statements: the last one to prune of several concurrent logins sees all of their
+    /// sessions.
+    pub(super) async fn open_session(
+        &self,
+        session: &NewSession,
+        password_version: i64,
+    ) -> Result<Option<bool>, Error> {
+        self.database
+            .run(async |connection| {
+                if !insert_session(connection, session, password_version).await? {
+                    return Ok(None);
+                }
+                prune_sessions(connection, session.user_id, session.now).await.map(Some)
+            })
+            .await
+    }
+
+    /// Rotates a refresh token, if it is the current one. Ends the session if the token was used
+    /// before.
+    pub(super) async fn rotate(
+        &self,
+        token: RefreshToken,
+        now: OffsetDateTime,
+        expires_at: OffsetDateTime,
+    ) -> Result<RotationOutcome, Error> {
+        self.database
+            .run(async |connection| {
+                let outcome = rotate(connection, token, now, expires_at).await?;
+                if outcome == RotationOutcome::Reused {
+                    delete_sessions(connection, token.caller, RevocationScope::This).await?;
+                }
+                Ok(outcome)
+            })
+            .await
+    }
+
+    /// Deletes sessions of the caller.
+    pub(super) async fn delete_sessions(
+        &self,
+        caller: Caller,
+        scope: RevocationScope,
+    ) -> Result<(), Error> {
+        self.database.run(async |connection| delete_sessions(connection, caller, scope).await).await
+    }
+
+    /// Deletes an active session of a user. Returns `true` if there was one.
+    pub(super) async fn delete_session(
+        &self,
+        user_id: UserId,
+        session_id: SessionId,
+        now: OffsetDateTime,
+    ) -> Result<bool, Error> {
+        self.database
+            .run(async |connection| {
+                let deleted = sqlx::query!(
+                    "delete from sessions where user_id = $1 and id = $2 and expires_at > $3",
+                    user_id.as_uuid(),
+                    session_id.as_uuid(),
+                    now,
+                )
+                .execute(connection)
+                .await?;
+                Ok(deleted.rows_affected() > 0)
+            })
+            .await
+    }
+
+    /// Lists a user's active sessions, newest first.
+    pub(super) async fn list_sessions(
+        &self,
+        user_id: UserId,
+        now: OffsetDateTime,
+    ) -> Result<Vec<Session>, Error> {
+        self.database
+            .run(async |connection| {
+                let rows = sqlx::query_as!(
+                    SessionRow,
+                    "select id, rotated_at, expires_at, user_agent, peer
+         from sessions where user_id = $1 and expires_at > $2
+         order by id desc limit $3",
+                    user_id.as_uuid(),
+                    now,
+                    MAX_SESSIONS,
+                )
+                .fetch_all(connection)
+                .await?;
+                Ok(rows.into_iter().map(Session::from).collect())
+            })
+            .await
+    }
+
+    /// Sets a password and deletes all sessions but the caller's, if the password that was
+    /// verified still is the current one. Returns `true` if it was.
+    ///
+    /// Two statements: the second one sees the sessions that were opened while the first waited
+    /// for the row. The caller of this method runs it to completion.
+    pub(super) async fn change_password(
+        &self,
+        caller: Caller,
+        verified: &Credentials,
+        hash: &PasswordHash,
+    ) -> Result<bool, Error> {
+        self.database
+            .run(async |connection| {
+                let mut transaction = connection.begin().await?;
+                let changed = sqlx::query!(
+                    "update users set password_hash = $3, password_version = password_version + 1
+         where id = $1 and password_version = $2",
+                    caller.user_id.as_uuid(),
+                    verified.password_version,
+                    hash.as_str(),
+                )
+                .execute(&mut *transaction)
+                .await?;
+                if changed.rows_affected() == 0 {
+                    transaction.rollback().await?;
+                    return Ok(false);
+                }
+                delete_sessions(&mut transaction, caller, RevocationScope::Others).await?;
+                transaction.commit().await?;
+                Ok(true)
+            })
+            .await
+    }
+}
+
+async fn find_credentials(
+    connection: &mut PgConnection,
+    login: &LoginIdentifier,
 ) -> Result<Option<Credentials>, Error> {
-    let row = match name {
-        LoginName::Email(email) => {
+    let row = match login {
+        LoginIdentifier::Email(email) => {
             sqlx::query_as!(
                 CredentialsRow,
                 "select id, username, email, password_hash, password_version
                  from users where email_folded = $1",
                 email,
             )
-            .fetch_optional(executor)
+            .fetch_optional(connection)
             .await?
         }
-        LoginName::Username(_) | LoginName::Nobody => {
-            let username = if let LoginName::Username(username) = name { username } else { "" };
+        LoginIdentifier::Username(_) | LoginIdentifier::Invalid => {
+            let username =
+                if let LoginIdentifier::Username(username) = login { username } else { "" };
             sqlx::query_as!(
                 CredentialsRow,
                 "select id, username, email, password_hash, password_version
                  from users where username_folded = $1",
                 username,
             )
-            .fetch_optional(executor)
+            .fetch_optional(connection)
             .await?
         }
     };
     Ok(row.map(Credentials::from))
 }
 
-/// Looks up the credentials of a user.
-pub(super) async fn find_own_credentials(
-    executor: impl PgExecutor<'_>,
-    user_id: UserId,
-) -> Result<Option<Credentials>, Error> {
-    let row = sqlx::query_as!(
-        CredentialsRow,
-        "select id, username, email, password_hash, password_version from users where id = $1",
-        user_id.as_uuid(),
-    )
-    .fetch_optional(executor)
-    .await?;
-    Ok(row.map(Credentials::from))
-}
-
-/// Replaces the hash of a password by another of the same password, if it still is the
-/// one that was verified.
-pub(super) async fn rehash(
-    executor: impl PgExecutor<'_>,
-    verified: &Credentials,
-    hash: &PasswordHash,
-) -> Result<(), Error> {
-    sqlx::query!(
-        "update users set password_hash = $3 where id = $1 and password_hash = $2",
-        verified.user_id.as_uuid(),
-        verified.password.as_str(),
-        hash.as_str(),
-    )
-    .execute(executor)
-    .await?;
-    Ok(())
-}
-
-/// Opens a session, if the password that was verified still is the user's. The row of
-/// the user stays locked until the session is there, so that a change of the password
-/// comes before, and is seen, or after, and ends the session.
-pub(super) async fn open(
-    executor: impl PgExecutor<'_>,
+/// Inserts a session, if the password that was verified still is the current one. The row of the
+/// user stays locked until the session is inserted, so that a change of the password comes
+/// before, and is seen, or after, and deletes the session.
+async fn insert_session(
+    connection: &mut PgConnection,
     session: &NewSession,
     password_version: i64,
 ) -> Result<bool, Error> {
-    let opened = sqlx::query!(
+    let inserted = sqlx::query!(
         "insert into sessions as opened (
              user_id, id, generation, rotated_at, expires_at, user_agent, peer
          )
@@ -134,27 +372,24 @@ pub(super) async fn open(
         session.user_agent,
         session.peer,
     )
-    .execute(executor)
+    .execute(connection)
     .await;
-    match opened {
-        Ok(opened) => Ok(opened.rows_affected() > 0),
-        // The user was deleted at this moment.
+    match inserted {
+        Ok(inserted) => Ok(inserted.rows_affected() > 0),
+        // The user was deleted concurrently.
         Err(error) if is_foreign_key_violation(&error, "sessions_user_id_fkey") => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Removes a user's expired sessions, and the oldest of more than [`MAX_SESSIONS`].
-/// Whether there were any.
-///
-/// It runs after a session was opened, not with it: whoever opens one of several at
-/// the same time and trims last sees them all.
-pub(super) async fn trim(
-    executor: impl PgExecutor<'_>,
+/// Deletes the user's expired sessions and the oldest ones beyond [`MAX_SESSIONS`]. Returns
+/// `true` if any row was deleted.
+async fn prune_sessions(
+    connection: &mut PgConnection,
     user_id: UserId,
     now: OffsetDateTime,
 ) -> Result<bool, Error> {
-    let ended = sqlx::query!(
+    let deleted = sqlx::query!(
         "delete from sessions
          where user_id = $1 and (
              expires_at <= $2
@@ -168,20 +403,20 @@ pub(super) async fn trim(
         now,
         MAX_SESSIONS,
     )
-    .execute(executor)
+    .execute(connection)
     .await?;
-    Ok(ended.rows_affected() > 0)
+    Ok(deleted.rows_affected() > 0)
 }
 
-/// Finds out when sessions expire; `None` for those that have ended.
+/// Finds the times when sessions expire; `None` for those that do not exist.
 #[derive(Debug)]
-pub struct FindExpiry;
+struct FindSessionExpiry;
 
-impl Statement for FindExpiry {
-    type Question = Caller;
-    type Answer = Option<OffsetDateTime>;
+impl BatchQuery for FindSessionExpiry {
+    type Input = Caller;
+    type Output = Option<OffsetDateTime>;
 
-    async fn one(
+    async fn run_one(
         connection: &mut PgConnection,
         caller: &Caller,
     ) -> Result<Option<OffsetDateTime>, Error> {
@@ -195,7 +430,7 @@ impl Statement for FindExpiry {
         Ok(expires_at)
     }
 
-    async fn many(
+    async fn run_batch(
         connection: &mut PgConnection,
         callers: &[Caller],
     ) -> Result<Vec<Option<Option<OffsetDateTime>>>, Error> {
@@ -214,34 +449,18 @@ impl Statement for FindExpiry {
         .fetch_all(connection)
         .await?;
         let found = rows.into_iter().map(|row| (row.question, Ok(row.expires_at)));
-        Ok(in_order(callers.len(), found))
+        Ok(by_ordinal(callers.len(), found))
     }
 }
 
-/// What a refresh token was found to be.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Rotation {
-    /// The current one, or its direct predecessor within the grace: its successor has
-    /// this generation and expiry.
-    Successor { generation: i32, expires_at: OffsetDateTime },
-    /// One that was used before. Its session is to be ended.
-    Reused,
-    /// Its session has expired.
-    Expired,
-    /// Its session has ended.
-    Ended,
-}
-
-/// Uses a refresh token up, if it is the current one.
-///
-/// One UPDATE that decides on the row itself: it waits for another rotation of the same
-/// session and then sees what that one left.
-pub(super) async fn rotate(
-    executor: impl PgExecutor<'_>,
+/// One UPDATE that decides on the row itself: it waits for another rotation of the same session,
+/// and then sees what that one left.
+async fn rotate(
+    connection: &mut PgConnection,
     token: RefreshToken,
     now: OffsetDateTime,
     expires_at: OffsetDateTime,
-) -> Result<Rotation, Error> {
+) -> Result<RotationOutcome, Error> {
     let row = sqlx::query!(
         "update sessions set
              generation = case when generation = $3 and expires_at > $4
@@ -258,127 +477,38 @@ pub(super) async fn rotate(
         now,
         expires_at,
     )
-    .fetch_optional(executor)
+    .fetch_optional(connection)
     .await?;
     let Some(row) = row else {
-        return Ok(Rotation::Ended);
+        return Ok(RotationOutcome::SessionNotFound);
     };
     if row.expires_at <= now {
-        return Ok(Rotation::Expired);
+        return Ok(RotationOutcome::Expired);
     }
     let is_predecessor = token.generation.checked_add(1) == Some(row.generation);
-    if is_predecessor && now < row.rotated_at + REFRESH_GRACE {
-        return Ok(Rotation::Successor { generation: row.generation, expires_at: row.expires_at });
+    if is_predecessor && now < row.rotated_at + REFRESH_GRACE_PERIOD {
+        return Ok(RotationOutcome::Successor {
+            generation: row.generation,
+            expires_at: row.expires_at,
+        });
     }
-    Ok(Rotation::Reused)
+    Ok(RotationOutcome::Reused)
 }
 
-/// Which sessions of the caller to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    This,
-    Others,
-    All,
-}
-
-/// Ends sessions of the caller.
-pub(super) async fn end(
-    executor: impl PgExecutor<'_>,
+async fn delete_sessions(
+    connection: &mut PgConnection,
     caller: Caller,
-    which: Ending,
+    scope: RevocationScope,
 ) -> Result<(), Error> {
     sqlx::query!(
         "delete from sessions
          where user_id = $1 and ((id = $2 and $3) or (id <> $2 and $4))",
         caller.user_id.as_uuid(),
         caller.session_id.as_uuid(),
-        which != Ending::Others,
-        which != Ending::This,
+        scope != RevocationScope::Others,
+        scope != RevocationScope::This,
     )
-    .execute(executor)
+    .execute(connection)
     .await?;
     Ok(())
-}
-
-/// Ends one live session of a user. Whether there was one.
-pub(super) async fn revoke(
-    executor: impl PgExecutor<'_>,
-    user_id: UserId,
-    session_id: SessionId,
-    now: OffsetDateTime,
-) -> Result<bool, Error> {
-    let revoked = sqlx::query!(
-        "delete from sessions where user_id = $1 and id = $2 and expires_at > $3",
-        user_id.as_uuid(),
-        session_id.as_uuid(),
-        now,
-    )
-    .execute(executor)
-    .await?;
-    Ok(revoked.rows_affected() > 0)
-}
-
-struct SessionRow {
-    id: Uuid,
-    rotated_at: OffsetDateTime,
-    expires_at: OffsetDateTime,
-    user_agent: String,
-    peer: String,
-}
-
-/// Lists a user's live sessions, the newest first.
-pub(super) async fn list(
-    executor: impl PgExecutor<'_>,
-    user_id: UserId,
-    now: OffsetDateTime,
-) -> Result<Vec<Session>, Error> {
-    let rows = sqlx::query_as!(
-        SessionRow,
-        "select id, rotated_at, expires_at, user_agent, peer
-         from sessions where user_id = $1 and expires_at > $2
-         order by id desc limit $3",
-        user_id.as_uuid(),
-        now,
-        MAX_SESSIONS,
-    )
-    .fetch_all(executor)
-    .await?;
-    let session = |row: SessionRow| Session {
-        id: SessionId::from_uuid(row.id),
-        rotated_at: row.rotated_at,
-        expires_at: row.expires_at,
-        user_agent: row.user_agent,
-        peer: row.peer,
-    };
-    Ok(rows.into_iter().map(session).collect())
-}
-
-/// Sets a password and ends all sessions but the caller's, if the password that was
-/// verified still is the user's. Whether it was.
-///
-/// Two statements, because the second must see the sessions that were opened while the
-/// first waited for the row. To be run to its end whatever becomes of the call.
-pub(super) async fn change_password(
-    connection: &mut PgConnection,
-    caller: Caller,
-    verified: &Credentials,
-    hash: &PasswordHash,
-) -> Result<bool, Error> {
-    let mut transaction = connection.begin().await?;
-    let changed = sqlx::query!(
-        "update users set password_hash = $3, password_version = password_version + 1
-         where id = $1 and password_version = $2",
-        caller.user_id.as_uuid(),
-        verified.password_version,
-        hash.as_str(),
-    )
-    .execute(&mut *transaction)
-    .await?;
-    if changed.rows_affected() == 0 {
-        transaction.rollback().await?;
-        return Ok(false);
-    }
-    end(&mut *transaction, caller, Ending::Others).await?;
-    transaction.commit().await?;
-    Ok(true)
 }

@@ -7,9 +7,11 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::{
-    caller::Caller,
-    error::Error,
-    keys::{Keyring, MAC_BYTES, MacKeys},
+    crypto::keys::{Keyring, MAC_BYTES, MacKeys},
+    rpc::{
+        caller::{Caller, VerifiedToken},
+        error::Error,
+    },
     types::id::{SessionId, UserId},
 };
 
@@ -23,7 +25,7 @@ const ACCESS_TOKEN_TYPE: &str = "at+jwt";
 pub struct AccessTokens {
     header: Header,
     signing: EncodingKey,
-    verifying: Vec<DecodingKey>,
+    verification_keys: Vec<DecodingKey>,
     validation: Validation,
     issuer: String,
     audience: String,
@@ -42,22 +44,13 @@ struct Claims {
     exp: i64,
 }
 
-/// An access token that is good but for its session, which may have ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verified {
-    /// Whose it is.
-    pub caller: Caller,
-    /// When it expires.
-    pub expires_at: OffsetDateTime,
-}
-
 impl AccessTokens {
     /// Signs with the keyring's current secret as it is, verifies with all.
     #[must_use]
     pub fn new(keyring: &Keyring, issuer: &str, audience: &str, lifetime: Duration) -> Self {
         let mut header = Header::new(Algorithm::HS256);
         header.typ = Some(ACCESS_TOKEN_TYPE.to_owned());
-        header.kid = Some(keyring.current.id());
+        header.kid = Some(keyring.current.key_id());
 
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&[issuer]);
@@ -71,8 +64,8 @@ impl AccessTokens {
         Self {
             header,
             signing: EncodingKey::from_secret(keyring.current.as_bytes()),
-            verifying: keyring
-                .verifying()
+            verification_keys: keyring
+                .verification_keys()
                 .map(|key| DecodingKey::from_secret(key.as_bytes()))
                 .collect(),
             validation,
@@ -105,9 +98,9 @@ impl AccessTokens {
 
     /// Checks all of a token but its session. [`Error::TokenInvalid`] or
     /// [`Error::TokenExpired`].
-    pub fn verify(&self, token: &str, now: OffsetDateTime) -> Result<Verified, Error> {
+    pub fn verify(&self, token: &str, now: OffsetDateTime) -> Result<VerifiedToken, Error> {
         let decode = |key| jsonwebtoken::decode::<Claims>(token, key, &self.validation).ok();
-        let data = self.verifying.iter().find_map(decode).ok_or(Error::TokenInvalid)?;
+        let data = self.verification_keys.iter().find_map(decode).ok_or(Error::TokenInvalid)?;
         let typ = data.header.typ.as_deref().unwrap_or_default();
         // No extension is known here, and one that is critical must be (RFC 7515, section
         // 4.1.11).
@@ -115,7 +108,7 @@ impl AccessTokens {
             return Err(Error::TokenInvalid);
         }
         let claims = data.claims;
-        let verified = Verified {
+        let verified = VerifiedToken {
             caller: Caller {
                 user_id: UserId::parse(&claims.sub).map_err(|_| Error::TokenInvalid)?,
                 session_id: SessionId::parse(&claims.sid).map_err(|_| Error::TokenInvalid)?,
@@ -163,7 +156,7 @@ impl RefreshTokens {
 
     /// Makes the token of a generation: the same one whenever it is asked for.
     #[must_use]
-    pub fn make(&self, token: RefreshToken) -> String {
+    pub fn issue(&self, token: RefreshToken) -> String {
         let user_id = token.caller.user_id.as_uuid();
         let session_id = token.caller.session_id.as_uuid();
         let generation = token.generation.to_be_bytes();
@@ -174,7 +167,7 @@ impl RefreshTokens {
 
     /// Reads a token; `None` if this service did not make it.
     #[must_use]
-    pub fn read(&self, token: &str) -> Option<RefreshToken> {
+    pub fn verify(&self, token: &str) -> Option<RefreshToken> {
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
         let (payload, mac) = bytes.split_at_checked(bytes.len().checked_sub(MAC_BYTES)?)?;
         if payload.len() != 2 * ID_BYTES + GENERATION_BYTES || !self.0.verify(&[payload], mac) {
@@ -195,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{keys::SigningKey, types::clock};
+    use crate::{crypto::keys::SigningKey, types::clock};
 
     fn key(byte: char) -> SigningKey {
         SigningKey::new(byte.to_string().repeat(32).into()).expect("long enough")
@@ -217,7 +210,7 @@ mod tests {
     fn an_access_token_is_good_until_it_expires() {
         let (tokens, caller, now) = (tokens(), caller(), clock::now());
         let (token, expires_at) = tokens.issue(caller, now).expect("a token");
-        assert_eq!(tokens.verify(&token, now).expect("good"), Verified { caller, expires_at });
+        assert_eq!(tokens.verify(&token, now).expect("good"), VerifiedToken { caller, expires_at });
         let just_before = expires_at + Duration::seconds(LEEWAY_SECONDS - 1);
         assert!(tokens.verify(&token, just_before).is_ok());
         let then = expires_at + Duration::seconds(LEEWAY_SECONDS);
@@ -246,17 +239,17 @@ mod tests {
         fn a_refresh_token_is_read_back(generation: i32) {
             let tokens = RefreshTokens::new(&keyring());
             let token = RefreshToken { caller: caller(), generation };
-            prop_assert_eq!(tokens.read(&tokens.make(token)), Some(token));
+            prop_assert_eq!(tokens.verify(&tokens.issue(token)), Some(token));
         }
 
         #[test]
         fn a_changed_refresh_token_is_refused(at: prop::sample::Index, flip in 1u8..) {
             let tokens = RefreshTokens::new(&keyring());
-            let token = tokens.make(RefreshToken { caller: caller(), generation: 0 });
+            let token = tokens.issue(RefreshToken { caller: caller(), generation: 0 });
             let mut bytes = URL_SAFE_NO_PAD.decode(&token).expect("our own token");
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
-            prop_assert_eq!(tokens.read(&URL_SAFE_NO_PAD.encode(bytes)), None);
+            prop_assert_eq!(tokens.verify(&URL_SAFE_NO_PAD.encode(bytes)), None);
         }
 
         #[test]
@@ -268,7 +261,7 @@ mod tests {
             let (tokens, now) = (tokens(), clock::now());
             let (token, expires_at) = tokens.issue(caller, now).expect("a token");
             let verified = tokens.verify(&token, now + Duration::seconds(lived)).expect("good");
-            prop_assert_eq!(verified, Verified { caller, expires_at });
+            prop_assert_eq!(verified, VerifiedToken { caller, expires_at });
         }
 
         #[test]
@@ -309,7 +302,7 @@ mod tests {
 
         #[test]
         fn garbage_is_no_token(text in "\\PC{0,120}") {
-            prop_assert_eq!(RefreshTokens::new(&keyring()).read(&text), None);
+            prop_assert_eq!(RefreshTokens::new(&keyring()).verify(&text), None);
             prop_assert!(tokens().verify(&text, clock::now()).is_err());
         }
     }

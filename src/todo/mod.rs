@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use time::OffsetDateTime;
 
 use crate::{
-    pagination::Cursor,
+    rpc::page_token::Cursor,
     types::{
         id::TodoId,
         invalid::InvalidValue,
@@ -13,8 +13,27 @@ use crate::{
     },
 };
 
-pub mod service;
-mod store;
+mod list;
+mod row;
+pub(crate) mod service;
+pub(crate) mod store;
+
+/// Returns the statements on todos by name, for the tests of their plans and the benchmark.
+#[doc(hidden)]
+#[must_use]
+pub fn statements() -> Vec<(String, &'static str)> {
+    let named = [
+        ("todo_get", store::GET),
+        ("todo_get_batch", store::GET_BATCH),
+        ("todo_insert", store::INSERT),
+        ("todo_update", store::UPDATE),
+    ];
+    named
+        .map(|(name, text)| (name.to_owned(), text))
+        .into_iter()
+        .chain(list::statements())
+        .collect()
+}
 
 /// Something to do, seen by its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +45,7 @@ pub struct Todo {
     /// Any number of lines.
     pub description: String,
     /// How far it has come.
-    pub state: State,
+    pub state: TodoState,
     /// When it was last changed.
     pub updated_at: OffsetDateTime,
     /// Counts its changes.
@@ -36,8 +55,7 @@ pub struct Todo {
 /// How far a to-do has come; the numbers are the contract's and the database's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
-#[expect(missing_docs, reason = "the contract's TodoState documents each")]
-pub enum State {
+pub enum TodoState {
     Draft = 1,
     Todo = 2,
     Doing = 3,
@@ -45,7 +63,7 @@ pub enum State {
     Trash = 5,
 }
 
-impl State {
+impl TodoState {
     const ALL: [Self; 5] = [Self::Draft, Self::Todo, Self::Doing, Self::Done, Self::Trash];
 
     /// Reads a state as a request or the database numbers it.
@@ -117,23 +135,23 @@ pub struct NewTodo {
     /// Its description.
     pub description: Description,
     /// Its state.
-    pub state: State,
+    pub state: TodoState,
 }
 
 /// What an update changes.
 #[derive(Debug)]
-pub struct TodoChange {
+pub struct TodoPatch {
     /// The new title, if it changes.
     pub title: Option<Title>,
     /// The new description, if it changes.
     pub description: Option<Description>,
     /// The new state, if it changes.
-    pub state: Option<State>,
+    pub state: Option<TodoState>,
 }
 
 /// Which of the owner's to-dos a list holds.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Filter {
+pub struct TodoFilter {
     /// Folded text that the title contains.
     pub title: Option<String>,
     /// Folded text that the description contains.
@@ -145,9 +163,9 @@ pub struct Filter {
 /// Filters, in characters.
 const MAX_FILTER_LENGTH: usize = 100;
 
-impl Filter {
+impl TodoFilter {
     /// All of them.
-    pub const NONE: Self = Self { title: None, description: None, states: None };
+    pub const UNFILTERED: Self = Self { title: None, description: None, states: None };
 
     /// Reads a text that titles are searched for.
     pub fn parse_title(raw: &str) -> Result<Option<String>, InvalidValue> {
@@ -162,7 +180,7 @@ impl Filter {
     /// Reads the states to list.
     pub fn parse_states(numbers: &[i32]) -> Result<Option<Vec<i16>>, InvalidValue> {
         let states: Result<BTreeSet<_>, _> =
-            numbers.iter().map(|number| State::parse(*number).map(State::number)).collect();
+            numbers.iter().map(|number| TodoState::parse(*number).map(TodoState::number)).collect();
         // Each once, however often the request names it: the database compares every row
         // with all of them.
         let numbers: Vec<_> = states?.into_iter().collect();
@@ -171,7 +189,7 @@ impl Filter {
 
     /// Whether it asks for something of titles and for nothing else.
     #[must_use]
-    pub fn is_of_titles_alone(&self) -> bool {
+    pub fn is_title_only(&self) -> bool {
         self.title.is_some() && self.description.is_none() && self.states.is_none()
     }
 }
@@ -180,34 +198,34 @@ impl Filter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OrderBy {
     /// The time of creation.
-    CreateTime(Direction),
-    /// The time of the last change.
-    UpdateTime(Direction),
+    CreateTime(SortDirection),
+    /// The time of the last patch.
+    UpdateTime(SortDirection),
     /// The title without its case, then its code points.
-    Title(Direction),
+    Title(SortDirection),
 }
 
 /// Which end of a list comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub enum SortDirection {
     /// The least.
-    Rising,
+    Ascending,
     /// The greatest.
-    Falling,
+    Descending,
 }
 
 impl OrderBy {
     /// Reads `order_by` (AIP-132).
     pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
-        use Direction::{Falling, Rising};
+        use SortDirection::{Ascending, Descending};
         let mut words = raw.split_ascii_whitespace();
         let order = match (words.next(), words.next(), words.next()) {
-            (None | Some("create_time"), None, _) => Self::CreateTime(Rising),
-            (Some("create_time"), Some("desc"), None) => Self::CreateTime(Falling),
-            (Some("update_time"), None, _) => Self::UpdateTime(Rising),
-            (Some("update_time"), Some("desc"), None) => Self::UpdateTime(Falling),
-            (Some("title"), None, _) => Self::Title(Rising),
-            (Some("title"), Some("desc"), None) => Self::Title(Falling),
+            (None | Some("create_time"), None, _) => Self::CreateTime(Ascending),
+            (Some("create_time"), Some("desc"), None) => Self::CreateTime(Descending),
+            (Some("update_time"), None, _) => Self::UpdateTime(Ascending),
+            (Some("update_time"), Some("desc"), None) => Self::UpdateTime(Descending),
+            (Some("title"), None, _) => Self::Title(Ascending),
+            (Some("title"), Some("desc"), None) => Self::Title(Descending),
             _ => {
                 return Err(InvalidValue::new(
                     "must be create_time, update_time or title, alone or followed by desc",
@@ -219,41 +237,40 @@ impl OrderBy {
 
     /// The place of a to-do in a list of this order.
     #[must_use]
-    pub fn cursor(self, todo: &Todo) -> Place {
+    pub fn cursor(self, todo: &Todo) -> TodoCursor {
         let key = match self {
-            Self::CreateTime(_) => Key::CreateTime,
-            Self::UpdateTime(_) => Key::UpdateTime(todo.updated_at),
-            Self::Title(_) => Key::Title(todo.title.clone()),
+            Self::CreateTime(_) => SortKey::CreateTime,
+            Self::UpdateTime(_) => SortKey::UpdateTime(todo.updated_at),
+            Self::Title(_) => SortKey::Title(todo.title.clone()),
         };
-        Place { id: todo.id, key }
+        TodoCursor { id: todo.id, key }
     }
 }
 
 /// A place in a list of to-dos: after the to-do with this id and sort key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct TodoCursor {
     /// The to-do's id.
     pub id: TodoId,
     /// What the list is ordered by.
-    pub key: Key,
+    pub key: SortKey,
 }
 
 /// The sort key of a to-do, besides its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "named like the orders")]
-pub enum Key {
+pub enum SortKey {
     CreateTime,
     UpdateTime(OffsetDateTime),
     Title(String),
 }
 
 /// A byte for the kind of the key, the id, the key.
-impl Cursor for Place {
+impl Cursor for TodoCursor {
     fn to_bytes(&self) -> Vec<u8> {
         let (kind, key) = match &self.key {
-            Key::CreateTime => (0, Vec::new()),
-            Key::UpdateTime(time) => (1, time.unix_timestamp_nanos().to_be_bytes().to_vec()),
-            Key::Title(title) => (2, title.as_bytes().to_vec()),
+            SortKey::CreateTime => (0, Vec::new()),
+            SortKey::UpdateTime(time) => (1, time.unix_timestamp_nanos().to_be_bytes().to_vec()),
+            SortKey::Title(title) => (2, title.as_bytes().to_vec()),
         };
         [&[kind], &self.id.as_uuid().as_bytes()[..], &key].concat()
     }
@@ -262,12 +279,12 @@ impl Cursor for Place {
         let (kind, bytes) = bytes.split_first()?;
         let (id, key) = bytes.split_at_checked(16)?;
         let key = match kind {
-            0 => Key::CreateTime,
+            0 => SortKey::CreateTime,
             1 => {
                 let nanoseconds = i128::from_be_bytes(key.try_into().ok()?);
-                Key::UpdateTime(OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()?)
+                SortKey::UpdateTime(OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()?)
             }
-            2 => Key::Title(String::from_utf8(key.to_vec()).ok()?),
+            2 => SortKey::Title(String::from_utf8(key.to_vec()).ok()?),
             _ => return None,
         };
         Some(Self { id: TodoId::from_uuid(uuid::Uuid::from_slice(id).ok()?), key })
@@ -283,39 +300,39 @@ mod tests {
 
     #[test]
     fn states_have_the_contracts_numbers() {
-        use crate::proto::todo::v1::TodoState;
+        use crate::rpc::proto::todo::v1 as pb;
         for (state, number) in [
-            (State::Draft, TodoState::Draft),
-            (State::Todo, TodoState::Todo),
-            (State::Doing, TodoState::Doing),
-            (State::Done, TodoState::Done),
-            (State::Trash, TodoState::Trash),
+            (TodoState::Draft, pb::TodoState::Draft),
+            (TodoState::Todo, pb::TodoState::Todo),
+            (TodoState::Doing, pb::TodoState::Doing),
+            (TodoState::Done, pb::TodoState::Done),
+            (TodoState::Trash, pb::TodoState::Trash),
         ] {
-            assert_eq!(State::parse(number.into()), Ok(state));
+            assert_eq!(TodoState::parse(number.into()), Ok(state));
         }
         for bad in [0, -1, 6, i32::MAX, 65_537] {
-            assert!(State::parse(bad).is_err(), "{bad}");
+            assert!(TodoState::parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn states_to_list_count_once() {
-        assert_eq!(Filter::parse_states(&[]), Ok(None));
-        assert_eq!(Filter::parse_states(&[4, 1, 4, 4, 1]), Ok(Some(vec![1, 4])));
-        assert!(Filter::parse_states(&[4, 0]).is_err());
+        assert_eq!(TodoFilter::parse_states(&[]), Ok(None));
+        assert_eq!(TodoFilter::parse_states(&[4, 1, 4, 4, 1]), Ok(Some(vec![1, 4])));
+        assert!(TodoFilter::parse_states(&[4, 0]).is_err());
     }
 
     #[test]
     fn orders_are_read() {
-        use Direction::{Falling, Rising};
+        use SortDirection::{Ascending, Descending};
         for (raw, order) in [
-            ("", OrderBy::CreateTime(Rising)),
-            ("create_time", OrderBy::CreateTime(Rising)),
-            ("create_time desc", OrderBy::CreateTime(Falling)),
-            ("update_time", OrderBy::UpdateTime(Rising)),
-            ("  update_time   desc ", OrderBy::UpdateTime(Falling)),
-            ("title", OrderBy::Title(Rising)),
-            ("title desc", OrderBy::Title(Falling)),
+            ("", OrderBy::CreateTime(Ascending)),
+            ("create_time", OrderBy::CreateTime(Ascending)),
+            ("create_time desc", OrderBy::CreateTime(Descending)),
+            ("update_time", OrderBy::UpdateTime(Ascending)),
+            ("  update_time   desc ", OrderBy::UpdateTime(Descending)),
+            ("title", OrderBy::Title(Ascending)),
+            ("title desc", OrderBy::Title(Descending)),
         ] {
             assert_eq!(OrderBy::parse(raw), Ok(order), "{raw}");
         }
@@ -327,13 +344,16 @@ mod tests {
     #[test]
     fn a_place_survives_its_page_token() {
         let id = TodoId::generate();
-        for key in [Key::CreateTime, Key::UpdateTime(clock::now()), Key::Title("Ação 🦀".into())]
-        {
-            let place = Place { id, key };
-            assert_eq!(Place::from_bytes(&place.to_bytes()), Some(place));
+        for key in [
+            SortKey::CreateTime,
+            SortKey::UpdateTime(clock::now()),
+            SortKey::Title("Ação 🦀".into()),
+        ] {
+            let place = TodoCursor { id, key };
+            assert_eq!(TodoCursor::from_bytes(&place.to_bytes()), Some(place));
         }
-        assert_eq!(Place::from_bytes(&[]), None);
-        assert_eq!(Place::from_bytes(&[3; 17]), None);
+        assert_eq!(TodoCursor::from_bytes(&[]), None);
+        assert_eq!(TodoCursor::from_bytes(&[3; 17]), None);
     }
 
     proptest! {
@@ -350,8 +370,8 @@ mod tests {
         #[test]
         fn any_place_survives_its_page_token(id: u128, title: String) {
             let id = TodoId::from_uuid(uuid::Uuid::from_u128(id));
-            let place = Place { id, key: Key::Title(title) };
-            prop_assert_eq!(Place::from_bytes(&place.to_bytes()), Some(place));
+            let place = TodoCursor { id, key: SortKey::Title(title) };
+            prop_assert_eq!(TodoCursor::from_bytes(&place.to_bytes()), Some(place));
         }
 
         #[test]
@@ -359,8 +379,8 @@ mod tests {
             kind in 0_u8..4, bytes in prop::collection::vec(any::<u8>(), 14..35)
         ) {
             let bytes = [&[kind], &bytes[..]].concat();
-            if let Some(place) = Place::from_bytes(&bytes) {
-                let again = Place::from_bytes(&place.to_bytes());
+            if let Some(place) = TodoCursor::from_bytes(&bytes) {
+                let again = TodoCursor::from_bytes(&place.to_bytes());
                 prop_assert_eq!(again, Some(place));
             }
         }

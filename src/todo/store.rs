@@ -1,69 +1,217 @@
-//! The statements on to-dos. The owner stands in every one, so that another owner's
-//! to-do cannot be found.
+//! The statements on todos, but lists ([`super::list`]). Each statement names the owner, so that
+//! a caller cannot reach another user's todos.
 
-use std::sync::LazyLock;
+use std::time::Duration;
 
-use sqlx::{PgConnection, PgExecutor};
-use time::{OffsetDateTime, macros::datetime};
+use sqlx::{FromRow, PgConnection, Row};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Direction, Filter, Key, NewTodo, OrderBy, Place, State, Todo, TodoChange};
+use super::{
+    Description, NewTodo, OrderBy, Title, Todo, TodoCursor, TodoFilter, TodoPatch, TodoState,
+    list::{self, BatchablePage, ListBatchablePages, TodoPage},
+    row::{TODO_COLUMN_COUNT, TodoRow, todo_columns},
+};
 use crate::{
-    coalesce::{Statement, in_order},
-    database::is_foreign_key_violation,
-    error::Error,
-    etag::{FIRST_VERSION, Guard},
-    pagination::Page,
-    types::{
-        id::{TodoId, UserId},
-        text,
+    database::{
+        Database,
+        batch::{BatchQuery, QueryBatcher, by_ordinal},
+        errors::is_foreign_key_violation,
     },
+    rpc::{
+        error::Error,
+        etag::{self, INITIAL_VERSION, Precondition},
+        page_token::PageRequest,
+    },
+    types::id::{TodoId, UserId},
 };
 
-/// What the to-dos of a page may add up to, in bytes: 1 MiB less room for the page
-/// token and the framing.
-const MAX_PAGE_BYTES: i64 = 1_000_000;
+/// Gets a todo.
+pub(super) const GET: &str =
+    concat!("select ", todo_columns!(), " from todos where owner_id = $1 and id = $2");
 
-/// What a to-do takes in an answer besides its texts, in bytes: id, times, etag, state
-/// and tags, rounded up.
-const TODO_OVERHEAD_BYTES: i32 = 160;
+/// Gets todos, each of its owner.
+pub(super) const GET_BATCH: &str = concat!(
+    "select ",
+    todo_columns!(),
+    ", ordinal
+     from unnest($1::uuid[], $2::uuid[]) with ordinality as inputs (owner_id, id, ordinal)
+     join todos using (owner_id, id)"
+);
 
-struct Row {
-    id: Uuid,
-    title: String,
-    description: String,
-    state: i16,
-    updated_at: OffsetDateTime,
-    version: i64,
+/// Inserts a todo.
+pub(super) const INSERT: &str = "insert into todos (
+         owner_id, id, title, title_folded, description, description_folded,
+         state, updated_at, version
+     ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+
+/// Updates the fields of a todo that are not null, if it has the required version.
+pub(super) const UPDATE: &str = concat!(
+    "update todos set
+         title = coalesce($4, title),
+         title_folded = coalesce($5, title_folded),
+         description = coalesce($6, description),
+         description_folded = coalesce($7, description_folded),
+         state = coalesce($8, state),
+         updated_at = $9,
+         version = version + 1
+     where owner_id = $1 and id = $2 and ($3::bigint is null or version = $3)
+     returning ",
+    todo_columns!()
+);
+
+/// The statements on todos.
+#[derive(Debug)]
+pub(crate) struct TodoStore {
+    database: Database,
+    find: QueryBatcher<FindTodos>,
+    list: QueryBatcher<ListBatchablePages>,
+    insert: QueryBatcher<InsertTodos>,
 }
 
-impl TryFrom<Row> for Todo {
-    type Error = Error;
+impl TodoStore {
+    /// Creates the store. `deadline` is the longest time for which a batched query waits.
+    pub(crate) fn new(database: Database, batching: bool, deadline: Duration) -> Self {
+        Self {
+            find: QueryBatcher::new(database.clone(), batching, deadline),
+            list: QueryBatcher::new(database.clone(), batching, deadline),
+            insert: QueryBatcher::new(database.clone(), batching, deadline),
+            database,
+        }
+    }
 
-    fn try_from(row: Row) -> Result<Self, Error> {
-        let state = State::parse(row.state.into())
-            .map_err(|_| Error::internal(format!("a to-do has the unknown state {}", row.state)))?;
-        Ok(Self {
-            id: TodoId::from_uuid(row.id),
-            title: row.title,
-            description: row.description,
-            state,
-            updated_at: row.updated_at,
-            version: row.version,
-        })
+    /// Inserts a todo.
+    ///
+    /// # Errors
+    /// [`Error::SessionRevoked`] if the owner was deleted concurrently.
+    pub(super) async fn create(&self, owner_id: UserId, todo: NewTodo) -> Result<Todo, Error> {
+        self.insert.run((owner_id, todo)).await
+    }
+
+    /// Gets a todo.
+    pub(super) async fn get(&self, owner_id: UserId, id: TodoId) -> Result<Option<Todo>, Error> {
+        self.find.run((owner_id, id)).await
+    }
+
+    /// Lists todos.
+    pub(super) async fn list(
+        &self,
+        owner_id: UserId,
+        filter: &TodoFilter,
+        order_by: OrderBy,
+        page: PageRequest<TodoCursor>,
+    ) -> Result<TodoPage, Error> {
+        match BatchablePage::new(owner_id, filter, order_by, page) {
+            Ok(page) => self.list.run(page).await,
+            Err(page) => {
+                self.database
+                    .run(async |connection| {
+                        list::list(connection, owner_id, filter, order_by, &page).await
+                    })
+                    .await
+            }
+        }
+    }
+
+    /// Updates a todo.
+    ///
+    /// # Errors
+    /// [`Error::TodoNotFound`] or [`Error::EtagMismatch`].
+    pub(super) async fn update(
+        &self,
+        owner_id: UserId,
+        id: TodoId,
+        precondition: Precondition,
+        patch: &TodoPatch,
+        now: OffsetDateTime,
+    ) -> Result<Todo, Error> {
+        self.database
+            .run(async |connection| {
+                let updated = update(connection, owner_id, id, precondition, patch, now).await?;
+                match updated {
+                    Some(todo) => Ok(todo),
+                    None => Err(precondition_error(connection, owner_id, id, precondition).await?),
+                }
+            })
+            .await
+    }
+
+    /// Deletes a todo.
+    ///
+    /// # Errors
+    /// [`Error::TodoNotFound`] or [`Error::EtagMismatch`].
+    pub(super) async fn delete(
+        &self,
+        owner_id: UserId,
+        id: TodoId,
+        precondition: Precondition,
+    ) -> Result<(), Error> {
+        self.database
+            .run(async |connection| {
+                if delete(connection, owner_id, id, precondition).await? {
+                    return Ok(());
+                }
+                Err(precondition_error(connection, owner_id, id, precondition).await?)
+            })
+            .await
     }
 }
 
-/// Adds to-dos, each to its owner's. [`Error::SessionRevoked`] when the owner has been
-/// deleted meanwhile.
+async fn find(
+    connection: &mut PgConnection,
+    owner_id: UserId,
+    id: TodoId,
+) -> Result<Option<Todo>, Error> {
+    let row: Option<TodoRow> = sqlx::query_as(GET)
+        .bind(owner_id.as_uuid())
+        .bind(id.as_uuid())
+        .fetch_optional(connection)
+        .await?;
+    row.map(Todo::try_from).transpose()
+}
+
+/// Finds todos, each of its owner.
 #[derive(Debug)]
-pub struct Insert;
+struct FindTodos;
 
-impl Statement for Insert {
-    type Question = (UserId, NewTodo);
-    type Answer = Todo;
+impl BatchQuery for FindTodos {
+    type Input = (UserId, TodoId);
+    type Output = Option<Todo>;
 
-    async fn one(
+    async fn run_one(
+        connection: &mut PgConnection,
+        &(owner_id, id): &(UserId, TodoId),
+    ) -> Result<Option<Todo>, Error> {
+        find(connection, owner_id, id).await
+    }
+
+    async fn run_batch(
+        connection: &mut PgConnection,
+        inputs: &[(UserId, TodoId)],
+    ) -> Result<Vec<Option<Option<Todo>>>, Error> {
+        let (owner_ids, ids): (Vec<_>, Vec<_>) =
+            inputs.iter().map(|(owner_id, id)| (owner_id.as_uuid(), id.as_uuid())).unzip();
+        let rows = sqlx::query(GET_BATCH).bind(owner_ids).bind(ids).fetch_all(connection).await?;
+        let todos: Result<Vec<_>, sqlx::Error> = rows
+            .iter()
+            .map(|row| {
+                let todo = TodoRow::from_row(row)?;
+                Ok((row.try_get(TODO_COLUMN_COUNT)?, Todo::try_from(todo)))
+            })
+            .collect();
+        Ok(by_ordinal(inputs.len(), todos?))
+    }
+}
+
+/// Inserts todos, each of its owner.
+#[derive(Debug)]
+struct InsertTodos;
+
+impl BatchQuery for InsertTodos {
+    type Input = (UserId, NewTodo);
+    type Output = Todo;
+
+    async fn run_one(
         connection: &mut PgConnection,
         (owner_id, todo): &(UserId, NewTodo),
     ) -> Result<Todo, Error> {
@@ -71,49 +219,48 @@ impl Statement for Insert {
         Ok(todo.into())
     }
 
-    async fn many(
+    async fn run_batch(
         connection: &mut PgConnection,
-        questions: &[(UserId, NewTodo)],
+        inputs: &[(UserId, NewTodo)],
     ) -> Result<Vec<Option<Todo>>, Error> {
-        let added = insert_all(connection, questions).await?;
-        let is_added = |todo: &NewTodo| added.contains(&todo.id.as_uuid());
-        Ok(questions.iter().map(|(_, todo)| is_added(todo).then(|| todo.into())).collect())
+        let inserted = insert_all(connection, inputs).await?;
+        let is_inserted = |todo: &NewTodo| inserted.contains(&todo.id.as_uuid());
+        Ok(inputs.iter().map(|(_, todo)| is_inserted(todo).then(|| todo.into())).collect())
     }
 }
 
 async fn insert(
-    executor: impl PgExecutor<'_>,
+    connection: &mut PgConnection,
     owner_id: UserId,
     todo: &NewTodo,
 ) -> Result<(), Error> {
-    let inserted = sqlx::query!(
-        "insert into todos (
-             owner_id, id, title, title_folded, description, description_folded,
-             state, updated_at, version
-         ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        owner_id.as_uuid(),
-        todo.id.as_uuid(),
-        todo.title.as_str(),
-        todo.title.folded(),
-        todo.description.as_str(),
-        todo.description.folded(),
-        todo.state.number(),
-        todo.id.create_time(),
-        FIRST_VERSION,
-    );
-    inserted.execute(executor).await.map(drop).map_err(no_owner)
+    sqlx::query(INSERT)
+        .bind(owner_id.as_uuid())
+        .bind(todo.id.as_uuid())
+        .bind(todo.title.as_str())
+        .bind(todo.title.folded())
+        .bind(todo.description.as_str())
+        .bind(todo.description.folded())
+        .bind(todo.state.number())
+        .bind(todo.id.create_time())
+        .bind(INITIAL_VERSION)
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(map_missing_owner)
 }
 
-/// Adds the to-dos whose owners are there, and not about to be deleted. Their ids.
+/// Inserts the todos of the owners that exist and whose rows are not locked, and returns their
+/// IDs. The others run alone: a lock means that the owner is being deleted, or changes.
 async fn insert_all(
-    executor: impl PgExecutor<'_>,
+    connection: &mut PgConnection,
     todos: &[(UserId, NewTodo)],
 ) -> Result<Vec<Uuid>, Error> {
     fn column<'a, T>(todos: &'a [(UserId, NewTodo)], of: impl Fn(&'a NewTodo) -> T) -> Vec<T> {
         todos.iter().map(|(_, todo)| of(todo)).collect()
     }
     let owner_ids: Vec<_> = todos.iter().map(|(owner_id, _)| owner_id.as_uuid()).collect();
-    let added = sqlx::query_scalar!(
+    let inserted = sqlx::query_scalar!(
         "with owners as materialized (
              select id from users where id = any($1::uuid[]) for key share skip locked
          )
@@ -136,19 +283,20 @@ async fn insert_all(
         &column(todos, |todo| todo.description.folded()),
         &column(todos, |todo| todo.state.number()),
         &column(todos, |todo| todo.id.create_time()),
-        FIRST_VERSION,
+        INITIAL_VERSION,
     );
-    Ok(added.fetch_all(executor).await?)
+    Ok(inserted.fetch_all(connection).await?)
 }
 
-fn no_owner(error: sqlx::Error) -> Error {
+fn map_missing_owner(error: sqlx::Error) -> Error {
     if is_foreign_key_violation(&error, "todos_owner_id_fkey") {
-        return Error::SessionRevoked;
+        Error::SessionRevoked
+    } else {
+        error.into()
     }
-    error.into()
 }
 
-/// What is there once it is added.
+/// A new todo is stored as it is parsed.
 impl From<&NewTodo> for Todo {
     fn from(todo: &NewTodo) -> Self {
         Self {
@@ -157,421 +305,65 @@ impl From<&NewTodo> for Todo {
             description: todo.description.as_str().to_owned(),
             state: todo.state,
             updated_at: todo.id.create_time(),
-            version: FIRST_VERSION,
+            version: INITIAL_VERSION,
         }
     }
 }
 
-/// Looks up a to-do.
-pub(super) async fn find(
-    executor: impl PgExecutor<'_>,
+/// Returns `None` if the todo does not exist, or has another version than the required one.
+async fn update(
+    connection: &mut PgConnection,
     owner_id: UserId,
     id: TodoId,
-) -> Result<Option<Todo>, Error> {
-    let row = sqlx::query_as!(
-        Row,
-        "select id, title, description, state, updated_at, version
-         from todos where owner_id = $1 and id = $2",
-        owner_id.as_uuid(),
-        id.as_uuid(),
-    )
-    .fetch_optional(executor)
-    .await?;
-    row.map(Todo::try_from).transpose()
-}
-
-/// Looks up to-dos, each of its owner.
-#[derive(Debug)]
-pub struct Find;
-
-impl Statement for Find {
-    type Question = (UserId, TodoId);
-    type Answer = Option<Todo>;
-
-    async fn one(
-        connection: &mut PgConnection,
-        &(owner_id, id): &(UserId, TodoId),
-    ) -> Result<Option<Todo>, Error> {
-        find(connection, owner_id, id).await
-    }
-
-    async fn many(
-        connection: &mut PgConnection,
-        questions: &[(UserId, TodoId)],
-    ) -> Result<Vec<Option<Option<Todo>>>, Error> {
-        let (owner_ids, ids): (Vec<_>, Vec<_>) =
-            questions.iter().map(|(owner_id, id)| (owner_id.as_uuid(), id.as_uuid())).unzip();
-        let rows = sqlx::query!(
-            r#"select question as "question!", todos.id, title, description, state, updated_at,
-                   version
-               from unnest($1::uuid[], $2::uuid[]) with ordinality
-                   as questions (owner_id, id, question)
-               join todos using (owner_id, id)"#,
-            &owner_ids,
-            &ids,
-        )
-        .fetch_all(connection)
-        .await?;
-        let found = rows.into_iter().map(|row| {
-            let (id, title, description) = (row.id, row.title, row.description);
-            let (state, updated_at, version) = (row.state, row.updated_at, row.version);
-            let todo = Row { id, title, description, state, updated_at, version };
-            (row.question, todo.try_into())
-        });
-        Ok(in_order(questions.len(), found))
-    }
-}
-
-/// Changes a to-do. `None` if there is none, or none of the guarded version.
-pub(super) async fn update(
-    executor: impl PgExecutor<'_>,
-    owner_id: UserId,
-    id: TodoId,
-    guard: Guard,
-    change: &TodoChange,
+    precondition: Precondition,
+    patch: &TodoPatch,
     now: OffsetDateTime,
 ) -> Result<Option<Todo>, Error> {
-    let (title, description) = (change.title.as_ref(), change.description.as_ref());
-    let row = sqlx::query_as!(
-        Row,
-        "update todos set
-             title = coalesce($4, title),
-             title_folded = coalesce($5, title_folded),
-             description = coalesce($6, description),
-             description_folded = coalesce($7, description_folded),
-             state = coalesce($8, state),
-             updated_at = $9,
-             version = version + 1
-         where owner_id = $1 and id = $2 and ($3::bigint is null or version = $3)
-         returning id, title, description, state, updated_at, version",
-        owner_id.as_uuid(),
-        id.as_uuid(),
-        guard.version(),
-        title.map(super::Title::as_str),
-        title.map(super::Title::folded),
-        description.map(super::Description::as_str),
-        description.map(super::Description::folded),
-        change.state.map(State::number),
-        now,
-    )
-    .fetch_optional(executor)
-    .await?;
+    let (title, description) = (patch.title.as_ref(), patch.description.as_ref());
+    let row: Option<TodoRow> = sqlx::query_as(UPDATE)
+        .bind(owner_id.as_uuid())
+        .bind(id.as_uuid())
+        .bind(precondition.version())
+        .bind(title.map(Title::as_str))
+        .bind(title.map(Title::folded))
+        .bind(description.map(Description::as_str))
+        .bind(description.map(Description::folded))
+        .bind(patch.state.map(TodoState::number))
+        .bind(now)
+        .fetch_optional(connection)
+        .await?;
     row.map(Todo::try_from).transpose()
 }
 
-/// Deletes a to-do. Whether there was one, of the guarded version.
-pub(super) async fn delete(
-    executor: impl PgExecutor<'_>,
+/// Returns `false` if the todo does not exist, or has another version than the required one.
+async fn delete(
+    connection: &mut PgConnection,
     owner_id: UserId,
     id: TodoId,
-    guard: Guard,
+    precondition: Precondition,
 ) -> Result<bool, Error> {
     let deleted = sqlx::query!(
         "delete from todos
          where owner_id = $1 and id = $2 and ($3::bigint is null or version = $3)",
         owner_id.as_uuid(),
         id.as_uuid(),
-        guard.version(),
+        precondition.version(),
     )
-    .execute(executor)
+    .execute(connection)
     .await?;
     Ok(deleted.rows_affected() > 0)
 }
 
-/// A page of to-dos.
-#[derive(Debug)]
-pub struct Listed {
-    pub(super) todos: Vec<Todo>,
-    /// Whether the list goes on after them.
-    pub(super) more: bool,
-}
-
-struct PageRow {
-    id: Uuid,
-    title: String,
-    description: String,
-    state: i16,
-    updated_at: OffsetDateTime,
-    version: i64,
-    candidates: i64,
-}
-
-/// The statement that lists to-dos in one order. It reads one row more than the page
-/// holds, to know whether there is one, and then drops the rows that would make the
-/// answer too large, all but the first.
-///
-/// `found` finds the rows; all use the same parameters.
-macro_rules! page {
-    ([$($found:literal),+], $order:literal, [$executor:ident, $owner:ident, $filter:ident, $page:ident], $($key:expr),+) => {
-        sqlx::query_as!(
-            PageRow,
-            r#"select id, title, description, state, updated_at, version, candidates as "candidates!"
-               from (
-                   select *,
-                       count(*) over () as candidates,
-                       row_number() over so_far as position,
-                       sum(octet_length(title) + octet_length(description) + $8::int) over so_far as bytes
-                   from (
-                       select id, title, title_folded, description, state, updated_at, version
-                       from todos
-                       where owner_id = $1 and "# $(+ $found)+ + r#"
-                   ) as found
-                   window so_far as (order by "# + $order + r#" rows unbounded preceding)
-               ) as measured
-               where position = 1 or bytes <= $7
-               order by position"#,
-            $owner.as_uuid(),
-            $filter.title.as_deref(),
-            $filter.description.as_deref(),
-            $filter.states.as_deref(),
-            $page.skip,
-            $page.size + 1,
-            MAX_PAGE_BYTES,
-            TODO_OVERHEAD_BYTES,
-            $($key),+
-        )
-        .fetch_all($executor)
-        .await?
-    };
-}
-
-/// Each order has a statement of its own, whose comparison with the place before the
-/// page is one that an index answers: the last page costs what the first one does. Where
-/// only titles are searched, another one asks that index alone, which holds them, before it
-/// reads the rows of the page.
-macro_rules! list {
-    ($after:literal, $order:literal, [$executor:ident, $owner:ident, $filter:ident, $page:ident], $($key:expr),+) => {
-        if $filter.is_of_titles_alone() {
-            page!(
-                [
-                    "$3::text is null and $4::smallint[] is null
-                     and id = any(array(
-                         select id from todos
-                         where owner_id = $1 and strpos(title_folded, $2) > 0 and ", $after, "
-                         order by ", $order, "
-                         offset $5 limit $6
-                     ))"
-                ],
-                $order,
-                [$executor, $owner, $filter, $page],
-                $($key),+
-            )
-        } else {
-            page!(
-                [
-                    "($2::text is null or strpos(title_folded, $2) > 0)
-                     and ($3::text is null or strpos(description_folded, $3) > 0)
-                     and ($4::smallint[] is null or state = any($4))
-                     and ", $after, "
-                     order by ", $order, "
-                     offset $5 limit $6"
-                ],
-                $order,
-                [$executor, $owner, $filter, $page],
-                $($key),+
-            )
-        }
-    };
-}
-
-/// Lists to-dos.
-pub(super) async fn list(
-    executor: impl PgExecutor<'_>,
+/// Returns why a conditional write changed nothing.
+async fn precondition_error(
+    connection: &mut PgConnection,
     owner_id: UserId,
-    filter: &Filter,
-    order_by: OrderBy,
-    page: &Page<Place>,
-) -> Result<Listed, Error> {
-    use Direction::{Falling, Rising};
-    let begin = Begin::of(order_by, page.after.as_ref());
-    let Begin { id, time, title } = &begin;
-    let folded = text::fold_case(title);
-    let rows = match order_by {
-        OrderBy::CreateTime(Rising) => {
-            list!("id > $9", "id", [executor, owner_id, filter, page], id)
-        }
-        OrderBy::CreateTime(Falling) => {
-            list!("id < $9", "id desc", [executor, owner_id, filter, page], id)
-        }
-        OrderBy::UpdateTime(Rising) => list!(
-            "(updated_at, id) > ($9, $10)",
-            "updated_at, id",
-            [executor, owner_id, filter, page],
-            time,
-            id
-        ),
-        OrderBy::UpdateTime(Falling) => list!(
-            "(updated_at, id) < ($9, $10)",
-            "updated_at desc, id desc",
-            [executor, owner_id, filter, page],
-            time,
-            id
-        ),
-        OrderBy::Title(Rising) => list!(
-            "(title_folded, title, id) > ($9, $10, $11)",
-            "title_folded, title, id",
-            [executor, owner_id, filter, page],
-            &folded,
-            title,
-            id
-        ),
-        OrderBy::Title(Falling) => list!(
-            "(title_folded, title, id) < ($9, $10, $11)",
-            "title_folded desc, title desc, id desc",
-            [executor, owner_id, filter, page],
-            &folded,
-            title,
-            id
-        ),
-    };
-    listed(rows, page.size)
-}
-
-/// Lists to-dos as most callers do, each of its owner's: by their creation, all of them, and
-/// not many at once. None takes much longer than the others, which wait for it.
-#[derive(Debug)]
-pub struct ListPlain;
-
-/// A page of such a list.
-#[derive(Debug)]
-pub struct PlainPage {
-    owner_id: UserId,
-    page: Page<Place>,
-}
-
-/// To-dos of such a page.
-const MAX_PLAIN_SIZE: i64 = 100;
-
-impl PlainPage {
-    const ORDER: OrderBy = OrderBy::CreateTime(Direction::Rising);
-
-    /// The page itself where it is none of such a list.
-    pub(super) fn of(
-        owner_id: UserId,
-        filter: &Filter,
-        order_by: OrderBy,
-        page: Page<Place>,
-    ) -> Result<Self, Page<Place>> {
-        let is_plain = *filter == Filter::NONE
-            && order_by == Self::ORDER
-            && page.skip == 0
-            && page.size <= MAX_PLAIN_SIZE;
-        if is_plain { Ok(Self { owner_id, page }) } else { Err(page) }
+    id: TodoId,
+    precondition: Precondition,
+) -> Result<Error, Error> {
+    if precondition == Precondition::None {
+        return Ok(Error::TodoNotFound);
     }
-
-    fn begin(&self) -> Uuid {
-        Begin::of(Self::ORDER, self.page.after.as_ref()).id
-    }
-}
-
-impl Statement for ListPlain {
-    type Question = PlainPage;
-    type Answer = Listed;
-
-    async fn one(
-        connection: &mut PgConnection,
-        PlainPage { owner_id, page }: &PlainPage,
-    ) -> Result<Listed, Error> {
-        list(connection, *owner_id, &Filter::NONE, PlainPage::ORDER, page).await
-    }
-
-    async fn many(
-        connection: &mut PgConnection,
-        questions: &[PlainPage],
-    ) -> Result<Vec<Option<Listed>>, Error> {
-        let owner_ids: Vec<_> = questions.iter().map(|it| it.owner_id.as_uuid()).collect();
-        let after: Vec<_> = questions.iter().map(PlainPage::begin).collect();
-        let limits: Vec<_> = questions.iter().map(|it| it.page.size + 1).collect();
-        let rows = sqlx::query!(
-            r#"select question as "question!", page.id, title, description, state, updated_at,
-                   version, candidates as "candidates!"
-               from unnest($1::uuid[], $2::uuid[], $3::bigint[]) with ordinality
-                   as questions (owner_id, begin, size, question)
-               cross join lateral (
-                   select *,
-                       count(*) over () as candidates,
-                       row_number() over so_far as position,
-                       sum(octet_length(title) + octet_length(description) + $5::int) over so_far as bytes
-                   from (
-                       select id, title, description, state, updated_at, version
-                       from todos
-                       where owner_id = questions.owner_id and id > questions.begin
-                       order by id
-                       limit questions.size
-                   ) as found
-                   window so_far as (order by id rows unbounded preceding)
-               ) as page
-               where position = 1 or bytes <= $4"#,
-            &owner_ids,
-            &after,
-            &limits,
-            MAX_PAGE_BYTES,
-            TODO_OVERHEAD_BYTES,
-        )
-        .fetch_all(connection)
-        .await?;
-        let mut pages: Vec<_> = questions.iter().map(|_| Vec::new()).collect();
-        for row in rows {
-            let page = usize::try_from(row.question - 1).ok().and_then(|at| pages.get_mut(at));
-            let page = page.ok_or_else(|| Error::internal("a row of no page"))?;
-            let (id, title, description) = (row.id, row.title, row.description);
-            let (state, updated_at, version) = (row.state, row.updated_at, row.version);
-            let candidates = row.candidates;
-            page.push(PageRow { id, title, description, state, updated_at, version, candidates });
-        }
-        let pages = pages.into_iter().zip(questions).map(|(mut rows, question)| {
-            // In no order that the database promises.
-            rows.sort_unstable_by_key(|row: &PageRow| row.id);
-            listed(rows, question.page.size).ok()
-        });
-        Ok(pages.collect())
-    }
-}
-
-fn listed(mut rows: Vec<PageRow>, size: i64) -> Result<Listed, Error> {
-    let candidates = rows.first().map_or(0, |row| row.candidates);
-    rows.truncate(usize::try_from(size).unwrap_or(usize::MAX));
-    let more = usize::try_from(candidates).is_ok_and(|candidates| candidates > rows.len());
-    let todo = |row: PageRow| {
-        let PageRow { id, title, description, state, updated_at, version, .. } = row;
-        Todo::try_from(Row { id, title, description, state, updated_at, version })
-    };
-    Ok(Listed { todos: rows.into_iter().map(todo).collect::<Result<_, _>>()?, more })
-}
-
-/// Where a page begins: after this key, or one before all to-dos of the order.
-struct Begin {
-    id: Uuid,
-    time: OffsetDateTime,
-    title: String,
-}
-
-/// Greater than every title, which have 200 characters at the most.
-static AFTER_ALL_TITLES: LazyLock<String> = LazyLock::new(|| "\u{10ffff}".repeat(201));
-
-impl Begin {
-    fn of(order_by: OrderBy, after: Option<&Place>) -> Self {
-        let (OrderBy::CreateTime(direction)
-        | OrderBy::UpdateTime(direction)
-        | OrderBy::Title(direction)) = order_by;
-        let mut begin = match direction {
-            Direction::Rising => {
-                Self { id: Uuid::nil(), time: datetime!(0001-01-01 0:00 UTC), title: String::new() }
-            }
-            Direction::Falling => Self {
-                id: Uuid::max(),
-                time: datetime!(9999-12-31 0:00 UTC),
-                title: AFTER_ALL_TITLES.clone(),
-            },
-        };
-        if let Some(after) = after {
-            begin.id = after.id.as_uuid();
-            match &after.key {
-                Key::CreateTime => {}
-                Key::UpdateTime(time) => begin.time = *time,
-                Key::Title(title) => begin.title.clone_from(title),
-            }
-        }
-        begin
-    }
+    let current = find(connection, owner_id, id).await?.map(|todo| etag::encode(todo.version));
+    Ok(Error::precondition("todo", current, Error::TodoNotFound))
 }

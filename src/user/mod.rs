@@ -4,7 +4,7 @@ use email_address::{EmailAddress, Options};
 use time::OffsetDateTime;
 
 use crate::{
-    pagination::Cursor,
+    rpc::page_token::Cursor,
     types::{
         id::UserId,
         invalid::InvalidValue,
@@ -12,9 +12,9 @@ use crate::{
     },
 };
 
-pub mod service;
-pub mod sign_ups;
-mod store;
+pub(crate) mod service;
+pub(crate) mod sign_up_limit;
+pub(crate) mod store;
 
 /// An account, without its password.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct User {
 impl User {
     /// The account as another user sees it.
     #[must_use]
-    pub fn without_email(self) -> Self {
+    pub fn redact_email(self) -> Self {
         Self { email: String::new(), ..self }
     }
 }
@@ -126,7 +126,7 @@ pub struct NewUser {
 
 /// What an update changes.
 #[derive(Debug)]
-pub struct UserChange {
+pub struct UserPatch {
     /// The new username, if it changes.
     pub username: Option<Username>,
     /// The new address, if it changes.

@@ -1,41 +1,49 @@
-//! The rpcs on users.
+//! `fastzero.user.v1.UserService`.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{Email, NewUser, User, UserChange, Username, sign_ups::SignUps, store};
+use super::{
+    Email, NewUser, User, UserPatch, Username, sign_up_limit::SignUpLimiter, store::UserStore,
+};
 use crate::{
-    audit,
-    caller::{Caller, LiveSessions, Peer},
-    coalesce::Coalescer,
-    database::{Database, complete},
-    error::Error,
-    etag::{self, Guard},
-    mask::Mask,
-    pagination::{Page, PageFields, PageTokens, Scope},
-    password::{Hasher, NewPassword},
-    proto::{self, timestamp, user::v1 as pb},
+    crypto::password::{HashingPool, NewPassword},
+    rpc::{
+        caller::{Caller, ClientIp},
+        error::Error,
+        etag::{self, Precondition},
+        page_token::{PageParams, PageRequest, PageTokenCodec, PageTokenScope},
+        proto::{self, to_timestamp, user::v1 as pb},
+        update_mask::UpdateMask,
+        validation::{FieldViolations, REQUIRED},
+    },
+    telemetry::audit,
     types::{clock, id::UserId},
-    validation::{FieldViolations, REQUIRED},
 };
 
-/// Implements `fastzero.user.v1.UserService`.
-#[derive(Debug)]
-pub struct UserService {
-    /// Where users are kept.
-    pub database: Database,
-    /// Looks up users.
-    pub find: Coalescer<store::Find>,
+/// The fields of a user that an update ignores.
+const READ_ONLY: [&str; 4] = ["id", "create_time", "update_time", "etag"];
+
+/// The implementation of `UserService`.
+pub(crate) struct UserService {
+    /// The users.
+    pub(crate) store: UserStore,
     /// Hashes the passwords of new users.
-    pub hasher: Hasher,
-    /// Counts sign-ups.
-    pub sign_ups: SignUps,
-    /// To be told when a user is gone.
-    pub live_sessions: Arc<LiveSessions>,
-    /// For lists.
-    pub page_tokens: PageTokens,
+    pub(crate) passwords: HashingPool,
+    /// Limits sign-ups.
+    pub(crate) sign_ups: SignUpLimiter,
+    /// Drops what is known of a user's sessions. Called after the user was deleted.
+    pub(crate) invalidate_sessions: Arc<dyn Fn(UserId) + Send + Sync>,
+    /// Encodes the page tokens of lists.
+    pub(crate) page_tokens: PageTokenCodec,
+}
+
+impl fmt::Debug for UserService {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("UserService").finish_non_exhaustive()
+    }
 }
 
 #[tonic::async_trait]
@@ -44,15 +52,12 @@ impl pb::user_service_server::UserService for UserService {
         &self,
         request: Request<pb::CreateUserRequest>,
     ) -> Result<Response<pb::CreateUserResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let client_ip = ClientIp::from_request(&request)?;
         let (user, password) = parse_new_user(&request.into_inner())?;
-        let place = self.hasher.admit()?;
-        self.sign_ups.take(peer, Instant::now())?.count();
-        let hash = place.hash(password).await?;
-        let user = self
-            .database
-            .run(async |connection| store::insert(connection, &user, &hash).await)
-            .await?;
+        let slot = self.passwords.try_enqueue()?;
+        self.sign_ups.try_acquire(client_ip, Instant::now())?.commit();
+        let hash = slot.hash(password).await?;
+        let user = self.store.create(&user, &hash).await?;
         audit::record("sign_up", Some(user.id), None);
         Ok(Response::new(pb::CreateUserResponse { user: Some(user.into()) }))
     }
@@ -61,10 +66,10 @@ impl pb::user_service_server::UserService for UserService {
         &self,
         request: Request<pb::GetUserRequest>,
     ) -> Result<Response<pb::GetUserResponse>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = Caller::from_request(&request)?;
         let id = parse_id("id", &request.into_inner().id, caller)?;
-        let user = match self.find.ask(id).await? {
-            Some(user) => seen_by(caller, user),
+        let user = match self.store.get(id).await? {
+            Some(user) => visible_to(caller, user),
             None if id == caller.user_id => return Err(Error::SessionRevoked.into()),
             None => return Err(Error::UserNotFound.into()),
         };
@@ -75,18 +80,14 @@ impl pb::user_service_server::UserService for UserService {
         &self,
         request: Request<pb::ListUsersRequest>,
     ) -> Result<Response<pb::ListUsersResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let scope = Scope { list: "ListUsers", owner_id: caller.user_id, query: b"" };
+        let caller = Caller::from_request(&request)?;
+        let scope = PageTokenScope { list: "ListUsers", owner_id: caller.user_id, query: b"" };
         let page = self.parse_page(&request.into_inner(), &scope)?;
-        let mut users =
-            self.database.run(async |connection| store::list(connection, &page).await).await?;
-        let size = usize::try_from(page.size).unwrap_or(usize::MAX);
-        let more = users.len() > size;
-        users.truncate(size);
-        let last = users.last().filter(|_| more);
+        let page = self.store.list(&page).await?;
+        let last = page.users.last().filter(|_| page.has_more);
         let next_page_token =
-            last.map_or_else(String::new, |user| self.page_tokens.seal(&user.id, &scope));
-        let users = users.into_iter().map(|user| seen_by(caller, user).into()).collect();
+            last.map_or_else(String::new, |user| self.page_tokens.encode(&user.id, &scope));
+        let users = page.users.into_iter().map(|user| visible_to(caller, user).into()).collect();
         Ok(Response::new(pb::ListUsersResponse { users, next_page_token }))
     }
 
@@ -94,24 +95,15 @@ impl pb::user_service_server::UserService for UserService {
         &self,
         request: Request<pb::UpdateUserRequest>,
     ) -> Result<Response<pb::UpdateUserResponse>, Status> {
-        let (caller, peer) = (Caller::of(&request)?, Peer::of(&request)?);
-        let Update { id, guard, change } = parse_update(request.into_inner(), caller)?;
-        check_own(id, caller)?;
-        let now = clock::now();
-        // Taken before it is known whether it counts, so that those at once count too.
-        let taken = self.sign_ups.take(peer, Instant::now())?;
-        let user = self
-            .database
-            .run(async |connection| {
-                let user = store::update(&mut *connection, id, guard, &change, now).await?;
-                match user {
-                    Some(user) => Ok(user),
-                    None => Err(refusal(store::find(connection, id).await?.is_some())),
-                }
-            })
-            .await;
+        let caller = Caller::from_request(&request)?;
+        let client_ip = ClientIp::from_request(&request)?;
+        let UserUpdate { id, precondition, patch } = parse_update(request.into_inner(), caller)?;
+        require_self(id, caller)?;
+        // Acquired before the outcome is known, so that concurrent updates count, too.
+        let permit = self.sign_ups.try_acquire(client_ip, Instant::now())?;
+        let user = self.store.update(id, precondition, &patch, clock::now()).await;
         if matches!(user, Err(Error::UsernameExists | Error::EmailExists)) {
-            taken.count();
+            permit.commit();
         }
         Ok(Response::new(pb::UpdateUserResponse { user: Some(user?.into()) }))
     }
@@ -120,27 +112,19 @@ impl pb::user_service_server::UserService for UserService {
         &self,
         request: Request<pb::DeleteUserRequest>,
     ) -> Result<Response<pb::DeleteUserResponse>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = Caller::from_request(&request)?;
         let request = request.into_inner();
         let id = parse_id("id", &request.id, caller)?;
-        let guard = Guard::parse(&request.etag);
-        check_own(id, caller)?;
-        let (database, live_sessions) = (self.database.clone(), self.live_sessions.clone());
-        complete(async move {
-            let deleted = database
-                .run(async |connection| {
-                    if store::delete(&mut *connection, id, guard).await? {
-                        return Ok(());
-                    }
-                    Err(refusal(store::find(connection, id).await?.is_some()))
-                })
-                .await;
-            live_sessions.forget(id);
-            deleted?;
-            audit::record("user_deleted", Some(id), Some(caller.session_id));
-            Ok(())
-        })
-        .await?;
+        let precondition = Precondition::parse(&request.etag);
+        require_self(id, caller)?;
+        let invalidate_sessions = self.invalidate_sessions.clone();
+        let on_deleted = move |is_deleted| {
+            invalidate_sessions(id);
+            if is_deleted {
+                audit::record("user_deleted", Some(id), Some(caller.session_id));
+            }
+        };
+        self.store.delete(id, precondition, on_deleted).await?;
         Ok(Response::new(pb::DeleteUserResponse {}))
     }
 }
@@ -149,12 +133,12 @@ impl UserService {
     fn parse_page(
         &self,
         request: &pb::ListUsersRequest,
-        scope: &Scope<'_>,
-    ) -> Result<Page<UserId>, FieldViolations> {
+        scope: &PageTokenScope<'_>,
+    ) -> Result<PageRequest<UserId>, FieldViolations> {
         let mut violations = FieldViolations::default();
-        let fields =
-            PageFields { size: request.page_size, skip: request.skip, token: &request.page_token };
-        let page = self.page_tokens.parse(&fields, scope, &mut violations);
+        let params =
+            PageParams { size: request.page_size, skip: request.skip, token: &request.page_token };
+        let page = self.page_tokens.parse(&params, scope, &mut violations);
         violations.finish(|| page)
     }
 }
@@ -166,8 +150,8 @@ fn parse_new_user(
     let username = violations.check("username", Username::parse(&request.username));
     let email = violations.check("email", Email::parse(&request.email));
     let password = NewPassword::parse(&request.password).and_then(|password| {
-        let names = [&*request.username, request.email.trim()];
-        password.check_differs_from(&names).map(|()| password)
+        let logins = [&*request.username, request.email.trim()];
+        password.check_differs_from(&logins).map(|()| password)
     });
     let password = violations.check("password", password);
     violations.finish(|| {
@@ -177,50 +161,50 @@ fn parse_new_user(
 }
 
 fn parse_id(field: &'static str, id: &str, caller: Caller) -> Result<UserId, FieldViolations> {
-    caller.resolve(id).map_err(|invalid| FieldViolations::single(field, invalid))
+    caller.resolve_user_id(id).map_err(|invalid| FieldViolations::single(field, invalid))
 }
 
-struct Update {
+struct UserUpdate {
     id: UserId,
-    guard: Guard,
-    change: UserChange,
+    precondition: Precondition,
+    patch: UserPatch,
 }
 
-fn parse_update(request: pb::UpdateUserRequest, caller: Caller) -> Result<Update, FieldViolations> {
+fn parse_update(
+    request: pb::UpdateUserRequest,
+    caller: Caller,
+) -> Result<UserUpdate, FieldViolations> {
     let mut violations = FieldViolations::default();
     let mask = request.update_mask.as_ref();
     let Some(user) = request.user else {
         violations.add("user", REQUIRED);
-        violations.check("update_mask", Mask::parse(mask, [("username", true), ("email", true)]));
+        let writable = [("username", true), ("email", true)];
+        violations.check("update_mask", UpdateMask::parse(mask, writable, &READ_ONLY));
         return Err(violations);
     };
-    let id = violations.check("user.id", caller.resolve(&user.id));
+    let id = violations.check("user.id", caller.resolve_user_id(&user.id));
     let writable = [("username", !user.username.is_empty()), ("email", !user.email.is_empty())];
-    let mask = violations.check("update_mask", Mask::parse(mask, writable));
-    let covers = |field| mask.as_ref().is_some_and(|mask| mask.covers(field));
-    let username = covers("username")
+    let mask = violations.check("update_mask", UpdateMask::parse(mask, writable, &READ_ONLY));
+    let contains = |field| mask.as_ref().is_some_and(|mask| mask.contains(field));
+    let username = contains("username")
         .then(|| violations.check("user.username", Username::parse(&user.username)))
         .flatten();
-    let email = covers("email")
+    let email = contains("email")
         .then(|| violations.check("user.email", Email::parse(&user.email)))
         .flatten();
     violations.finish(|| {
-        let change = UserChange { username, email };
-        Some(Update { id: id?, guard: Guard::parse(&user.etag), change })
+        let patch = UserPatch { username, email };
+        Some(UserUpdate { id: id?, precondition: Precondition::parse(&user.etag), patch })
     })
 }
 
-fn check_own(id: UserId, caller: Caller) -> Result<(), Error> {
+fn require_self(id: UserId, caller: Caller) -> Result<(), Error> {
     if id == caller.user_id { Ok(()) } else { Err(Error::NotEnoughPermissions) }
 }
 
-/// Why a change of the caller's own account found nothing to change.
-fn refusal(exists: bool) -> Error {
-    if exists { Error::EtagMismatch } else { Error::SessionRevoked }
-}
-
-fn seen_by(caller: Caller, user: User) -> User {
-    if user.id == caller.user_id { user } else { user.without_email() }
+/// Returns the user as the caller may see it: without the email of another user.
+fn visible_to(caller: Caller, user: User) -> User {
+    if user.id == caller.user_id { user } else { user.redact_email() }
 }
 
 impl From<User> for proto::user::v1::User {
@@ -229,9 +213,9 @@ impl From<User> for proto::user::v1::User {
             id: user.id.to_string(),
             username: user.username,
             email: user.email,
-            create_time: Some(timestamp(user.id.create_time())),
-            update_time: Some(timestamp(user.updated_at)),
-            etag: etag::format(user.version),
+            create_time: Some(to_timestamp(user.id.create_time())),
+            update_time: Some(to_timestamp(user.updated_at)),
+            etag: etag::encode(user.version),
         }
     }
 }

@@ -1,21 +1,36 @@
 //! The statements on users.
 
-use sqlx::{PgConnection, PgExecutor};
+use std::time::Duration;
+
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{NewUser, User, UserChange, Username};
+use super::{Email, NewUser, User, UserPatch, Username};
 use crate::{
-    coalesce::{Statement, in_order},
-    database::is_unique_violation,
-    error::Error,
-    etag::{FIRST_VERSION, Guard},
-    pagination::Page,
-    password::PasswordHash,
+    crypto::password::PasswordHash,
+    database::{
+        Database,
+        batch::{BatchQuery, QueryBatcher, by_ordinal},
+        errors::is_unique_violation,
+        run_to_completion,
+    },
+    rpc::{
+        error::Error,
+        etag::{self, INITIAL_VERSION, Precondition},
+        page_token::PageRequest,
+    },
     types::id::UserId,
 };
 
-struct Row {
+/// The statements on users.
+#[derive(Debug)]
+pub(crate) struct UserStore {
+    database: Database,
+    find: QueryBatcher<FindUsers>,
+}
+
+struct UserRow {
     id: Uuid,
     username: String,
     email: String,
@@ -23,8 +38,8 @@ struct Row {
     version: i64,
 }
 
-impl From<Row> for User {
-    fn from(row: Row) -> Self {
+impl From<UserRow> for User {
+    fn from(row: UserRow) -> Self {
         Self {
             id: UserId::from_uuid(row.id),
             username: row.username,
@@ -35,14 +50,120 @@ impl From<Row> for User {
     }
 }
 
-/// Adds a user. [`Error::UsernameExists`] or [`Error::EmailExists`].
-pub(super) async fn insert(
+/// A page of users.
+#[derive(Debug)]
+pub(super) struct UserPage {
+    pub(super) users: Vec<User>,
+    /// Whether more users follow.
+    pub(super) has_more: bool,
+}
+
+impl UserStore {
+    /// Creates the store. `deadline` is the longest time for which a batched query waits.
+    pub(crate) fn new(database: Database, batching: bool, deadline: Duration) -> Self {
+        let find = QueryBatcher::new(database.clone(), batching, deadline);
+        Self { database, find }
+    }
+
+    /// Inserts a user.
+    ///
+    /// # Errors
+    /// [`Error::UsernameExists`] or [`Error::EmailExists`].
+    pub(super) async fn create(
+        &self,
+        user: &NewUser,
+        password: &PasswordHash,
+    ) -> Result<User, Error> {
+        self.database.run(async |connection| insert(connection, user, password).await).await
+    }
+
+    /// Gets a user.
+    pub(super) async fn get(&self, id: UserId) -> Result<Option<User>, Error> {
+        self.find.run(id).await
+    }
+
+    /// Lists users by ID.
+    pub(super) async fn list(&self, page: &PageRequest<UserId>) -> Result<UserPage, Error> {
+        let rows = self
+            .database
+            .run(async |connection| {
+                let rows = sqlx::query_as!(
+                    UserRow,
+                    "select id, username, email, updated_at, version
+         from users where id > $1 order by id offset $2 limit $3",
+                    page.after.map_or(Uuid::nil(), UserId::as_uuid),
+                    page.skip,
+                    // One more, to know whether there is one.
+                    page.size + 1,
+                )
+                .fetch_all(connection)
+                .await?;
+                Ok(rows)
+            })
+            .await?;
+        let size = usize::try_from(page.size).unwrap_or(usize::MAX);
+        let has_more = rows.len() > size;
+        Ok(UserPage { users: rows.into_iter().take(size).map(User::from).collect(), has_more })
+    }
+
+    /// Updates a user.
+    ///
+    /// # Errors
+    /// [`Error::SessionRevoked`] if the user does not exist, [`Error::EtagMismatch`],
+    /// [`Error::UsernameExists`] or [`Error::EmailExists`].
+    pub(super) async fn update(
+        &self,
+        id: UserId,
+        precondition: Precondition,
+        patch: &UserPatch,
+        now: OffsetDateTime,
+    ) -> Result<User, Error> {
+        self.database
+            .run(async |connection| {
+                let updated = update(connection, id, precondition, patch, now).await?;
+                match updated {
+                    Some(user) => Ok(user),
+                    None => Err(precondition_error(connection, id).await?),
+                }
+            })
+            .await
+    }
+
+    /// Deletes a user with all rows that the user owns, and then calls `on_deleted`, also if the
+    /// outcome is unknown and if the call was dropped.
+    ///
+    /// # Errors
+    /// [`Error::SessionRevoked`] if the user does not exist, or [`Error::EtagMismatch`].
+    pub(super) async fn delete(
+        &self,
+        id: UserId,
+        precondition: Precondition,
+        on_deleted: impl FnOnce(bool) + Send + 'static,
+    ) -> Result<(), Error> {
+        let database = self.database.clone();
+        run_to_completion(async move {
+            let deleted = database
+                .run(async |connection| {
+                    if delete(connection, id, precondition).await? {
+                        return Ok(());
+                    }
+                    Err(precondition_error(connection, id).await?)
+                })
+                .await;
+            on_deleted(deleted.is_ok());
+            deleted
+        })
+        .await
+    }
+}
+
+async fn insert(
     connection: &mut PgConnection,
     user: &NewUser,
     password: &PasswordHash,
 ) -> Result<User, Error> {
     let inserted = sqlx::query_as!(
-        Row,
+        UserRow,
         "insert into users (
              id, username, username_folded, email, email_folded,
              password_hash, password_version, updated_at, version
@@ -54,94 +175,74 @@ pub(super) async fn insert(
         user.email.as_str(),
         user.email.folded(),
         password.as_str(),
-        FIRST_VERSION,
+        INITIAL_VERSION,
         user.id.create_time(),
-        FIRST_VERSION,
+        INITIAL_VERSION,
     )
     .fetch_one(&mut *connection)
     .await;
     match inserted {
         Ok(row) => Ok(row.into()),
-        Err(error) => Err(clash(connection, error, user.id, Some(&user.username)).await),
+        Err(error) => Err(conflict_error(connection, error, user.id, Some(&user.username)).await),
     }
 }
 
-/// Looks up a user.
-pub(super) async fn find(executor: impl PgExecutor<'_>, id: UserId) -> Result<Option<User>, Error> {
+async fn find(connection: &mut PgConnection, id: UserId) -> Result<Option<User>, Error> {
     let row = sqlx::query_as!(
-        Row,
+        UserRow,
         "select id, username, email, updated_at, version from users where id = $1",
         id.as_uuid(),
     )
-    .fetch_optional(executor)
+    .fetch_optional(connection)
     .await?;
     Ok(row.map(User::from))
 }
 
-/// Looks up users.
+/// Finds users by ID.
 #[derive(Debug)]
-pub struct Find;
+struct FindUsers;
 
-impl Statement for Find {
-    type Question = UserId;
-    type Answer = Option<User>;
+impl BatchQuery for FindUsers {
+    type Input = UserId;
+    type Output = Option<User>;
 
-    async fn one(connection: &mut PgConnection, id: &UserId) -> Result<Option<User>, Error> {
+    async fn run_one(connection: &mut PgConnection, id: &UserId) -> Result<Option<User>, Error> {
         find(connection, *id).await
     }
 
-    async fn many(
+    async fn run_batch(
         connection: &mut PgConnection,
         ids: &[UserId],
     ) -> Result<Vec<Option<Option<User>>>, Error> {
-        let questions: Vec<_> = ids.iter().copied().map(UserId::as_uuid).collect();
+        let uuids: Vec<_> = ids.iter().copied().map(UserId::as_uuid).collect();
         let rows = sqlx::query!(
             r#"select question as "question!", users.id, username, email, updated_at, version
                from unnest($1::uuid[]) with ordinality as questions (id, question)
                join users using (id)"#,
-            &questions,
+            &uuids,
         )
         .fetch_all(connection)
         .await?;
-        let found = rows.into_iter().map(|row| {
+        let users = rows.into_iter().map(|row| {
             let (id, username, email) = (row.id, row.username, row.email);
             let (updated_at, version) = (row.updated_at, row.version);
-            (row.question, Ok(Row { id, username, email, updated_at, version }.into()))
+            (row.question, Ok(UserRow { id, username, email, updated_at, version }.into()))
         });
-        Ok(in_order(ids.len(), found))
+        Ok(by_ordinal(ids.len(), users))
     }
 }
 
-/// Lists users by id, one more than the page holds where there are more.
-pub(super) async fn list(
-    executor: impl PgExecutor<'_>,
-    page: &Page<UserId>,
-) -> Result<Vec<User>, Error> {
-    let rows = sqlx::query_as!(
-        Row,
-        "select id, username, email, updated_at, version
-         from users where id > $1 order by id offset $2 limit $3",
-        page.after.map_or(Uuid::nil(), UserId::as_uuid),
-        page.skip,
-        page.size + 1,
-    )
-    .fetch_all(executor)
-    .await?;
-    Ok(rows.into_iter().map(User::from).collect())
-}
-
-/// Changes a user. `None` if there is none, or none of the guarded version;
-/// [`Error::UsernameExists`] or [`Error::EmailExists`].
-pub(super) async fn update(
+/// Returns `None` if the user does not exist, or has another version than the required one.
+async fn update(
     connection: &mut PgConnection,
     id: UserId,
-    guard: Guard,
-    change: &UserChange,
+    precondition: Precondition,
+    patch: &UserPatch,
     now: OffsetDateTime,
 ) -> Result<Option<User>, Error> {
-    let (username, email) = (change.username.as_ref(), change.email.as_ref());
+    let (username, email) = (patch.username.as_ref(), patch.email.as_ref());
     let updated = sqlx::query_as!(
-        Row,
+        UserRow,
         "update users set
              username = coalesce($3, username),
              username_folded = coalesce($4, username_folded),
@@ -152,43 +253,47 @@ pub(super) async fn update(
          where id = $1 and ($2::bigint is null or version = $2)
          returning id, username, email, updated_at, version",
         id.as_uuid(),
-        guard.version(),
-        username.map(super::Username::as_str),
-        username.map(super::Username::folded),
-        email.map(super::Email::as_str),
-        email.map(super::Email::folded),
+        precondition.version(),
+        username.map(Username::as_str),
+        username.map(Username::folded),
+        email.map(Email::as_str),
+        email.map(Email::folded),
         now,
     )
     .fetch_optional(&mut *connection)
     .await;
     match updated {
         Ok(row) => Ok(row.map(User::from)),
-        Err(error) => Err(clash(connection, error, id, username).await),
+        Err(error) => Err(conflict_error(connection, error, id, username).await),
     }
 }
 
-/// Deletes a user with everything that is theirs. Whether there was one, of the
-/// guarded version.
-pub(super) async fn delete(
-    executor: impl PgExecutor<'_>,
+/// Returns `false` if the user does not exist, or has another version than the required one.
+async fn delete(
+    connection: &mut PgConnection,
     id: UserId,
-    guard: Guard,
+    precondition: Precondition,
 ) -> Result<bool, Error> {
     let deleted = sqlx::query!(
         "delete from users where id = $1 and ($2::bigint is null or version = $2)",
         id.as_uuid(),
-        guard.version(),
+        precondition.version(),
     )
-    .execute(executor)
+    .execute(connection)
     .await?;
     Ok(deleted.rows_affected() > 0)
 }
 
-/// Why a username or an address was refused. The username is named first when both are
-/// taken; which of them the database finds first depends on when their indexes were
-/// built.
-async fn clash(
-    executor: impl PgExecutor<'_>,
+/// Returns why a conditional write of the caller's own account changed nothing.
+async fn precondition_error(connection: &mut PgConnection, id: UserId) -> Result<Error, Error> {
+    let current = find(connection, id).await?.map(|user| etag::encode(user.version));
+    Ok(Error::precondition("user", current, Error::SessionRevoked))
+}
+
+/// Returns why a username or an email was rejected. The username comes first if both exist:
+/// which of the two PostgreSQL reports depends on the age of the indexes.
+async fn conflict_error(
+    connection: &mut PgConnection,
     error: sqlx::Error,
     id: UserId,
     username: Option<&Username>,
@@ -209,7 +314,7 @@ async fn clash(
         username.folded(),
         id.as_uuid(),
     )
-    .fetch_one(executor)
+    .fetch_one(connection)
     .await;
     match taken {
         Ok(true) => Error::UsernameExists,

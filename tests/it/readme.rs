@@ -2,26 +2,11 @@
 
 use tokio::process::Command;
 
-use crate::support::{App, postgres::tell};
-
-const README: &str = include_str!("../../README.md");
-
-/// The shell commands of a section.
-pub fn commands(section: &str) -> String {
-    let (_, rest) = README.split_once(&format!("\n## {section}\n")).expect("the section is there");
-    let section = rest.split("\n## ").next().unwrap_or(rest);
-    let blocks = section.split("```sh\n").skip(1);
-    blocks.filter_map(|block| block.split("\n```").next()).collect::<Vec<_>>().join("\n")
-}
-
-/// Whether grpcurl is there; says so if it is not.
-pub async fn has_grpcurl() -> bool {
-    let is_there = Command::new("grpcurl").arg("--version").output().await.is_ok();
-    if !is_there {
-        tell("SKIPPED: the README's commands: grpcurl is not on the PATH");
-    }
-    is_there
-}
+use crate::support::{
+    App,
+    postgres::print_line,
+    readme::{commands, has_grpcurl},
+};
 
 #[tokio::test]
 async fn the_tour_works_as_pasted() {
@@ -60,7 +45,7 @@ async fn grpcurl_shows_the_details_of_errors() {
         .arg("fastzero.user.v1.UserService/CreateUser")
         .output();
     let Ok(refused) = refused.await else {
-        tell("SKIPPED: the details of errors: grpcurl is not on the PATH");
+        print_line("SKIPPED: the details of errors: grpcurl is not on the PATH");
         return;
     };
     let errors = String::from_utf8_lossy(&refused.stderr);

@@ -1,4 +1,4 @@
-//! The real server, in this process, on a database of its own.
+//! A real server, in the process of the test, on a database of its own.
 
 use std::{
     net::SocketAddr,
@@ -7,13 +7,8 @@ use std::{
 
 use argon2::Params;
 use clap::Parser;
-use fast_zero::{
-    config::Config,
-    keys::{Keyring, SigningKey},
-    proto::user::v1::User,
-    server::{Backing, Server},
-};
-use sqlx::{PgConnection, postgres::PgConnectOptions};
+use fast_zero::{Config, Server, proto::user::v1::User};
+use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -24,19 +19,19 @@ use super::{
     statements,
 };
 
-/// Signs the tokens of the servers under test.
+/// The key that signs the tokens of the servers under test.
 pub const SECRET_KEY: &str = "a secret that only the tests know";
 
-/// A server under test. It stops when this is dropped.
+/// A server under test. It shuts down when the value is dropped.
 #[derive(Debug)]
 pub struct App {
     pub address: SocketAddr,
-    /// Where its metrics are, if the settings ask for them.
+    /// The address of the port for metrics, if the settings enable it.
     pub metrics_address: Option<SocketAddr>,
     pub database: TestDatabase,
     pub channel: Channel,
     shutdown: CancellationToken,
-    pub running: JoinHandle<()>,
+    pub server_task: JoinHandle<()>,
 }
 
 #[derive(Parser)]
@@ -45,25 +40,29 @@ struct Arguments {
     config: Config,
 }
 
-/// Settings for tests: as by default, but with cheap password hashes.
+/// Returns the settings for tests: the defaults, but with cheap password hashes.
 pub fn config() -> Config {
-    let arguments = Arguments::try_parse_from(["test"]).expect("the defaults are good");
-    Config {
-        hashing_cost: Params::new(Params::MIN_M_COST, 1, 1, Some(32)).expect("good parameters"),
-        hashing_threads: 4,
-        database_max_connections: 4,
-        migrate_on_start: true,
-        reflection: true,
-        ..arguments.config
-    }
+    let arguments = Arguments::try_parse_from(["test"]).expect("valid defaults");
+    adjusted(arguments.config, |config| {
+        config.tokens.argon2_params =
+            Params::new(Params::MIN_M_COST, 1, 1, Some(32)).expect("valid parameters");
+        config.limits.hashing_threads = 4;
+        config.limits.database_max_connections = 4;
+        config.lifecycle.migrate_on_start = true;
+        config.listen.reflection = true;
+        config.tokens.secret_key = Some(SECRET_KEY.into());
+    })
 }
 
-pub fn signing_key(secret: &str) -> SigningKey {
-    SigningKey::new(secret.into()).expect("long enough")
+/// Returns the settings for tests with some changes.
+pub fn config_with(change: impl FnOnce(&mut Config)) -> Config {
+    adjusted(config(), change)
 }
 
-pub fn keyring() -> Keyring {
-    Keyring::new(signing_key(SECRET_KEY), None)
+/// Returns settings with some changes.
+pub fn adjusted(mut config: Config, change: impl FnOnce(&mut Config)) -> Config {
+    change(&mut config);
+    config
 }
 
 impl App {
@@ -74,73 +73,72 @@ impl App {
 
     /// Starts a server with other settings.
     pub async fn start_with(config: Config) -> Self {
-        Self::start_on(TestDatabase::create().await, config, keyring()).await
+        Self::start_on(TestDatabase::create().await, config).await
     }
 
     /// Starts a server on a given database.
-    pub async fn start_on(database: TestDatabase, config: Config, keyring: Keyring) -> Self {
+    pub async fn start_on(database: TestDatabase, config: Config) -> Self {
         let options = database.options.clone();
-        Self::start_through(database, options, config, keyring).await
+        Self::start_via(database, options, config).await
     }
 
-    /// Starts a server that reaches its database in another way than the test does.
-    pub async fn start_through(
+    /// Starts a server that connects to its database with other options than the test does.
+    pub async fn start_via(
         database: TestDatabase,
-        way: PgConnectOptions,
+        options: PgConnectOptions,
         config: Config,
-        keyring: Keyring,
     ) -> Self {
-        statements::count_from_now_on();
+        statements::install();
         let has_tls =
-            config.tls_cert_file.as_ref().is_some_and(|file| !file.as_os_str().is_empty());
-        let Serving { address, metrics_address, shutdown, running } =
-            serve(way, config, keyring).await;
-        // Where there is TLS, callers connect for themselves.
+            config.tls.tls_cert_file.as_ref().is_some_and(|file| !file.as_os_str().is_empty());
+        let RunningServer { address, metrics_address, shutdown, task } =
+            spawn_server(options, config).await;
+        // With TLS, tests connect by themselves.
         let channel =
             if has_tls { endpoint(address).connect_lazy() } else { connect(address).await };
-        Self { address, metrics_address, database, channel, shutdown, running }
+        Self { address, metrics_address, database, channel, shutdown, server_task: task }
     }
 
-    /// Starts another server on the same database, as a replica would be. It stops when
-    /// the test ends.
-    pub async fn replica(&self) -> Replica {
-        self.replica_with(config(), keyring()).await
+    /// Starts a replica: another server on the same database. It shuts down when the value
+    /// is dropped.
+    pub async fn start_replica(&self) -> Replica {
+        self.start_replica_with(config()).await
     }
 
-    /// Starts a replica with other settings or keys.
-    pub async fn replica_with(&self, config: Config, keyring: Keyring) -> Replica {
-        let Serving { address, shutdown, .. } =
-            serve(self.database.options.clone(), config, keyring).await;
+    /// Starts a replica with other settings.
+    pub async fn start_replica_with(&self, config: Config) -> Replica {
+        let RunningServer { address, shutdown, .. } =
+            spawn_server(self.database.options.clone(), config).await;
         Replica { channel: connect(address).await, shutdown }
     }
 
-    /// A caller without a token.
+    /// Returns a client without a token.
     pub fn anonymous(&self) -> Client {
         Client::new(self.channel.clone())
     }
 
-    /// As [`Client::signed_up`].
+    /// Does the same as [`Client::signed_up`].
     pub async fn signed_up(&self, username: &str) -> Client {
         self.anonymous().signed_up(username).await
     }
 
-    /// As [`Client::create_user`].
+    /// Does the same as [`Client::create_user`].
     pub async fn create_user(&self, username: &str) -> User {
         self.anonymous().create_user(username).await
     }
 
-    /// Opens another session of a user that has the password [`PASSWORD`].
+    /// Logs in a user with the password [`PASSWORD`].
     pub async fn logged_in(&self, login: &str) -> Client {
         self.anonymous().logged_in(login, PASSWORD).await.expect("logged in")
     }
 
-    /// A connection to the test's database.
-    pub async fn sql(&self) -> PgConnection {
+    /// Connects to the database of the test.
+    pub async fn connect_database(&self) -> PgConnection {
         self.database.connect().await
     }
 
-    /// Asks the server to stop, as SIGTERM does.
-    pub fn stop(&self) {
+    /// Starts a graceful shutdown, as SIGTERM does.
+    pub fn shut_down(&self) {
         self.shutdown.cancel();
     }
 }
@@ -164,43 +162,43 @@ impl Drop for Replica {
     }
 }
 
-struct Serving {
+struct RunningServer {
     address: SocketAddr,
     metrics_address: Option<SocketAddr>,
     shutdown: CancellationToken,
-    running: JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
-async fn serve(database: PgConnectOptions, config: Config, keyring: Keyring) -> Serving {
+async fn spawn_server(database: PgConnectOptions, mut config: Config) -> RunningServer {
+    config.database.database_url = Some(database.to_url_lossy().to_string().into());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
-    let (announce, announced) = oneshot::channel();
-    let announce = |address| {
-        let _ = announce.send(address);
+    let (ready_sender, ready) = oneshot::channel();
+    let on_ready = |address| {
+        let _ = ready_sender.send(address);
     };
     let server = Server::start(listener, &config).await.expect("the server starts");
-    let metrics_address = server.metrics_address();
-    let running = tokio::spawn(async move {
-        let backing = Backing { database, keyring };
-        let ended = server.run(&config, backing, announce, stop).await;
-        ended.expect("the server starts and stops");
+    let metrics_address = server.admin_address();
+    let task = tokio::spawn(async move {
+        let result = server.run(&config, on_ready, stop).await;
+        result.expect("the server starts and shuts down");
     });
-    let address = announced.await.expect("the server starts");
-    Serving { address, metrics_address, shutdown, running }
+    let address = ready.await.expect("the server starts");
+    RunningServer { address, metrics_address, shutdown, task }
 }
 
-/// A new connection to a server.
+/// Connects to a server.
 pub async fn connect(address: SocketAddr) -> Channel {
-    endpoint(address).connect().await.expect("the server answers")
+    endpoint(address).connect().await.expect("the server accepts connections")
 }
 
 fn endpoint(address: SocketAddr) -> Endpoint {
-    Endpoint::from_shared(format!("http://{address}")).expect("a good address")
+    Endpoint::from_shared(format!("http://{address}")).expect("a valid URL")
 }
 
-/// A name that no other user of this run has.
-pub fn unique(prefix: &str) -> String {
+/// Returns a name that no other user of this run has.
+pub fn unique_name(prefix: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     format!("{prefix}{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }

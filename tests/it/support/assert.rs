@@ -1,16 +1,18 @@
-//! What refusals must look like.
+//! Assertions about failed calls.
 
 use std::collections::BTreeSet;
 
-use tonic::{Code, Response, Status};
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// The call is refused with this code and reason, and with all details that every error
-/// has. Gives the status for further looks.
+use super::RpcResult;
+
+/// Asserts that the call fails with this code and reason, and with the details that every
+/// error has. Returns the status for further assertions.
 #[track_caller]
-pub fn assert_refused<T>(result: Result<Response<T>, Status>, code: Code, reason: &str) -> Status {
+pub fn assert_status<T>(result: RpcResult<T>, code: Code, reason: &str) -> Status {
     let Err(status) = result else {
-        panic!("the call was answered, but {code:?} {reason} was expected");
+        panic!("the call succeeded, but {code:?} {reason} was expected");
     };
     let details = status.get_error_details();
     let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
@@ -22,10 +24,10 @@ pub fn assert_refused<T>(result: Result<Response<T>, Status>, code: Code, reason
     status
 }
 
-/// The call is refused with INVALID_ARGUMENT for exactly these fields, in any order.
+/// Asserts that the call fails with INVALID_ARGUMENT for exactly these fields, in any order.
 #[track_caller]
-pub fn assert_invalid<T>(result: Result<Response<T>, Status>, fields: &[&str]) -> Status {
-    let status = assert_refused(result, Code::InvalidArgument, "INVALID_REQUEST");
+pub fn assert_invalid<T>(result: RpcResult<T>, fields: &[&str]) -> Status {
+    let status = assert_status(result, Code::InvalidArgument, "INVALID_REQUEST");
     let details = status.get_error_details();
     let violations = details.bad_request().map(|request| &*request.field_violations);
     let violations = violations.unwrap_or_default();
@@ -37,8 +39,28 @@ pub fn assert_invalid<T>(result: Result<Response<T>, Status>, fields: &[&str]) -
     status
 }
 
-/// The call is refused because nobody is logged in.
+/// Asserts that the call fails with UNAUTHENTICATED and this reason.
 #[track_caller]
-pub fn assert_unauthenticated<T>(result: Result<Response<T>, Status>, reason: &str) -> Status {
-    assert_refused(result, Code::Unauthenticated, reason)
+pub fn assert_unauthenticated<T>(result: RpcResult<T>, reason: &str) -> Status {
+    assert_status(result, Code::Unauthenticated, reason)
+}
+
+/// Asserts that the error of a stream has the details of every error. Its request ID came
+/// back in the metadata of the response.
+#[track_caller]
+pub fn assert_has_error_details(status: &Status) {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    assert_eq!((info.reason.is_empty(), &*info.domain), (false, "fastzero"), "{status:?}");
+    let request = details.request_info().unwrap_or_else(|| panic!("no RequestInfo in {status:?}"));
+    assert!(!request.request_id.is_empty());
+}
+
+/// Asserts that the status contains nothing of the error that the database returned.
+#[track_caller]
+pub fn assert_hides_cause(status: &Status) {
+    let debug = format!("{status:?}").to_lowercase();
+    for cause in ["todos_", "relation", "column", "exist", "sql", "postgres", "42p01", "src/"] {
+        assert!(!debug.contains(cause), "{cause}: {debug}");
+    }
 }

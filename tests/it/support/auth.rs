@@ -1,4 +1,4 @@
-//! The rpcs on sessions, tokens and passwords, in the words that tests need.
+//! The RPCs of `AuthService`.
 
 use fast_zero::proto::auth::v1::{
     ChangePasswordRequest, ChangePasswordResponse, IntrospectTokenRequest, IntrospectTokenResponse,
@@ -7,15 +7,15 @@ use fast_zero::proto::auth::v1::{
     Session, TokenSet,
 };
 
-use super::{Client, assert::assert_unauthenticated, todos::Answer};
+use super::{Client, RpcResult, assert::assert_unauthenticated};
 
 impl Client {
-    pub async fn try_log_in(&self, login: &str, password: &str) -> Answer<LoginResponse> {
+    pub async fn try_log_in(&self, login: &str, password: &str) -> RpcResult<LoginResponse> {
         let request = LoginRequest { login: login.to_owned(), password: password.to_owned() };
         self.auth().login(request).await
     }
 
-    pub async fn try_refresh(&self, token: &str) -> Answer<RefreshTokenResponse> {
+    pub async fn try_refresh(&self, token: &str) -> RpcResult<RefreshTokenResponse> {
         let request = RefreshTokenRequest { refresh_token: token.to_owned() };
         self.auth().refresh_token(request).await
     }
@@ -25,7 +25,7 @@ impl Client {
         response.into_inner().tokens.expect("tokens")
     }
 
-    pub async fn try_log_out(&self, scope: i32) -> Answer<LogoutResponse> {
+    pub async fn try_log_out(&self, scope: i32) -> RpcResult<LogoutResponse> {
         self.auth().logout(LogoutRequest { scope }).await
     }
 
@@ -38,7 +38,7 @@ impl Client {
         response.expect("listed").into_inner().sessions
     }
 
-    pub async fn try_revoke(&self, session_id: &str) -> Answer<RevokeSessionResponse> {
+    pub async fn try_revoke_session(&self, session_id: &str) -> RpcResult<RevokeSessionResponse> {
         let request = RevokeSessionRequest { session_id: session_id.to_owned() };
         self.auth().revoke_session(request).await
     }
@@ -47,7 +47,7 @@ impl Client {
         &self,
         current: &str,
         new: &str,
-    ) -> Answer<ChangePasswordResponse> {
+    ) -> RpcResult<ChangePasswordResponse> {
         let request = ChangePasswordRequest {
             current_password: current.to_owned(),
             new_password: new.to_owned(),
@@ -59,24 +59,25 @@ impl Client {
         self.try_change_password(current, new).await.expect("changed");
     }
 
-    pub async fn try_introspect(&self, token: &str) -> Answer<IntrospectTokenResponse> {
+    pub async fn try_introspect(&self, token: &str) -> RpcResult<IntrospectTokenResponse> {
         let request = IntrospectTokenRequest { access_token: token.to_owned() };
         self.auth().introspect_token(request).await
     }
 
     pub async fn introspect(&self, token: &str) -> IntrospectTokenResponse {
-        self.try_introspect(token).await.expect("answered").into_inner()
+        self.try_introspect(token).await.expect("a response").into_inner()
     }
 
-    /// Whether the caller's session lives; if it does not, the refusal says so. It asks
-    /// for what needs no row of the user, which might be missed instead.
-    pub async fn is_alive(&self) -> bool {
-        let answer = self.auth().list_sessions(ListSessionsRequest {}).await;
-        let alive = answer.is_ok();
-        if !alive {
-            let refused = assert_unauthenticated(answer, "SESSION_REVOKED");
-            assert_eq!(refused.message(), "Could not validate credentials");
+    /// Returns `true` if the session of the client is active. Otherwise asserts the reason of
+    /// the error. `ListSessions` does not read the row of the user, whose absence would be
+    /// another error.
+    pub async fn is_session_active(&self) -> bool {
+        let result = self.auth().list_sessions(ListSessionsRequest {}).await;
+        let is_active = result.is_ok();
+        if !is_active {
+            let status = assert_unauthenticated(result, "SESSION_REVOKED");
+            assert_eq!(status.message(), "Could not validate credentials");
         }
-        alive
+        is_active
     }
 }

@@ -1,4 +1,4 @@
-//! Certificates made for one test, and callers that trust them.
+//! Certificates for one test, and TLS clients that trust them.
 
 use std::{
     fs, io,
@@ -7,7 +7,8 @@ use std::{
     sync::Arc,
 };
 
-use fast_zero::config::Config;
+use crate::support::app::adjusted;
+use fast_zero::Config;
 use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
@@ -25,16 +26,16 @@ use tokio_rustls::{
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-/// Who vouches for certificates.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+/// A certificate authority.
+pub struct CertificateAuthority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
-pub struct Pair {
+pub struct PemIdentity {
     pub certificate: String,
     pub key: String,
 }
 
-impl Authority {
+impl CertificateAuthority {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -42,134 +43,133 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, key).expect("an authority"))
     }
 
-    /// Its own certificate.
+    /// Returns the certificate of the authority.
     pub fn pem(&self) -> String {
         self.0.pem()
     }
 
-    /// A certificate for this machine, good for servers and clients.
-    pub fn pair(&self) -> Pair {
+    /// Issues a certificate for this machine, for servers and clients.
+    pub fn issue(&self) -> PemIdentity {
         let names = ["localhost", "127.0.0.1"].map(str::to_owned);
-        let params = CertificateParams::new(names).expect("good names");
+        let params = CertificateParams::new(names).expect("valid names");
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.0).expect("a certificate");
-        Pair { certificate: certificate.pem(), key: key.serialize_pem() }
+        PemIdentity { certificate: certificate.pem(), key: key.serialize_pem() }
     }
 
-    /// A caller that trusts what this one has signed.
-    pub fn caller(&self) -> Caller<'_> {
-        Caller { trusted: self, version: &TLS13, alpn: &["h2"], own: None }
+    /// Returns a client that trusts this authority.
+    pub fn client(&self) -> TlsClient<'_> {
+        TlsClient { authority: self, version: &TLS13, alpn: &["h2"], identity: None }
     }
 }
 
-/// A folder with the files of TLS, `cert.pem`, `key.pem` and `ca.pem`, made as Kubernetes
-/// makes a secret's: `cert.pem` leads to `..data/cert.pem`, and `..data` to a folder.
-pub struct Secret {
-    folder: TempDir,
+/// A directory with the files `cert.pem`, `key.pem` and `ca.pem`, laid out as Kubernetes
+/// mounts a secret: `cert.pem` links to `..data/cert.pem`, and `..data` to a directory.
+pub struct TlsSecret {
+    dir: TempDir,
     has_ca: bool,
 }
 
-impl Secret {
-    pub fn new(pair: &Pair, client_ca: Option<&Authority>) -> Self {
+impl TlsSecret {
+    pub fn new(identity: &PemIdentity, client_ca: Option<&CertificateAuthority>) -> Self {
         let secret =
-            Self { folder: TempDir::new().expect("a folder"), has_ca: client_ca.is_some() };
-        secret.replace(pair, client_ca);
+            Self { dir: TempDir::new().expect("a directory"), has_ca: client_ca.is_some() };
+        secret.replace(identity, client_ca);
         for name in ["cert.pem", "key.pem", "ca.pem"] {
-            let link = secret.folder.path().join(name);
+            let link = secret.dir.path().join(name);
             std::os::unix::fs::symlink(Path::new("..data").join(name), link).expect("a link");
         }
         secret
     }
 
-    /// Replaces all files at once.
-    pub fn replace(&self, pair: &Pair, client_ca: Option<&Authority>) {
+    /// Replaces all files atomically.
+    pub fn replace(&self, identity: &PemIdentity, client_ca: Option<&CertificateAuthority>) {
         let data =
-            tempfile::Builder::new().tempdir_in(self.folder.path()).expect("a folder").keep();
-        fs::write(data.join("cert.pem"), &pair.certificate).expect("written");
-        fs::write(data.join("key.pem"), &pair.key).expect("written");
+            tempfile::Builder::new().tempdir_in(self.dir.path()).expect("a directory").keep();
+        fs::write(data.join("cert.pem"), &identity.certificate).expect("written");
+        fs::write(data.join("key.pem"), &identity.key).expect("written");
         if let Some(authority) = client_ca {
             fs::write(data.join("ca.pem"), authority.pem()).expect("written");
         }
-        let link = self.folder.path().join("..data_tmp");
+        let link = self.dir.path().join("..data_tmp");
         std::os::unix::fs::symlink(&data, &link).expect("a link");
-        fs::rename(link, self.folder.path().join("..data")).expect("swapped");
+        fs::rename(link, self.dir.path().join("..data")).expect("swapped");
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.dir.path().join(name)
     }
 
-    /// The settings with these files.
+    /// Returns the settings with these files.
     pub fn config(&self, config: Config) -> Config {
-        Config {
-            tls_cert_file: Some(self.path("cert.pem")),
-            tls_key_file: Some(self.path("key.pem")),
-            tls_client_ca_file: self.has_ca.then(|| self.path("ca.pem")),
-            ..config
-        }
+        adjusted(config, |config| {
+            config.tls.tls_cert_file = Some(self.path("cert.pem"));
+            config.tls.tls_key_file = Some(self.path("key.pem"));
+            config.tls.tls_client_ca_file = self.has_ca.then(|| self.path("ca.pem"));
+        })
     }
 
-    /// The variables of these files.
-    pub fn variables(&self) -> Vec<(&'static str, String)> {
-        let path = |name| self.path(name).to_str().expect("a plain name").to_owned();
-        let mut variables =
-            vec![("TLS_CERT_FILE", path("cert.pem")), ("TLS_KEY_FILE", path("key.pem"))];
+    /// Returns the environment variables for these files.
+    pub fn env_vars(&self) -> Vec<(&'static str, String)> {
+        let path = |name| self.path(name).to_str().expect("a UTF-8 path").to_owned();
+        let mut vars = vec![("TLS_CERT_FILE", path("cert.pem")), ("TLS_KEY_FILE", path("key.pem"))];
         if self.has_ca {
-            variables.push(("TLS_CLIENT_CA_FILE", path("ca.pem")));
+            vars.push(("TLS_CLIENT_CA_FILE", path("ca.pem")));
         }
-        variables
+        vars
     }
 }
 
-/// Somebody who speaks TLS.
+/// A TLS client.
 #[derive(Clone, Copy)]
-pub struct Caller<'a> {
-    pub trusted: &'a Authority,
+pub struct TlsClient<'a> {
+    pub authority: &'a CertificateAuthority,
     pub version: &'static SupportedProtocolVersion,
     pub alpn: &'a [&'a str],
-    /// The certificate to show.
-    pub own: Option<&'a Pair>,
+    /// The client certificate, if any.
+    pub identity: Option<&'a PemIdentity>,
 }
 
-impl Caller<'_> {
+impl TlsClient<'_> {
     fn connector(&self) -> TlsConnector {
         let mut roots = RootCertStore::empty();
-        roots.add(self.trusted.0.der().clone()).expect("a good authority");
+        roots.add(self.authority.0.der().clone()).expect("a valid certificate");
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_protocol_versions(&[self.version])
             .expect("a known version")
             .with_root_certificates(roots);
-        let mut config = match self.own {
+        let mut config = match self.identity {
             None => builder.with_no_client_auth(),
-            Some(own) => {
-                let chain = PemObject::pem_slice_iter(own.certificate.as_bytes());
+            Some(identity) => {
+                let chain = PemObject::pem_slice_iter(identity.certificate.as_bytes());
                 let chain = chain.collect::<Result<_, _>>().expect("certificates");
-                let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("a key");
-                builder.with_client_auth_cert(chain, key).expect("a pair")
+                let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).expect("a key");
+                builder.with_client_auth_cert(chain, key).expect("a matching key")
             }
         };
         config.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         TlsConnector::from(Arc::new(config))
     }
 
-    /// Shakes hands.
+    /// Completes a TLS handshake.
     pub async fn handshake(&self, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
-        shake_hands(self.connector(), address).await
+        tls_handshake(self.connector(), address).await
     }
 
-    /// A channel to a server.
+    /// Connects a channel.
     pub async fn connect(&self, address: SocketAddr) -> Result<Channel, tonic::transport::Error> {
         let connector = self.connector();
         let endpoint = Endpoint::from_shared(format!("https://{address}")).expect("an address");
         let connect = tower::service_fn(move |_| {
-            let stream = shake_hands(connector.clone(), address);
+            let stream = tls_handshake(connector.clone(), address);
             async { stream.await.map(TokioIo::new) }
         });
         endpoint.connect_with_connector(connect).await
     }
 
-    /// Whether a server answers a call. One may refuse a certificate after the handshake.
-    pub async fn is_served(&self, address: SocketAddr) -> bool {
+    /// Returns `true` if a call succeeds. A server may reject a client certificate after the
+    /// handshake.
+    pub async fn can_call(&self, address: SocketAddr) -> bool {
         let Ok(channel) = self.connect(address).await else {
             return false;
         };
@@ -177,12 +177,12 @@ impl Caller<'_> {
     }
 }
 
-async fn shake_hands(
+async fn tls_handshake(
     connector: TlsConnector,
     address: SocketAddr,
 ) -> io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await?;
-    // As tonic's own connections do: otherwise some calls wait 40 ms to be sent.
+    // As tonic does for its own connections. Otherwise the kernel delays some calls by 40 ms.
     stream.set_nodelay(true)?;
     connector.connect(ServerName::IpAddress(address.ip().into()), stream).await
 }

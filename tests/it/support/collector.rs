@@ -1,4 +1,4 @@
-//! A collector of traces, as OpenTelemetry's.
+//! An OpenTelemetry collector for traces.
 
 use std::{
     collections::HashMap,
@@ -21,20 +21,20 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-use super::wait::eventually;
+use super::wait::wait_until;
 
-/// Keeps what it is sent. It stops when this is dropped.
+/// A collector that stores all spans. It stops when it is dropped.
 pub struct Collector {
     address: SocketAddr,
     received: Received,
-    closing: CancellationToken,
+    shutdown: CancellationToken,
 }
 
-/// Each span, with the attributes of what it comes from.
+/// All spans, each with the attributes of its resource.
 #[derive(Clone, Default)]
 struct Received(Arc<Mutex<Vec<(Attributes, Span)>>>);
 
-/// By name, as text.
+/// Attributes by name, as text.
 pub type Attributes = HashMap<String, String>;
 
 #[tonic::async_trait]
@@ -43,19 +43,19 @@ impl TraceService for Received {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for of_resource in request.into_inner().resource_spans {
-            let resource = of_resource.resource.map(|resource| texts(&resource.attributes));
+        for resource_spans in request.into_inner().resource_spans {
+            let resource = resource_spans.resource.map(|resource| to_text(&resource.attributes));
             let resource = resource.unwrap_or_default();
-            let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            let spans = resource_spans.scope_spans.into_iter().flat_map(|scope| scope.spans);
             let spans = spans.map(|span| (resource.clone(), span));
-            self.0.lock().expect("no test panicked here").extend(spans);
+            self.0.lock().expect("not poisoned").extend(spans);
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
-fn texts(attributes: &[KeyValue]) -> Attributes {
-    let text = |attribute: &KeyValue| {
+fn to_text(attributes: &[KeyValue]) -> Attributes {
+    let value = |attribute: &KeyValue| {
         let value = attribute.value.as_ref().and_then(|value| value.value.as_ref());
         match value.expect("a value") {
             Value::StringValue(text) => text.clone(),
@@ -63,12 +63,12 @@ fn texts(attributes: &[KeyValue]) -> Attributes {
             other => panic!("{other:?}"),
         }
     };
-    attributes.iter().map(|attribute| (attribute.key.clone(), text(attribute))).collect()
+    attributes.iter().map(|attribute| (attribute.key.clone(), value(attribute))).collect()
 }
 
-/// The attributes of a span.
+/// Returns the attributes of a span.
 pub fn attributes(span: &Span) -> Attributes {
-    texts(&span.attributes)
+    to_text(&span.attributes)
 }
 
 impl Collector {
@@ -78,48 +78,48 @@ impl Collector {
     }
 
     pub fn start_on(listener: TcpListener) -> Self {
-        let address = listener.local_addr().expect("it is bound");
-        let (received, closing) = (Received::default(), CancellationToken::new());
+        let address = listener.local_addr().expect("a bound port");
+        let (received, shutdown) = (Received::default(), CancellationToken::new());
         let serving = Server::builder()
             .add_service(TraceServiceServer::new(received.clone()))
             .serve_with_incoming(TcpIncoming::from(listener));
-        tokio::spawn(closing.clone().run_until_cancelled_owned(serving));
-        Self { address, received, closing }
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(serving));
+        Self { address, received, shutdown }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// All spans so far, with the attributes of what they come from.
+    /// Returns all spans so far, each with the attributes of its resource.
     pub fn received(&self) -> Vec<(Attributes, Span)> {
-        self.received.0.lock().expect("no test panicked here").clone()
+        self.received.0.lock().expect("not poisoned").clone()
     }
 
-    /// The spans of a trace so far.
-    pub fn trace(&self, id: &str) -> Vec<Span> {
+    /// Returns the spans of a trace so far.
+    pub fn spans(&self, id: &str) -> Vec<Span> {
         let received = self.received().into_iter();
         received.map(|(_, span)| span).filter(|span| hex(&span.trace_id) == id).collect()
     }
 
-    /// Waits for as many spans of a trace.
-    pub async fn until_trace(&self, id: &str, count: usize) -> Vec<Span> {
-        eventually("the spans", async || self.trace(id).len() >= count).await;
-        self.trace(id)
+    /// Waits for `count` spans of a trace.
+    pub async fn wait_for_spans(&self, id: &str, count: usize) -> Vec<Span> {
+        wait_until("the spans", async || self.spans(id).len() >= count).await;
+        self.spans(id)
     }
 }
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        self.closing.cancel();
+        self.shutdown.cancel();
     }
 }
 
-/// As in `traceparent`.
+/// Formats an ID as in `traceparent`.
 pub fn hex(id: &[u8]) -> String {
     use std::fmt::Write;
     id.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("text takes everything");
+        write!(text, "{byte:02x}").expect("infallible");
         text
     })
 }

@@ -1,12 +1,11 @@
-//! A PostgreSQL in a container that is gone when the run is, however it ends.
+//! A PostgreSQL in a container that is removed when the run ends, even if it is killed.
 //!
-//! The harness of the tests has no hook at the end of a run and never drops a static, and
-//! nothing of a process runs when it is killed. So the container ends by itself: this
-//! process leases it by a lock on a connection, and the container waits for that lock.
+//! The test harness has no hook at the end of a run and never drops statics, and a killed
+//! process runs no code. So the container stops by itself: the test process holds a lock on a
+//! connection (the lease), and the container waits for that lock.
 
-use std::{future, mem, thread, time::Duration};
+use std::{future, mem, str::FromStr, thread, time::Duration};
 
-use fast_zero::database;
 use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 use testcontainers_modules::{
     postgres,
@@ -25,11 +24,10 @@ const TAG: &str = "18";
 /// `docker ps --filter label=fast-zero.tests` shows the containers of runs.
 const LABEL: &str = "fast-zero.tests";
 
-/// As the private PostgreSQL makes its data (`initdb` in `src/embedded/cluster.rs`).
+/// The same options as those of the embedded PostgreSQL.
 const INITDB: &str = "--encoding=UTF8 --locale-provider=builtin --builtin-locale=C.UTF-8 \
                       --locale=C --set=scram_iterations=1 --no-sync";
-/// As the private PostgreSQL runs where its data are thrown away
-/// (`src/embedded/postmaster.rs`).
+/// The same settings as those of a temporary embedded PostgreSQL.
 const SETTINGS: [&str; 9] = [
     "fsync=off",
     "full_page_writes=off",
@@ -42,15 +40,16 @@ const SETTINGS: [&str; 9] = [
     "io_method=sync",
 ];
 
-/// How long to wait for an engine that may be on a machine that does not answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// The timeout for an engine that may be on an unreachable machine.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Takes the lock first: who sees the table finds the lock taken.
+/// Acquires the lock before it creates the table, so that the lock is held when the table is
+/// visible.
 const LEASE: &str = "select pg_advisory_lock(1); create table lease as select 1";
-/// The image runs it when it has made the data, before the server listens on TCP, and it
-/// stays in the background. It asks until the lease is there, or for about half a minute,
-/// in case this process ended before; then it waits for the lock. The data are not worth
-/// an orderly shutdown.
+/// A script that the image runs after `initdb`, before the server listens on TCP. It stays in
+/// the background and polls for the lease, for about half a minute in case the test process
+/// ends before. Then it waits for the lock, and stops PostgreSQL immediately, because nothing
+/// needs the data.
 const WATCH: &str = "#!/bin/sh
 {
     for _ in $(seq 200); do
@@ -61,49 +60,50 @@ const WATCH: &str = "#!/bin/sh
 } </dev/null >/dev/null 2>&1 &
 ";
 
-/// A container that runs until this process ends.
+/// A container that runs until this process exits.
 pub struct Container {
     pub id: String,
     pub options: PgConnectOptions,
 }
 
-/// Whether an engine answers that has the image; none is fetched for the tests.
-pub async fn is_possible() -> bool {
+/// Returns `true` if a Docker engine is available and has the image. The tests pull none.
+pub async fn is_available() -> bool {
     let image = format!("{IMAGE}:{TAG}");
     let has_image = async { docker_client_instance().await.ok()?.inspect_image(&image).await.ok() };
-    timeout(ANSWER_LIMIT, has_image).await.is_ok_and(|image| image.is_some())
+    timeout(ENGINE_TIMEOUT, has_image).await.is_ok_and(|image| image.is_some())
 }
 
-/// Whether the engine still has a container.
+/// Returns `true` if the container exists.
 pub async fn exists(id: &str) -> bool {
-    let engine = docker_client_instance().await.expect("the engine answers");
+    let engine = docker_client_instance().await.expect("an engine");
     match engine.inspect_container(id, None).await {
         Ok(_) => true,
         Err(Error::DockerResponseServerError { status_code: 404, .. }) => false,
-        Err(error) => panic!("the engine does not tell: {error}"),
+        Err(error) => panic!("cannot inspect the container: {error}"),
     }
 }
 
-/// Starts a container. Its lease is on a thread of its own, because connections end with
-/// the runtime that they were made on, and every test has another.
+/// Starts a container. A thread of its own holds the lease, because a connection closes with
+/// its runtime, and every test has its own runtime.
 ///
-/// `None` if it does not start: the thread says why.
+/// Returns `None` if the container does not start. The thread prints the cause.
 pub async fn start() -> Option<Container> {
-    let (announce, announced) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     thread::spawn(move || {
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(async {
-            let container = run().await;
-            let mut lease = container.options.connect().await.expect("PostgreSQL answers");
-            sqlx::raw_sql(LEASE).execute(&mut lease).await.expect("leased");
-            let _ = announce.send(container);
+            let container = run_container().await;
+            let mut lease =
+                container.options.connect().await.expect("PostgreSQL accepts connections");
+            sqlx::raw_sql(LEASE).execute(&mut lease).await.expect("the lease");
+            let _ = sender.send(container);
             future::pending::<()>().await;
         });
     });
-    announced.await.ok()
+    receiver.await.ok()
 }
 
-async fn run() -> Container {
+async fn run_container() -> Container {
     let password = Uuid::now_v7().simple().to_string();
     let container = postgres::Postgres::default()
         .with_password(&password)
@@ -125,7 +125,7 @@ async fn run() -> Container {
     let port = container.get_host_port_ipv4(5432).await.expect("a published port");
     let url = format!("postgresql://postgres:{password}@{host}:{port}/postgres?sslmode=disable");
     let id = container.id().to_owned();
-    // Dropping it would remove the container, and would block the thread.
+    // Dropping the value would remove the container and block the thread.
     mem::forget(container);
-    Container { id, options: database::parse_url(&url).expect("a URL") }
+    Container { id, options: PgConnectOptions::from_str(&url).expect("a valid URL") }
 }

@@ -1,4 +1,4 @@
-//! The private PostgreSQL, from outside: `fast-zero postgres` as a process.
+//! The embedded PostgreSQL, from outside: `fast-zero postgres` as a process.
 
 use std::{
     fs::{self, Permissions},
@@ -18,29 +18,30 @@ use nix::{
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tempfile::TempDir;
 
-/// A first start fetches PostgreSQL.
-pub const START_LIMIT: Duration = Duration::from_mins(10);
-/// What the documentation promises: no process of PostgreSQL's is left after it.
-pub const END_LIMIT: Duration = Duration::from_secs(5);
-pub const PAUSE: Duration = Duration::from_millis(10);
+/// Long enough for a first start, which downloads PostgreSQL.
+pub const START_TIMEOUT: Duration = Duration::from_mins(10);
+/// The documented maximum after which no process of PostgreSQL is left.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A place for data folders that every user can enter; a test run by root has the
-/// child become another user.
-pub fn place() -> TempDir {
-    let place = tempfile::tempdir_in("/tmp").expect("a temporary folder");
-    fs::set_permissions(place.path(), Permissions::from_mode(0o755)).expect("its owner");
-    place
+/// Creates a directory that every user can enter: if root runs the tests, the child switches
+/// to another user.
+pub fn temp_dir() -> TempDir {
+    let dir = tempfile::tempdir_in("/tmp").expect("a temporary directory");
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("its owner");
+    dir
 }
 
-/// `fast-zero` with arguments, away from the `.env` of this repository.
-pub fn fast_zero(arguments: &[&str], data: &Path) -> Command {
+/// Returns the command `fast-zero` with arguments, outside of the directory with this
+/// repository's `.env`.
+pub fn fast_zero(args: &[&str], data_dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fast-zero"));
     command
-        .args(arguments)
+        .args(args)
         .current_dir("/")
-        .env("FASTZERO_DATA_DIR", data)
+        .env("FASTZERO_DATA_DIR", data_dir)
         .env("RUST_LOG", "warn")
-        // The worst of the usual locales: by itself it folds only ASCII.
+        // A common locale that folds ASCII only.
         .env("LC_ALL", "C")
         .env_remove("DATABASE_URL")
         .env_remove("DATABASE_URL_FILE")
@@ -49,7 +50,7 @@ pub fn fast_zero(arguments: &[&str], data: &Path) -> Command {
     command
 }
 
-/// A `fast-zero postgres` that runs. Dropped, it ends by its lifeline.
+/// A running `fast-zero postgres`, stopped by its lifeline on drop.
 pub struct Postgres {
     pub process: Child,
     pub lifeline: Option<ChildStdin>,
@@ -57,8 +58,8 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    pub fn start(data: &Path) -> Self {
-        Self::run(fast_zero(&["postgres", "--lifeline"], data))
+    pub fn start(data_dir: &Path) -> Self {
+        Self::run(fast_zero(&["postgres", "--lifeline"], data_dir))
     }
 
     pub fn temporary() -> Self {
@@ -75,18 +76,18 @@ impl Postgres {
             let _ = stdout.read_line(&mut line);
             let _ = sender.send(line);
         });
-        let line = receiver.recv_timeout(START_LIMIT).expect("an answer in time");
+        let line = receiver.recv_timeout(START_TIMEOUT).expect("a line in time");
         let url = line.trim_end().to_owned();
-        assert!(url.starts_with("postgresql://"), "the URL is the first that is printed: {url}");
+        assert!(url.starts_with("postgresql://"), "the first line is the URL: {url}");
         Self { process, lifeline, url }
     }
 
     pub async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&self.url).await.expect("PostgreSQL answers at the URL")
+        PgConnection::connect(&self.url).await.expect("PostgreSQL accepts connections at the URL")
     }
 
-    /// One value as text.
-    pub async fn ask(&self, query: &'static str) -> String {
+    /// Returns one value as text.
+    pub async fn fetch_scalar(&self, query: &'static str) -> String {
         sqlx::query_scalar(query).fetch_one(&mut self.connect().await).await.expect(query)
     }
 
@@ -94,24 +95,27 @@ impl Postgres {
         self.url.parse().expect("a URL")
     }
 
-    pub fn socket_folder(&self) -> PathBuf {
+    pub fn socket_dir(&self) -> PathBuf {
         self.options().get_socket().expect("a socket").clone()
     }
 
-    /// Writes a row, and reads it.
-    pub async fn keep(&self, word: &str) {
+    /// Stores a word, which [`stored`](Self::stored) returns.
+    pub async fn store(&self, word: &str) {
         let mut connection = self.connect().await;
-        sqlx::query("create table kept (word text)").execute(&mut connection).await.expect("new");
-        let insert = sqlx::query("insert into kept values ($1)").bind(word);
+        sqlx::query("create table stored (word text)")
+            .execute(&mut connection)
+            .await
+            .expect("a new table");
+        let insert = sqlx::query("insert into stored values ($1)").bind(word);
         insert.execute(&mut connection).await.expect("a table");
     }
 
-    pub async fn kept(&self) -> String {
-        self.ask("select word from kept").await
+    pub async fn stored(&self) -> String {
+        self.fetch_scalar("select word from stored").await
     }
 
-    /// The numbers of all processes of PostgreSQL's that have one in its statistics, and
-    /// of the main one.
+    /// Returns the IDs of the processes in PostgreSQL's statistics, and last that of its main
+    /// process.
     pub async fn processes(&self) -> Vec<i32> {
         let mut connection = self.connect().await;
         let mut pids: Vec<i32> = sqlx::query_scalar("select pid from pg_stat_activity")
@@ -123,11 +127,11 @@ impl Postgres {
         pids
     }
 
-    /// Stops all its processes by SIGSTOP, until the guard is dropped: nothing is closed, and
-    /// nothing answers.
+    /// Suspends all its processes by SIGSTOP until the guard is dropped: connections stay
+    /// open, without a response.
     pub async fn freeze(&self) -> Frozen {
-        let main = *self.processes().await.last().expect("the main one");
-        // First the one that starts others.
+        let main = *self.processes().await.last().expect("the main process");
+        // First the main process, which starts others.
         let mut frozen = Frozen(Vec::new());
         frozen.stop(main);
         for process in children(main) {
@@ -136,25 +140,25 @@ impl Postgres {
         frozen
     }
 
-    /// Ends it by its lifeline.
+    /// Stops it by its lifeline.
     pub fn stop(mut self) -> ExitStatus {
         self.lifeline.take();
         self.wait()
     }
 
     pub fn wait(&mut self) -> ExitStatus {
-        until("the child has ended", || self.process.try_wait().expect("a child"))
+        wait_until("the child has exited", || self.process.try_wait().expect("a child"))
     }
 
-    /// Kills it, but not PostgreSQL.
+    /// Kills the child, but not PostgreSQL.
     pub fn kill(mut self) {
         self.process.kill().expect("a child");
         self.process.wait().expect("a child");
     }
 
-    /// Kills PostgreSQL, whose data are in `home`, and then it.
-    pub fn crash(self, home: &Path) {
-        let pid_file = fs::read_to_string(data_folder(home).join("postmaster.pid"));
+    /// Kills PostgreSQL, whose data is in `data_dir`, and then the child.
+    pub fn crash(self, data_dir: &Path) {
+        let pid_file = fs::read_to_string(cluster_dir(data_dir).join("postmaster.pid"));
         let pid_file = pid_file.expect("it runs");
         let main = pid_file.lines().next().and_then(|pid| pid.parse().ok());
         kill(Pid::from_raw(main.expect("a number")), Signal::SIGKILL).expect("it runs");
@@ -171,13 +175,13 @@ impl Drop for Postgres {
     }
 }
 
-/// Processes that are stopped.
+/// Suspended processes, resumed on drop.
 pub struct Frozen(Vec<Pid>);
 
 impl Frozen {
     fn stop(&mut self, pid: i32) {
         let pid = Pid::from_raw(pid);
-        // It may have ended by itself.
+        // The process may have exited.
         if kill(pid, Signal::SIGSTOP).is_ok() {
             self.0.push(pid);
         }
@@ -197,49 +201,51 @@ fn children(parent: i32) -> impl Iterator<Item = i32> {
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(move |pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // After the name in brackets: the state, the parent.
+        // The name in parentheses precedes the state and the parent.
         let parent_of = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
         parent_of.and_then(|pid| pid.parse().ok()) == Some(parent)
     })
 }
 
-/// Waits for something that is to happen within [`END_LIMIT`].
-pub fn until<T>(what: &str, mut happened: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
+/// Waits until `poll` returns a value, at most [`STOP_TIMEOUT`].
+pub fn wait_until<T>(event: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let started_at = Instant::now();
     loop {
-        if let Some(value) = happened() {
+        if let Some(value) = poll() {
             return value;
         }
-        assert!(began.elapsed() < END_LIMIT, "{what}: not within {END_LIMIT:?}");
-        thread::sleep(PAUSE);
+        assert!(started_at.elapsed() < STOP_TIMEOUT, "{event}: not within {STOP_TIMEOUT:?}");
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
-pub fn until_gone(processes: &[i32]) {
-    until("PostgreSQL has ended", || (!processes.iter().any(|&pid| is_alive(pid))).then_some(()));
+pub fn wait_until_exited(processes: &[i32]) {
+    wait_until("PostgreSQL has exited", || {
+        (!processes.iter().any(|&pid| is_alive(pid))).then_some(())
+    });
 }
 
 pub fn pid(process: &Child) -> Pid {
     Pid::from_raw(i32::try_from(process.id()).expect("a process"))
 }
 
-/// A process that has ended, but that nobody has waited for, is not alive.
+/// Returns `false` for a zombie, which has exited but is still in the process table.
 pub fn is_alive(pid: i32) -> bool {
-    let ended = || {
+    let is_zombie = || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.rsplit(") ").next().is_some_and(|state| state.starts_with('Z'))
     };
-    kill(Pid::from_raw(pid), None).is_ok() && !ended()
+    kill(Pid::from_raw(pid), None).is_ok() && !is_zombie()
 }
 
-/// The data folder of PostgreSQL's own, whichever version it is.
-pub fn data_folder(home: &Path) -> PathBuf {
-    find_data_folder(home).expect("a folder of a version")
+/// Returns PostgreSQL's own data directory, whichever version it has.
+pub fn cluster_dir(data_dir: &Path) -> PathBuf {
+    find_cluster_dir(data_dir).expect("the directory of a version")
 }
 
-pub fn find_data_folder(home: &Path) -> Option<PathBuf> {
+pub fn find_cluster_dir(data_dir: &Path) -> Option<PathBuf> {
     let versioned = |entry: &fs::DirEntry| {
         entry.file_name().to_string_lossy().starts_with("postgres-") && entry.path().is_dir()
     };
-    Some(fs::read_dir(home).ok()?.flatten().find(versioned)?.path())
+    Some(fs::read_dir(data_dir).ok()?.flatten().find(versioned)?.path())
 }

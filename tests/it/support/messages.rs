@@ -1,9 +1,9 @@
-//! Any messages of the contract, made from its descriptors: some good, some odd, some
-//! that are no messages.
+//! Arbitrary messages of the API, generated from its descriptors: valid, unusual and
+//! malformed ones.
 
 use std::collections::BTreeMap;
 
-use fast_zero::proto::DESCRIPTORS;
+use fast_zero::proto::FILE_DESCRIPTOR_SET;
 use proptest::{
     collection::vec,
     prelude::*,
@@ -14,7 +14,7 @@ use prost_reflect::{
     DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value,
 };
 
-/// A method of the contract.
+/// A method of the API.
 #[derive(Clone, Debug)]
 pub struct Method {
     pub name: String,
@@ -23,25 +23,25 @@ pub struct Method {
     pub response: MessageDescriptor,
 }
 
-/// All methods of the contract.
+/// Returns all methods of the API.
 pub fn methods() -> Vec<Method> {
-    methods_of(DESCRIPTORS)
+    decode_methods(FILE_DESCRIPTOR_SET)
 }
 
-/// Those of health and reflection, which need no token.
-pub fn open_methods() -> Vec<Method> {
+/// Returns the methods of health and reflection, which need no token.
+pub fn system_methods() -> Vec<Method> {
     [
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ]
     .into_iter()
-    .flat_map(methods_of)
+    .flat_map(decode_methods)
     .collect()
 }
 
-fn methods_of(descriptors: &[u8]) -> Vec<Method> {
-    let pool = DescriptorPool::decode(descriptors).expect("good descriptors");
+fn decode_methods(descriptors: &[u8]) -> Vec<Method> {
+    let pool = DescriptorPool::decode(descriptors).expect("valid descriptors");
     let mut methods = Vec::new();
     for service in pool.services() {
         methods.extend(service.methods().map(|method| Method {
@@ -54,11 +54,11 @@ fn methods_of(descriptors: &[u8]) -> Vec<Method> {
     methods
 }
 
-/// Good values, by the names of the fields that they are good for.
-pub type Known = BTreeMap<&'static str, Vec<String>>;
+/// Valid values, by the names of their fields.
+pub type KnownValues = BTreeMap<&'static str, Vec<String>>;
 
-/// Texts that somebody may not have thought of.
-const ODD_TEXTS: [&str; 33] = [
+/// Texts that parsers often handle wrongly.
+const EDGE_CASE_TEXTS: [&str; 33] = [
     "",
     " ",
     "\0",
@@ -94,13 +94,13 @@ const ODD_TEXTS: [&str; 33] = [
     "ana@İ.com",
 ];
 
-fn any_text(field: &FieldDescriptor, known: &Known) -> BoxedStrategy<String> {
+fn any_text(field: &FieldDescriptor, known: &KnownValues) -> BoxedStrategy<String> {
     let all: Vec<_> = known.values().flatten().cloned().collect();
-    let good = known.get(field.name()).unwrap_or(&all).clone();
+    let valid = known.get(field.name()).unwrap_or(&all).clone();
     prop_oneof![
-        20 => select(good),
+        20 => select(valid),
         1 => select(all),
-        2 => select(&ODD_TEXTS[..]).prop_map(str::to_owned),
+        2 => select(&EDGE_CASE_TEXTS[..]).prop_map(str::to_owned),
         1 => any::<String>(),
         1 => (select(&["x", "🦀", "e\u{301}", "\n", " "][..]), select(&[33, 129, 201, 10_001, 70_000][..]))
             .prop_map(|(text, count)| text.repeat(count)),
@@ -112,7 +112,7 @@ fn any_number() -> impl Strategy<Value = i32> {
     prop_oneof![4 => 0..3, 1 => select(&[-1, 1_000, 1_001, i32::MIN, i32::MAX][..]), 1 => any::<i32>()]
 }
 
-fn any_value(field: &FieldDescriptor, known: &Known) -> BoxedStrategy<Value> {
+fn any_value(field: &FieldDescriptor, known: &KnownValues) -> BoxedStrategy<Value> {
     match field.kind() {
         Kind::String => any_text(field, known).prop_map(Value::String).boxed(),
         Kind::Int32 => any_number().prop_map(Value::I32).boxed(),
@@ -122,26 +122,26 @@ fn any_value(field: &FieldDescriptor, known: &Known) -> BoxedStrategy<Value> {
             prop_oneof![6 => select(numbers), 1 => any::<i32>()].prop_map(Value::EnumNumber).boxed()
         }
         Kind::Message(kind) => any_message(&kind, known).prop_map(Value::Message).boxed(),
-        other => panic!("there are fields of {other:?} now: say which values are odd"),
+        other => panic!("no strategy for fields of {other:?}"),
     }
 }
 
-fn any_field(field: &FieldDescriptor, known: &Known) -> BoxedStrategy<Option<Value>> {
+fn any_field(field: &FieldDescriptor, known: &KnownValues) -> BoxedStrategy<Option<Value>> {
     let value = any_value(field, known);
     let value =
         if field.is_list() { vec(value, 0..4).prop_map(Value::List).boxed() } else { value };
-    // Left out more often where nobody knows what would be good.
+    // Fields without valid values are absent more often.
     let is_known = known.contains_key(field.name()) || matches!(field.kind(), Kind::Message(_));
-    let leave_out = if is_known { 1 } else { 4 };
-    prop_oneof![leave_out => Just(None), 4 => value.prop_map(Some)].boxed()
+    let absent_weight = if is_known { 1 } else { 4 };
+    prop_oneof![absent_weight => Just(None), 4 => value.prop_map(Some)].boxed()
 }
 
-/// A field that nobody knows: number 1000, as a number, of four bytes, a text, a group.
+/// An unknown field, with the number 1000: as a varint, four bytes, a text and a group.
 const UNKNOWN_FIELDS: [&[u8]; 4] =
     [b"\xc0\x3e\x7f", b"\xc5\x3e\0\0\0\0", b"\xc2\x3e\x01a", b"\xc3\x3e\xc4\x3e"];
 
-/// Any message of this type.
-pub fn any_message(kind: &MessageDescriptor, known: &Known) -> BoxedStrategy<DynamicMessage> {
+/// Generates messages of this type.
+pub fn any_message(kind: &MessageDescriptor, known: &KnownValues) -> BoxedStrategy<DynamicMessage> {
     let (fields, kind): (Vec<_>, _) = (kind.fields().collect(), kind.clone());
     let values: Vec<_> = fields.iter().map(|field| any_field(field, known)).collect();
     let unknown = prop_oneof![9 => Just(&b""[..]), 1 => select(&UNKNOWN_FIELDS[..])];
@@ -153,16 +153,16 @@ pub fn any_message(kind: &MessageDescriptor, known: &Known) -> BoxedStrategy<Dyn
                     message.set_field(field, value);
                 }
             }
-            message.merge(unknown).expect("a field that is unknown");
+            message.merge(unknown).expect("an unknown field");
             message
         })
         .boxed()
 }
 
-/// Any bytes; most of them are nearly a message of this type.
-pub fn any_bytes(kind: &MessageDescriptor, known: &Known) -> BoxedStrategy<Vec<u8>> {
+/// Generates bytes, most of which are almost a message of this type.
+pub fn any_bytes(kind: &MessageDescriptor, known: &KnownValues) -> BoxedStrategy<Vec<u8>> {
     let change = (any::<Index>(), any::<u8>(), 0..4);
-    let nearly = (any_message(kind, known), vec(change, 1..4)).prop_map(|(message, changes)| {
+    let mutated = (any_message(kind, known), vec(change, 1..4)).prop_map(|(message, changes)| {
         let mut bytes = message.encode_to_vec();
         for (at, byte, change) in changes {
             let at = at.index(bytes.len() + 1);
@@ -175,5 +175,5 @@ pub fn any_bytes(kind: &MessageDescriptor, known: &Known) -> BoxedStrategy<Vec<u
         }
         bytes
     });
-    prop_oneof![3 => nearly, 1 => vec(any::<u8>(), 0..80)].boxed()
+    prop_oneof![3 => mutated, 1 => vec(any::<u8>(), 0..80)].boxed()
 }

@@ -1,21 +1,20 @@
-//! What all tests share: a real PostgreSQL, a real server on a database of the test's
-//! own, and callers.
+//! The parts that tests use: a real PostgreSQL, a real server on a database of the test's
+//! own, and clients.
 
 pub mod app;
 pub mod assert;
 pub mod auth;
-pub mod balancer;
 pub mod certificates;
 pub mod client;
 pub mod collector;
 pub mod compose;
 pub mod container;
+pub mod database;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 pub mod health;
 pub mod http2;
-pub mod lag;
-pub mod lock;
+pub mod load_balancer;
 pub mod messages;
 pub mod metrics;
 pub mod parallel;
@@ -24,7 +23,10 @@ pub mod priority;
 pub mod process;
 pub mod proxy;
 pub mod random;
-pub mod sql;
+pub mod raw_client;
+pub mod readme;
+pub mod row_lock;
+pub mod scheduling_delay;
 pub mod statements;
 pub mod text;
 pub mod time;
@@ -32,7 +34,6 @@ pub mod todos;
 pub mod tokens;
 pub mod users;
 pub mod wait;
-pub mod wire;
 
 pub use app::App;
-pub use client::{Client, PASSWORD};
+pub use client::{Client, PASSWORD, RpcResult};

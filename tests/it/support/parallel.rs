@@ -1,9 +1,9 @@
-//! Many calls at a time.
+//! Concurrent calls.
 
 use tokio::task::JoinSet;
 
-/// Makes all calls at once, and gives their answers in the order in which they came.
-pub async fn at_once<F>(calls: impl IntoIterator<Item = F>) -> Vec<F::Output>
+/// Runs all calls concurrently, and returns their results in the order of completion.
+pub async fn join_all<F>(calls: impl IntoIterator<Item = F>) -> Vec<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,
 {

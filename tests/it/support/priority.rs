@@ -1,28 +1,28 @@
-//! Who goes first on a machine that a test shares with the service.
+//! Priorities on a machine that a test shares with the service.
 
 use std::{future::poll_fn, pin::pin};
 
-/// Lets everybody else go first, from now on, for this thread.
-pub fn lowest() {
-    // Elsewhere than on Linux it would be the whole process.
+/// Gives this thread the lowest priority.
+pub fn set_lowest() {
+    // On other systems than Linux this would change the whole process.
     if cfg!(target_os = "linux") {
-        rustix::process::setpriority_process(None, 19).expect("it is allowed to everybody");
+        rustix::process::setpriority_process(None, 19).expect("every user may lower it");
     }
 }
 
-/// Lets those go first who wait for the core of this thread: whatever their priorities are, a
-/// kernel that does not preempt may look only every 4 ms whether somebody does.
-pub fn give_way() {
+/// Yields the core of this thread. A kernel without preemption may check only every 4 ms
+/// whether another thread waits, whatever the priorities are.
+pub fn yield_cpu() {
     std::thread::yield_now();
 }
 
-/// The same after each step of a task.
-pub async fn giving_way<T>(task: impl Future<Output = T>) -> T {
+/// Yields the core after each poll of a task.
+pub async fn yield_between_polls<T>(task: impl Future<Output = T>) -> T {
     let mut task = pin!(task);
     poll_fn(|context| {
-        let done = task.as_mut().poll(context);
-        give_way();
-        done
+        let poll = task.as_mut().poll(context);
+        yield_cpu();
+        poll
     })
     .await
 }

@@ -1,4 +1,4 @@
-//! The real binary, in a process of its own.
+//! The binary, in a process of its own.
 
 use std::{
     process::{ExitStatus, Stdio},
@@ -20,16 +20,16 @@ use tokio::{
 
 use super::app::SECRET_KEY;
 
-/// How long a process may take for what a test waits for: far longer than it needs, even
-/// on a machine that has much else to do.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout for a line or the exit of a process: far longer than it needs, even on a
+/// busy machine.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A process under test; killed when this is dropped.
+/// A process under test. It is killed when the value is dropped.
 pub struct Process {
     child: Child,
     output: Arc<Output>,
-    /// The working folder, where `.env` may lie.
-    _folder: TempDir,
+    /// The working directory, which may contain a `.env`.
+    _dir: TempDir,
 }
 
 #[derive(Default)]
@@ -38,24 +38,23 @@ struct Output {
     changed: Notify,
 }
 
-/// A command line that is about to run: with nothing of the caller's environment, in an
-/// empty folder.
-pub struct Run {
+/// A command line, with an empty environment and an empty working directory.
+pub struct Binary {
     command: Command,
-    folder: TempDir,
+    dir: TempDir,
 }
 
-impl Run {
-    /// `fast-zero` with these arguments.
+impl Binary {
+    /// Prepares `fast-zero` with these arguments.
     pub fn new(arguments: &[&str]) -> Self {
-        let folder = TempDir::new().expect("a folder");
+        let dir = TempDir::new().expect("a directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_fast-zero"));
-        command.args(arguments).env_clear().current_dir(&folder).kill_on_drop(true);
+        command.args(arguments).env_clear().current_dir(&dir).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self { command, folder }
+        Self { command, dir }
     }
 
-    /// A server on this database and on a port of its own.
+    /// Prepares a server with this database and a free port.
     pub fn server(database_url: &str) -> Self {
         Self::new(&[])
             .env("DATABASE_URL", database_url)
@@ -69,15 +68,15 @@ impl Run {
         self
     }
 
-    /// Has the log written there, where the test sees to it.
+    /// Redirects the log.
     pub fn log_to(mut self, file: impl Into<Stdio>) -> Self {
         self.command.stderr(file);
         self
     }
 
-    /// Writes a file into the working folder.
+    /// Writes a file to the working directory.
     pub fn file(self, name: &str, content: &str) -> Self {
-        std::fs::write(self.folder.path().join(name), content).expect("written");
+        std::fs::write(self.dir.path().join(name), content).expect("written");
         self
     }
 
@@ -85,19 +84,19 @@ impl Run {
     pub fn start(mut self) -> Process {
         let mut child = self.command.spawn().expect("the binary starts");
         let output = Arc::<Output>::default();
-        collect(child.stdout.take().expect("it is piped"), output.clone());
+        collect(child.stdout.take().expect("piped"), output.clone());
         if let Some(log) = child.stderr.take() {
             collect(log, output.clone());
         }
-        Process { child, output, _folder: self.folder }
+        Process { child, output, _dir: self.dir }
     }
 
-    /// Runs the process to its end: its exit code and all that it wrote.
-    pub async fn finish(mut self) -> (Option<i32>, String) {
-        let output = timeout(PATIENCE, self.command.output()).await;
-        let output = output.expect("it ends in time").expect("the binary starts");
+    /// Runs the process until it exits. Returns its exit code and all its output.
+    pub async fn output(mut self) -> (Option<i32>, String) {
+        let output = timeout(TIMEOUT, self.command.output()).await;
+        let output = output.expect("an exit in time").expect("the binary starts");
         let text = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(text).expect("it writes text"))
+        (output.status.code(), String::from_utf8(text).expect("UTF-8"))
     }
 }
 
@@ -105,16 +104,16 @@ fn collect(stream: impl AsyncRead + Unpin + Send + 'static, output: Arc<Output>)
     tokio::spawn(async move {
         let mut lines = BufReader::new(stream).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            output.lines.lock().expect("no test panicked here").push(line);
+            output.lines.lock().expect("not poisoned").push(line);
             output.changed.notify_waiters();
         }
     });
 }
 
 impl Process {
-    /// Waits until the process writes a line with this text.
-    pub async fn line(&self, text: &str) -> String {
-        let found = async {
+    /// Waits until the process writes a line that contains this text.
+    pub async fn wait_for_line(&self, text: &str) -> String {
+        let search = async {
             loop {
                 let changed = self.output.changed.notified();
                 tokio::pin!(changed);
@@ -125,52 +124,57 @@ impl Process {
                 changed.await;
             }
         };
-        let line = timeout(PATIENCE, found).await;
-        line.unwrap_or_else(|late| panic!("no line with {text:?}: {late}:\n{}", self.output()))
+        let line = timeout(TIMEOUT, search).await;
+        line.unwrap_or_else(|elapsed| {
+            panic!("no line with {text:?}: {elapsed}:\n{}", self.output())
+        })
     }
 
-    /// Waits until the server serves, and gives its address.
+    /// Waits until the server accepts calls, and returns its address.
     pub async fn address(&self) -> String {
-        self.address_in("\"serving\"").await
+        self.address_in_line("\"serving\"").await
     }
 
-    /// Waits until metrics are served, and gives their address.
+    /// Waits until the server serves metrics, and returns the address of the port.
     pub async fn metrics_address(&self) -> String {
-        self.address_in("\"metrics are served\"").await
+        self.address_in_line("\"serving metrics\"").await
     }
 
-    async fn address_in(&self, text: &str) -> String {
-        let line = self.line(text).await;
-        let (_, rest) = line.split_once("\"address\":\"").expect("the line has the address");
-        rest.split('"').next().expect("it is quoted").to_owned()
+    async fn address_in_line(&self, text: &str) -> String {
+        let line = self.wait_for_line(text).await;
+        let (_, rest) = line.split_once("\"address\":\"").expect("the line contains the address");
+        rest.split('"').next().expect("it is json_string").to_owned()
     }
 
-    /// All that was written so far.
+    /// Returns all output so far.
     pub fn output(&self) -> String {
-        self.output.lines.lock().expect("no test panicked here").join("\n")
+        self.output.lines.lock().expect("not poisoned").join("\n")
     }
 
     pub fn signal(&self, signal: Signal) {
-        signal::kill(self.pid(), signal).expect("it runs");
+        signal::kill(self.pid(), signal).expect("a running process");
     }
 
     pub fn pid(&self) -> Pid {
-        let pid = self.child.id().expect("it was not waited for");
+        let pid = self.child.id().expect("a running process");
         Pid::from_raw(i32::try_from(pid).expect("a process id"))
     }
 
-    /// Memory of the process, in KiB: a line of /proc/<pid>/status.
-    pub fn memory(&self, line: &str) -> u64 {
+    /// Returns the memory of the process in KiB, from a field of `/proc/<pid>/status`.
+    pub fn memory_kib(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
-        let status = status.expect("it runs");
-        let line = status.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(':'));
-        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).expect("a number of KiB")
+        let status = status.expect("a running process");
+        let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        value
+            .and_then(|value| value.split_whitespace().next()?.parse().ok())
+            .expect("a number of KiB")
     }
 
-    /// Waits for the end of the process.
-    pub async fn end(&mut self) -> ExitStatus {
-        let status = timeout(PATIENCE, self.child.wait()).await;
-        let status = status.unwrap_or_else(|late| panic!("no end: {late}:\n{}", self.output()));
-        status.expect("it can be waited for")
+    /// Waits until the process exits.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let status = timeout(TIMEOUT, self.child.wait()).await;
+        let status =
+            status.unwrap_or_else(|elapsed| panic!("no exit: {elapsed}:\n{}", self.output()));
+        status.expect("a child process")
     }
 }

@@ -1,4 +1,4 @@
-//! A way to PostgreSQL that a test can open, freeze and close.
+//! A TCP proxy for PostgreSQL that a test can open, pause and close.
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
@@ -10,43 +10,43 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Forwards connections to PostgreSQL as long as it lives.
+/// A proxy that forwards connections to PostgreSQL until it is dropped.
 pub struct Proxy {
     closed: CancellationToken,
-    frozen: watch::Sender<bool>,
+    paused: watch::Sender<bool>,
 }
 
 impl Proxy {
-    /// An address at which nothing listens, until a proxy is opened there.
-    pub async fn reserve() -> SocketAddr {
+    /// Returns an address at which nothing listens until a proxy is opened there.
+    pub async fn reserve_address() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        listener.local_addr().expect("it is bound")
+        listener.local_addr().expect("a bound port")
     }
 
     /// Forwards from this address.
-    pub async fn open(address: SocketAddr, to: &PgConnectOptions) -> Self {
+    pub async fn open(address: SocketAddr, upstream: &PgConnectOptions) -> Self {
         let listener = TcpListener::bind(address).await.expect("the port is still free");
         let closed = CancellationToken::new();
-        let target = Target::of(to);
-        let (frozen, is_frozen) = watch::channel(false);
+        let upstream = Upstream::from_options(upstream);
+        let (paused, is_paused) = watch::channel(false);
         tokio::spawn(closed.clone().run_until_cancelled_owned(forward(
             listener,
-            target,
-            is_frozen,
+            upstream,
+            is_paused,
             closed.clone(),
         )));
-        Self { closed, frozen }
+        Self { closed, paused }
     }
 
-    /// Holds all bytes back: connections stay open and can be opened, and nothing answers,
-    /// as with a server that was stopped by SIGSTOP.
-    pub fn freeze(&self) {
-        self.frozen.send_replace(true);
+    /// Holds all bytes back. Connections stay open and new ones are accepted, but nothing is
+    /// forwarded, as with a server that is stopped by SIGSTOP.
+    pub fn pause(&self) {
+        self.paused.send_replace(true);
     }
 
-    /// Lets go of what was held back.
-    pub fn thaw(&self) {
-        self.frozen.send_replace(false);
+    /// Forwards the bytes that were held back, and all later ones.
+    pub fn resume(&self) {
+        self.paused.send_replace(false);
     }
 }
 
@@ -57,15 +57,15 @@ impl Drop for Proxy {
 }
 
 #[derive(Clone)]
-enum Target {
+enum Upstream {
     Socket(PathBuf),
     Tcp(String, u16),
 }
 
-impl Target {
-    fn of(options: &PgConnectOptions) -> Self {
+impl Upstream {
+    fn from_options(options: &PgConnectOptions) -> Self {
         match options.get_socket() {
-            Some(folder) => Self::Socket(folder.join(format!(".s.PGSQL.{}", options.get_port()))),
+            Some(dir) => Self::Socket(dir.join(format!(".s.PGSQL.{}", options.get_port()))),
             None => Self::Tcp(options.get_host().to_owned(), options.get_port()),
         }
     }
@@ -73,46 +73,46 @@ impl Target {
 
 async fn forward(
     listener: TcpListener,
-    target: Target,
-    is_frozen: watch::Receiver<bool>,
+    upstream: Upstream,
+    is_paused: watch::Receiver<bool>,
     closed: CancellationToken,
 ) {
     while let Ok((client, _)) = listener.accept().await {
-        let (target, is_frozen, closed) = (target.clone(), is_frozen.clone(), closed.clone());
+        let (upstream, is_paused, closed) = (upstream.clone(), is_paused.clone(), closed.clone());
         tokio::spawn(closed.run_until_cancelled_owned(async move {
-            match target {
-                Target::Socket(path) => {
-                    copy(client, UnixStream::connect(path).await, is_frozen).await;
+            match upstream {
+                Upstream::Socket(path) => {
+                    copy_both_ways(client, UnixStream::connect(path).await, is_paused).await;
                 }
-                Target::Tcp(host, port) => {
-                    copy(client, TcpStream::connect((host, port)).await, is_frozen).await;
+                Upstream::Tcp(host, port) => {
+                    copy_both_ways(client, TcpStream::connect((host, port)).await, is_paused).await;
                 }
             }
         }));
     }
 }
 
-async fn copy<S: AsyncRead + AsyncWrite>(
+async fn copy_both_ways<S: AsyncRead + AsyncWrite>(
     client: TcpStream,
     server: io::Result<S>,
-    is_frozen: watch::Receiver<bool>,
+    is_paused: watch::Receiver<bool>,
 ) {
     let Ok(server) = server else {
         return;
     };
     let (from_client, to_client) = split(client);
     let (from_server, to_server) = split(server);
-    // Ends when one side does.
+    // Ends when one side closes the connection.
     tokio::select! {
-        _ = pump(from_client, to_server, is_frozen.clone()) => {}
-        _ = pump(from_server, to_client, is_frozen) => {}
+        _ = copy(from_client, to_server, is_paused.clone()) => {}
+        _ = copy(from_server, to_client, is_paused) => {}
     }
 }
 
-async fn pump(
+async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut is_frozen: watch::Receiver<bool>,
+    mut is_paused: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -120,17 +120,17 @@ async fn pump(
         if count == 0 {
             return Ok(());
         }
-        // An error means that the proxy is gone, and this with it.
-        let _ = is_frozen.wait_for(|is_frozen| !is_frozen).await;
+        // An error means that the proxy was dropped, which cancels this task as well.
+        let _ = is_paused.wait_for(|is_paused| !is_paused).await;
         to.write_all(&buffer[..count]).await?;
     }
 }
 
-/// The same database by way of a proxy's address.
-pub fn through(address: SocketAddr, options: &PgConnectOptions) -> PgConnectOptions {
+/// Returns the options for the same database through a proxy at this address.
+pub fn options_via(address: SocketAddr, options: &PgConnectOptions) -> PgConnectOptions {
     let mut url = options.to_url_lossy();
     url.set_query(None);
     url.set_host(Some("127.0.0.1")).expect("a URL with a host");
     url.set_port(Some(address.port())).expect("a URL with a port");
-    url.as_str().parse().expect("still a URL")
+    url.as_str().parse().expect("a valid URL")
 }

@@ -1,9 +1,9 @@
-//! Randomness that can be repeated.
+//! Reproducible randomness.
 
 use std::env;
 
-/// The seed of a test: from the variable `TEST_SEED`, or always the same. What happens at
-/// the same time is decided by the machine all the same.
+/// Returns the seed of a test: the variable `TEST_SEED`, or a fixed one. The order of
+/// concurrent operations still depends on the machine.
 pub fn seed() -> u64 {
     let seed = env::var("TEST_SEED").map_or(1, |seed| seed.parse().expect("a number"));
     println!("TEST_SEED={seed}");

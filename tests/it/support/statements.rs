@@ -1,6 +1,5 @@
-//! Counts the SQL statements of each call: sqlx reports every one to the log, in the
-//! span of the call, which holds the request id. What the service complains of in the
-//! log is kept in the same way.
+//! Counts the SQL statements of each call: sqlx logs each of them in the span of the call,
+//! which contains the request ID. Also records the warnings and errors of each call.
 
 use std::{
     collections::HashMap,
@@ -24,41 +23,41 @@ use tracing_subscriber::{
 
 static COUNTS: LazyLock<Mutex<HashMap<String, usize>>> = LazyLock::new(Mutex::default);
 
-/// Request ids, and what was logged with them as a warning or an error.
-static COMPLAINTS: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+/// Request IDs, each with the fields of a warning or an error.
+static WARNINGS: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 
 /// Starts counting, for the rest of the run.
-pub fn count_from_now_on() {
+pub fn install() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
         let targets = Targets::new()
             .with_target("sqlx::query", LevelFilter::DEBUG)
             .with_target("fast_zero", LevelFilter::INFO);
-        tracing_subscriber::registry().with(Counter.with_filter(targets)).init();
+        tracing_subscriber::registry().with(CallLayer.with_filter(targets)).init();
     });
 }
 
-/// How many statements the call with this request id has sent.
-pub fn count_of(request_id: &str) -> usize {
-    COUNTS.lock().expect("no test panicked here").get(request_id).copied().unwrap_or_default()
+/// Returns how many statements the call with this request ID has sent.
+pub fn statement_count(request_id: &str) -> usize {
+    COUNTS.lock().expect("not poisoned").get(request_id).copied().unwrap_or_default()
 }
 
-/// The warnings and errors that were logged in calls whose request id begins with this.
-pub fn complaints_of(prefix: &str) -> Vec<String> {
-    let complaints = COMPLAINTS.lock().expect("no test panicked here");
-    let of_them = complaints.iter().filter(|(request_id, _)| request_id.starts_with(prefix));
-    of_them.map(|(request_id, text)| format!("{request_id}: {text}")).collect()
+/// Returns the warnings and errors of the calls whose request ID starts with this prefix.
+pub fn logged_warnings(prefix: &str) -> Vec<String> {
+    let warnings = WARNINGS.lock().expect("not poisoned");
+    let matching = warnings.iter().filter(|(request_id, _)| request_id.starts_with(prefix));
+    matching.map(|(request_id, fields)| format!("{request_id}: {fields}")).collect()
 }
 
-struct Counter;
+struct CallLayer;
 
 struct RequestId(String);
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Counter {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for CallLayer {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let mut found = Found(None);
-        attributes.record(&mut found);
-        if let (Some(request_id), Some(span)) = (found.0, context.span(id)) {
+        let mut visitor = RequestIdVisitor(None);
+        attributes.record(&mut visitor);
+        if let (Some(request_id), Some(span)) = (visitor.0, context.span(id)) {
             span.extensions_mut().insert(RequestId(request_id));
         }
     }
@@ -74,21 +73,21 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Counter {
                 continue;
             };
             if is_statement {
-                let mut counts = COUNTS.lock().expect("no test panicked here");
+                let mut counts = COUNTS.lock().expect("not poisoned");
                 *counts.entry(request_id.clone()).or_default() += 1;
             } else {
-                let mut text = Text::default();
-                event.record(&mut text);
-                let mut complaints = COMPLAINTS.lock().expect("no test panicked here");
-                complaints.push((request_id.clone(), text.0));
+                let mut visitor = FieldVisitor::default();
+                event.record(&mut visitor);
+                let mut warnings = WARNINGS.lock().expect("not poisoned");
+                warnings.push((request_id.clone(), visitor.0));
             }
         }
     }
 }
 
-struct Found(Option<String>);
+struct RequestIdVisitor(Option<String>);
 
-impl Visit for Found {
+impl Visit for RequestIdVisitor {
     fn record_str(&mut self, field: &Field, value: &str) {
         if field.name() == "request_id" {
             self.0 = Some(value.to_owned());
@@ -98,11 +97,11 @@ impl Visit for Found {
     fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
 }
 
-/// All fields of an event.
+/// The text of all fields of an event.
 #[derive(Default)]
-struct Text(String);
+struct FieldVisitor(String);
 
-impl Visit for Text {
+impl Visit for FieldVisitor {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let _ = write!(self.0, "{field}={value:?} ");
     }

@@ -1,32 +1,31 @@
-//! Times in answers.
+//! Times in responses.
 
 use std::time::{Duration, SystemTime};
 
 use prost_types::Timestamp;
 use uuid::Uuid;
 
-/// What rounding to whole seconds may cost.
+/// The error of rounding to whole seconds.
 const TOLERANCE: Duration = Duration::from_secs(1);
 
-/// The instant that a UUIDv7 holds.
-pub fn time_in(id: &str) -> Timestamp {
+/// Returns the time in a UUIDv7.
+pub fn uuid_timestamp(id: &str) -> Timestamp {
     let id = Uuid::parse_str(id).expect("a UUID");
     assert_eq!(id.get_version_num(), 7);
     let (seconds, nanos) = id.get_timestamp().expect("a UUIDv7").to_unix();
     let (seconds, nanos) = (i64::try_from(seconds), i32::try_from(nanos));
-    Timestamp { seconds: seconds.expect("soon"), nanos: nanos.expect("below a second") }
+    Timestamp { seconds: seconds.expect("in range"), nanos: nanos.expect("below a second") }
 }
 
-/// For comparing and reckoning.
-pub fn system_time(time: Option<Timestamp>) -> SystemTime {
-    SystemTime::try_from(time.expect("a time")).expect("a time of today")
+/// Converts the time, so that tests can compare it and add to it.
+pub fn to_system_time(time: Option<Timestamp>) -> SystemTime {
+    SystemTime::try_from(time.expect("a time")).expect("in range")
 }
 
-/// The time is that of a call that was made after `begun` and is answered by now, plus
-/// `ahead`.
+/// Asserts that the time lies between `started_at` and now, each plus `offset`.
 #[track_caller]
-pub fn assert_since(begun: SystemTime, ahead: Duration, time: Option<Timestamp>) {
-    let (from, to) = (begun + ahead - TOLERANCE, SystemTime::now() + ahead);
-    let time = system_time(time);
+pub fn assert_recent(started_at: SystemTime, offset: Duration, time: Option<Timestamp>) {
+    let (from, to) = (started_at + offset - TOLERANCE, SystemTime::now() + offset);
+    let time = to_system_time(time);
     assert!((from..=to).contains(&time), "{time:?} is not from {from:?} to {to:?}");
 }

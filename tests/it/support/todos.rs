@@ -1,4 +1,4 @@
-//! The rpcs on to-dos, in the words that tests need.
+//! The RPCs of `TodoService`.
 
 use fast_zero::proto::todo::v1::{
     CreateTodoRequest, CreateTodoResponse, DeleteTodoRequest, DeleteTodoResponse, GetTodoRequest,
@@ -6,17 +6,15 @@ use fast_zero::proto::todo::v1::{
     UpdateTodoResponse,
 };
 use prost_types::FieldMask;
-use tonic::{Response, Status};
+use tonic::Response;
 
-use super::Client;
+use super::{Client, RpcResult};
 
-/// More than any list of a test has: a list that goes on further never ends.
+/// More pages than any list of a test has. A longer list does not end.
 const MAX_PAGES: usize = 5_000;
 
-pub type Answer<T> = Result<Response<T>, Status>;
-
-/// A to-do with this title and nothing else.
-pub fn titled(title: &str) -> Todo {
+/// Returns a todo with only a title.
+pub fn todo_titled(title: &str) -> Todo {
     Todo { title: title.to_owned(), ..Todo::default() }
 }
 
@@ -24,36 +22,36 @@ pub fn titles(todos: &[Todo]) -> Vec<&str> {
     todos.iter().map(|todo| &*todo.title).collect()
 }
 
-/// So that answers of different rpcs can stand in one list.
-pub fn without_message<T>(response: Response<T>) -> Response<()> {
+/// Drops the message, so that results of several methods have one type.
+pub fn discard_message<T>(response: Response<T>) -> Response<()> {
     response.map(drop)
 }
 
 impl Client {
-    pub async fn try_create_todo(&self, todo: Option<Todo>) -> Answer<CreateTodoResponse> {
+    pub async fn try_create_todo(&self, todo: Option<Todo>) -> RpcResult<CreateTodoResponse> {
         self.todos().create_todo(CreateTodoRequest { todo }).await
     }
 
-    pub async fn try_get_todo(&self, id: &str) -> Answer<GetTodoResponse> {
+    pub async fn try_get_todo(&self, id: &str) -> RpcResult<GetTodoResponse> {
         self.todos().get_todo(GetTodoRequest { id: id.to_owned() }).await
     }
 
     pub async fn get_todo(&self, id: &str) -> Todo {
         let response = self.try_get_todo(id).await.expect("found");
-        response.into_inner().todo.expect("a to-do")
+        response.into_inner().todo.expect("a todo")
     }
 
-    pub async fn try_list_todos(&self, request: ListTodosRequest) -> Answer<ListTodosResponse> {
+    pub async fn try_list_todos(&self, request: ListTodosRequest) -> RpcResult<ListTodosResponse> {
         self.todos().list_todos(request).await
     }
 
-    /// One page.
+    /// Returns one page.
     pub async fn list_todos(&self, request: ListTodosRequest) -> ListTodosResponse {
         self.try_list_todos(request).await.expect("listed").into_inner()
     }
 
-    /// All pages from this one on.
-    pub async fn pages_of_todos(&self, mut request: ListTodosRequest) -> Vec<ListTodosResponse> {
+    /// Returns this page and all later ones.
+    pub async fn list_todo_pages(&self, mut request: ListTodosRequest) -> Vec<ListTodosResponse> {
         let mut pages = Vec::new();
         loop {
             let page = self.list_todos(request.clone()).await;
@@ -62,13 +60,13 @@ impl Client {
             if request.page_token.is_empty() {
                 return pages;
             }
-            assert!(pages.len() < MAX_PAGES, "the list has no end");
+            assert!(pages.len() < MAX_PAGES, "the list does not end");
         }
     }
 
-    /// The to-dos of all pages from this one on.
-    pub async fn all_todos(&self, request: ListTodosRequest) -> Vec<Todo> {
-        let pages = self.pages_of_todos(request).await;
+    /// Returns the todos of this page and all later ones.
+    pub async fn list_all_todos(&self, request: ListTodosRequest) -> Vec<Todo> {
+        let pages = self.list_todo_pages(request).await;
         pages.into_iter().flat_map(|page| page.todos).collect()
     }
 
@@ -76,7 +74,7 @@ impl Client {
         &self,
         todo: Option<Todo>,
         mask: Option<&[&str]>,
-    ) -> Answer<UpdateTodoResponse> {
+    ) -> RpcResult<UpdateTodoResponse> {
         let paths = |mask: &[&str]| mask.iter().map(|path| (*path).to_owned()).collect();
         let update_mask = mask.map(|mask| FieldMask { paths: paths(mask) });
         self.todos().update_todo(UpdateTodoRequest { todo, update_mask }).await
@@ -84,10 +82,10 @@ impl Client {
 
     pub async fn update_todo(&self, todo: Todo, mask: Option<&[&str]>) -> Todo {
         let response = self.try_update_todo(Some(todo), mask).await.expect("updated");
-        response.into_inner().todo.expect("a to-do")
+        response.into_inner().todo.expect("a todo")
     }
 
-    pub async fn try_delete_todo(&self, id: &str, etag: &str) -> Answer<DeleteTodoResponse> {
+    pub async fn try_delete_todo(&self, id: &str, etag: &str) -> RpcResult<DeleteTodoResponse> {
         let request = DeleteTodoRequest { id: id.to_owned(), etag: etag.to_owned() };
         self.todos().delete_todo(request).await
     }

@@ -1,4 +1,4 @@
-//! Access tokens made by hand, to be wrong in one way each.
+//! Handmade access tokens, most of which are invalid.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -14,58 +14,58 @@ pub struct Jwt {
     claims: BTreeMap<&'static str, String>,
 }
 
-/// JSON of a text that needs no escapes.
-pub fn quoted(text: &str) -> String {
+/// Returns the JSON of a text that needs no escapes.
+pub fn json_string(text: &str) -> String {
     format!("\"{text}\"")
 }
 
-/// Seconds since 1970, as many before or after now.
-pub fn from_now(seconds: i64) -> String {
+/// Returns the Unix time in this many seconds, as JSON.
+pub fn seconds_from_now(seconds: i64) -> String {
     let now = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
-    (i64::try_from(now).expect("soon") + seconds).to_string()
+    (i64::try_from(now).expect("in range") + seconds).to_string()
 }
 
 impl Jwt {
-    /// A good token for a session.
-    pub fn of(user_id: &str, session_id: &str) -> Self {
-        let header = [("alg", quoted("HS256")), ("typ", quoted("at+jwt"))];
+    /// Returns a valid token for a session.
+    pub fn for_session(user_id: &str, session_id: &str) -> Self {
+        let header = [("alg", json_string("HS256")), ("typ", json_string("at+jwt"))];
         let claims = [
-            ("iss", quoted("fast-zero")),
-            ("aud", quoted("fast-zero")),
-            ("sub", quoted(user_id)),
-            ("sid", quoted(session_id)),
-            ("jti", quoted("01890000-0000-7000-8000-000000000000")),
-            ("iat", from_now(-1)),
-            ("exp", from_now(600)),
+            ("iss", json_string("fast-zero")),
+            ("aud", json_string("fast-zero")),
+            ("sub", json_string(user_id)),
+            ("sid", json_string(session_id)),
+            ("jti", json_string("01890000-0000-7000-8000-000000000000")),
+            ("iat", seconds_from_now(-1)),
+            ("exp", seconds_from_now(600)),
         ];
         Self { header: header.into(), claims: claims.into() }
     }
 
-    /// A good token for the session of a caller.
-    pub fn for_session_of(client: &Client) -> Self {
-        Self::of(&client.user_id(), &client.tokens().session_id)
+    /// Returns a valid token for the session of a client.
+    pub fn for_client(client: &Client) -> Self {
+        Self::for_session(&client.user_id(), &client.tokens().session_id)
     }
 
-    /// With another value in its header.
+    /// Sets a field of the header.
     pub fn header(mut self, name: &'static str, json: impl Into<String>) -> Self {
         self.header.insert(name, json.into());
         self
     }
 
-    /// With another claim.
+    /// Sets a claim.
     pub fn claim(mut self, name: &'static str, json: impl Into<String>) -> Self {
         self.claims.insert(name, json.into());
         self
     }
 
-    /// Without a field of the header or a claim.
-    pub fn without(mut self, name: &str) -> Self {
+    /// Removes a field of the header or a claim.
+    pub fn without_field(mut self, name: &str) -> Self {
         let removed = self.header.remove(name).or_else(|| self.claims.remove(name));
         assert!(removed.is_some(), "there was no {name}");
         self
     }
 
-    /// As the service signs it.
+    /// Signs the token as the service does.
     pub fn signed(&self) -> String {
         self.signed_with(hmac::HMAC_SHA256, SECRET_KEY)
     }
@@ -74,14 +74,14 @@ impl Jwt {
         signed_with(&json(&self.header), &json(&self.claims), algorithm, key)
     }
 
-    /// With an empty signature.
+    /// Returns the token with an empty signature.
     pub fn unsigned(&self) -> String {
         format!("{}.", payload(&json(&self.header), &json(&self.claims)))
     }
 }
 
-/// Signs any two texts as the service signs header and claims.
-pub fn signed(header: &str, claims: &str) -> String {
+/// Signs two texts as the service signs header and claims.
+pub fn sign_parts(header: &str, claims: &str) -> String {
     signed_with(header, claims, hmac::HMAC_SHA256, SECRET_KEY)
 }
 

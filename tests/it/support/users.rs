@@ -1,4 +1,4 @@
-//! The rpcs on users, in the words that tests need.
+//! The RPCs of `UserService`.
 
 use fast_zero::proto::user::v1::{
     CreateUserRequest, CreateUserResponse, DeleteUserRequest, DeleteUserResponse, GetUserRequest,
@@ -7,10 +7,10 @@ use fast_zero::proto::user::v1::{
 };
 use prost_types::FieldMask;
 
-use super::{Client, todos::Answer};
+use super::{Client, RpcResult};
 
-/// The caller's own account with these writable fields and nothing else.
-pub fn me(username: &str, email: &str) -> User {
+/// Returns the caller's own user with only these fields.
+pub fn own_user(username: &str, email: &str) -> User {
     User { id: "me".into(), username: username.into(), email: email.into(), ..User::default() }
 }
 
@@ -24,7 +24,7 @@ impl Client {
         username: &str,
         email: &str,
         password: &str,
-    ) -> Answer<CreateUserResponse> {
+    ) -> RpcResult<CreateUserResponse> {
         let request = CreateUserRequest {
             username: username.to_owned(),
             email: email.to_owned(),
@@ -34,11 +34,11 @@ impl Client {
     }
 
     pub async fn sign_up(&self, username: &str, email: &str, password: &str) -> User {
-        let response = self.try_sign_up(username, email, password).await.expect("signed up");
+        let response = self.try_sign_up(username, email, password).await.expect("created");
         response.into_inner().user.expect("a user")
     }
 
-    pub async fn try_get_user(&self, id: &str) -> Answer<GetUserResponse> {
+    pub async fn try_get_user(&self, id: &str) -> RpcResult<GetUserResponse> {
         self.users().get_user(GetUserRequest { id: id.to_owned() }).await
     }
 
@@ -47,11 +47,11 @@ impl Client {
         response.into_inner().user.expect("a user")
     }
 
-    pub async fn try_list_users(&self, request: ListUsersRequest) -> Answer<ListUsersResponse> {
+    pub async fn try_list_users(&self, request: ListUsersRequest) -> RpcResult<ListUsersResponse> {
         self.users().list_users(request).await
     }
 
-    /// One page.
+    /// Returns one page.
     pub async fn list_users(&self, request: ListUsersRequest) -> ListUsersResponse {
         self.try_list_users(request).await.expect("listed").into_inner()
     }
@@ -60,7 +60,7 @@ impl Client {
         &self,
         user: Option<User>,
         mask: Option<&[&str]>,
-    ) -> Answer<UpdateUserResponse> {
+    ) -> RpcResult<UpdateUserResponse> {
         let paths = |mask: &[&str]| mask.iter().map(|path| (*path).to_owned()).collect();
         let update_mask = mask.map(|mask| FieldMask { paths: paths(mask) });
         self.users().update_user(UpdateUserRequest { user, update_mask }).await
@@ -71,7 +71,7 @@ impl Client {
         response.into_inner().user.expect("a user")
     }
 
-    pub async fn try_delete_user(&self, id: &str, etag: &str) -> Answer<DeleteUserResponse> {
+    pub async fn try_delete_user(&self, id: &str, etag: &str) -> RpcResult<DeleteUserResponse> {
         let request = DeleteUserRequest { id: id.to_owned(), etag: etag.to_owned() };
         self.users().delete_user(request).await
     }

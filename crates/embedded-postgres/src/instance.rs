@@ -1,0 +1,106 @@
+//! The directory of one PostgreSQL, locked by this process.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{App, Error, dirs, error::ErrorChain, lock::DirLock, orphans};
+
+/// The parent of ephemeral directories. `TMPDIR` may be too long for the path of a socket,
+/// or another user's.
+const TEMP_DIR: &str = "/tmp";
+
+/// A data directory, locked by this process.
+#[derive(Debug)]
+pub(crate) enum InstanceDir {
+    /// The directory remains.
+    Persistent { dir: PathBuf, _lock: DirLock },
+    /// The directory is removed on drop.
+    Ephemeral(EphemeralDir),
+}
+
+impl InstanceDir {
+    /// Locks `persistent`, or creates an ephemeral directory if that is `None`.
+    pub(crate) async fn acquire(app: &App, persistent: Option<PathBuf>) -> Result<Self, Error> {
+        let Some(dir) = persistent else {
+            return EphemeralDir::create(app).await.map(Self::Ephemeral);
+        };
+        match DirLock::try_acquire(app, &dir)? {
+            Some(lock) => Ok(Self::Persistent { dir, _lock: lock }),
+            None => Err(Error::InUse {
+                owner_pid: DirLock::owner_pid(&dir),
+                dir,
+                setting: app.data_dir_var,
+            }),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Persistent { dir, .. } => dir,
+            Self::Ephemeral(ephemeral) => ephemeral.path(),
+        }
+    }
+
+    pub(crate) fn is_ephemeral(&self) -> bool {
+        matches!(self, Self::Ephemeral(_))
+    }
+}
+
+/// A new directory, accessible to this user only and removed on drop with its contents.
+#[derive(Debug)]
+pub(crate) struct EphemeralDir {
+    dir: PathBuf,
+    _lock: DirLock,
+}
+
+impl EphemeralDir {
+    /// Creates a directory, after removing those of processes that were killed.
+    pub(crate) async fn create(app: &App) -> Result<Self, Error> {
+        remove_stale_dirs(app).await;
+        let failed = || Error::io("create a temporary directory in", TEMP_DIR);
+        let dir =
+            dirs::create_temp_dir(Path::new(TEMP_DIR), &prefix(app)).map_err(failed())?.keep();
+        let lock = DirLock::acquire_new(&dir).map_err(failed())?;
+        Ok(Self { dir, _lock: lock })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for EphemeralDir {
+    fn drop(&mut self) {
+        dirs::remove_dir_retrying(&self.dir);
+    }
+}
+
+fn prefix(app: &App) -> String {
+    format!("{}-", app.name)
+}
+
+/// Removes this user's ephemeral directories whose lock no process holds, and stops the
+/// PostgreSQL processes in them.
+async fn remove_stale_dirs(app: &App) {
+    let uid = nix::unistd::geteuid().as_raw();
+    for dir in dirs::entries_with_prefix(Path::new(TEMP_DIR), &prefix(app)) {
+        let own = fs::symlink_metadata(&dir)
+            .is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == uid);
+        if !own || !DirLock::exists(&dir) {
+            continue;
+        }
+        if let Ok(Some(_lock)) = DirLock::try_acquire(app, &dir) {
+            tracing::info!(dir = %dir.display(), "removing stale directory");
+            match orphans::stop_orphans(&dir).await {
+                Ok(()) => dirs::remove_dir_retrying(&dir),
+                Err(error) => {
+                    let error = ErrorChain(&error);
+                    tracing::warn!(%error, "failed to remove stale directory");
+                }
+            }
+        }
+    }
+}

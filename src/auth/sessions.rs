@@ -1,0 +1,305 @@
+//! The one owner of sessions: the rows in the database, the cache, and the watches of open
+//! streams. Each method that ends sessions also invalidates what is known of them, and writes
+//! to the audit trail, whether or not the call still waits.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use time::OffsetDateTime;
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    Session,
+    session_cache::SessionCache,
+    store::{AuthStore, Credentials, NewSession, RevocationScope, RotationOutcome},
+    token::RefreshToken,
+};
+use crate::{
+    crypto::password::PasswordHash,
+    database::run_to_completion,
+    rpc::{caller::Caller, error::Error},
+    telemetry::{audit, metrics::SessionCacheMetrics},
+    types::{
+        clock,
+        error_chain::ErrorChain,
+        id::{SessionId, UserId},
+    },
+};
+
+/// The interval in which the sessions of open streams are checked, with one statement for all. A
+/// revocation on another replica ends a stream within this time.
+///
+/// Test: `a_stream_ends_with_its_session_on_any_replica`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long the check of the watched sessions may take.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The sessions of all users.
+#[derive(Clone, Debug)]
+pub(crate) struct Sessions(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<AuthStore>,
+    cache: SessionCache,
+    watches: Arc<Watches>,
+    /// How long a session lasts after its last rotation.
+    lifetime: time::Duration,
+    _watcher: DropGuard,
+}
+
+impl Sessions {
+    /// Creates the owner of the sessions, which needs a runtime. A session lasts for `lifetime`
+    /// after its last rotation.
+    pub(super) fn new(
+        store: Arc<AuthStore>,
+        lifetime: time::Duration,
+        metrics: SessionCacheMetrics,
+    ) -> Self {
+        let watches = Arc::<Watches>::default();
+        let stop = CancellationToken::new();
+        let checks = watches.clone().check_until_dropped(store.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(checks));
+        Self(Arc::new(Inner {
+            store,
+            cache: SessionCache::new(metrics),
+            watches,
+            lifetime,
+            _watcher: stop.drop_guard(),
+        }))
+    }
+
+    /// Returns the number of users with cached sessions.
+    #[must_use]
+    pub(crate) fn cached_users(&self) -> usize {
+        self.0.cache.len()
+    }
+
+    /// Returns `true` if the caller's session is active.
+    pub(super) async fn is_active(&self, caller: Caller) -> Result<bool, Error> {
+        let lookup = || self.0.store.session_expiry(caller);
+        self.0.cache.is_active(caller, lookup).await
+    }
+
+    /// Drops what is known of a user's sessions, after they ended or may have ended.
+    pub(crate) fn invalidate(&self, user_id: UserId) {
+        self.0.cache.invalidate(user_id);
+        self.0.watches.check_now.notify_one();
+    }
+
+    /// Watches the caller's session for an open stream.
+    pub(crate) fn watch(&self, caller: Caller) -> SessionWatch {
+        self.0.watches.add(caller)
+    }
+
+    /// Opens a session for the user whose password was verified. Returns its first refresh token
+    /// and the time when it expires.
+    ///
+    /// # Errors
+    /// [`Error::IncorrectCredentials`] if the password changed, or the user was deleted, in the
+    /// meantime.
+    pub(super) async fn open(
+        &self,
+        verified: Credentials,
+        user_agent: String,
+        peer: String,
+        now: OffsetDateTime,
+    ) -> Result<(RefreshToken, OffsetDateTime), Error> {
+        let this = self.clone();
+        run_to_completion(async move {
+            let session = NewSession {
+                id: SessionId::generate(),
+                user_id: verified.user_id,
+                now,
+                expires_at: now + this.0.lifetime,
+                user_agent,
+                peer,
+            };
+            let opened = this.0.store.open_session(&session, verified.password_version).await?;
+            let pruned = opened.ok_or(Error::IncorrectCredentials)?;
+            if pruned {
+                this.invalidate(session.user_id);
+            }
+            audit::record("login", Some(session.user_id), Some(session.id));
+            let caller = Caller { user_id: session.user_id, session_id: session.id };
+            Ok((RefreshToken { caller, generation: 0 }, session.expires_at))
+        })
+        .await
+    }
+
+    /// Rotates a refresh token. A token that was used before ends the session.
+    pub(super) async fn rotate(
+        &self,
+        token: RefreshToken,
+        now: OffsetDateTime,
+    ) -> Result<RotationOutcome, Error> {
+        let this = self.clone();
+        run_to_completion(async move {
+            let outcome = this.0.store.rotate(token, now, now + this.0.lifetime).await?;
+            if outcome == RotationOutcome::Reused {
+                this.invalidate(token.caller.user_id);
+                tracing::warn!(
+                    target: audit::TARGET,
+                    event = "refresh_reused",
+                    user_id = %token.caller.user_id,
+                    session_id = %token.caller.session_id,
+                    "refresh token reuse detected, session revoked"
+                );
+            }
+            Ok(outcome)
+        })
+        .await
+    }
+
+    /// Ends sessions of the caller.
+    pub(super) async fn end(&self, caller: Caller, scope: RevocationScope) -> Result<(), Error> {
+        let this = self.clone();
+        run_to_completion(async move {
+            let ended = this.0.store.delete_sessions(caller, scope).await;
+            // Also after an error: the statement may have run.
+            this.invalidate(caller.user_id);
+            ended?;
+            // A line about several sessions names none.
+            let session_id = (scope == RevocationScope::This).then_some(caller.session_id);
+            audit::record("session_revoked", Some(caller.user_id), session_id);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends one active session of a user. Returns `true` if there was one.
+    pub(super) async fn revoke(
+        &self,
+        user_id: UserId,
+        session_id: SessionId,
+    ) -> Result<bool, Error> {
+        let this = self.clone();
+        run_to_completion(async move {
+            let revoked = this.0.store.delete_session(user_id, session_id, clock::now()).await;
+            this.invalidate(user_id);
+            let revoked = revoked?;
+            if revoked {
+                audit::record("session_revoked", Some(user_id), Some(session_id));
+            }
+            Ok(revoked)
+        })
+        .await
+    }
+
+    /// Lists a user's active sessions, newest first.
+    pub(super) async fn list(&self, user_id: UserId) -> Result<Vec<Session>, Error> {
+        self.0.store.list_sessions(user_id, clock::now()).await
+    }
+
+    /// Sets the caller's password, and ends all other sessions. Returns `false`, and changes
+    /// nothing, if the password that was verified is not the current one any more.
+    pub(super) async fn change_password(
+        &self,
+        caller: Caller,
+        verified: Credentials,
+        hash: PasswordHash,
+    ) -> Result<bool, Error> {
+        let this = self.clone();
+        run_to_completion(async move {
+            let changed = this.0.store.change_password(caller, &verified, &hash).await;
+            this.invalidate(caller.user_id);
+            let changed = changed?;
+            if changed {
+                audit::record("password_changed", Some(caller.user_id), Some(caller.session_id));
+            }
+            Ok(changed)
+        })
+        .await
+    }
+}
+
+/// The watched sessions, each with the number of its streams.
+#[derive(Debug, Default)]
+struct Watches {
+    sessions: Mutex<HashMap<Caller, (CancellationToken, usize)>>,
+    /// Asks for a check at once.
+    check_now: Notify,
+}
+
+/// The watch of one stream over its session.
+#[derive(Debug)]
+pub(crate) struct SessionWatch {
+    caller: Caller,
+    ended: CancellationToken,
+    watches: Arc<Watches>,
+}
+
+impl SessionWatch {
+    /// Waits until the session has ended.
+    pub(crate) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+}
+
+impl Drop for SessionWatch {
+    fn drop(&mut self) {
+        let mut sessions = self.watches.lock();
+        if let Some((_, streams)) = sessions.get_mut(&self.caller) {
+            *streams -= 1;
+            if *streams == 0 {
+                sessions.remove(&self.caller);
+            }
+        }
+    }
+}
+
+impl Watches {
+    fn add(self: &Arc<Self>, caller: Caller) -> SessionWatch {
+        let mut sessions = self.lock();
+        let (ended, streams) = sessions.entry(caller).or_default();
+        *streams += 1;
+        SessionWatch { caller, ended: ended.clone(), watches: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Caller, (CancellationToken, usize)>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks the watched sessions every [`WATCH_INTERVAL`], and at once when asked to. Without
+    /// watches, it sends no statement.
+    async fn check_until_dropped(self: Arc<Self>, store: Arc<AuthStore>) {
+        loop {
+            tokio::select! {
+                () = sleep(WATCH_INTERVAL) => {}
+                () = self.check_now.notified() => {}
+            }
+            let callers: Vec<_> = self.lock().keys().copied().collect();
+            if callers.is_empty() {
+                continue;
+            }
+            match timeout(WATCH_TIMEOUT, store.session_expiries(&callers)).await {
+                Ok(Ok(expiries)) => self.end_expired(&callers, &expiries),
+                // The streams stay open: an unavailable database ends no session.
+                Ok(Err(error)) => {
+                    tracing::debug!(error = %ErrorChain(&error), "failed to check sessions");
+                }
+                Err(error) => tracing::debug!(%error, "failed to check sessions"),
+            }
+        }
+    }
+
+    fn end_expired(&self, callers: &[Caller], expiries: &[Option<OffsetDateTime>]) {
+        let now = clock::now();
+        let sessions = self.lock();
+        for (caller, expires_at) in callers.iter().zip(expiries) {
+            if expires_at.is_none_or(|expires_at| expires_at <= now)
+                && let Some((ended, _)) = sessions.get(caller)
+            {
+                ended.cancel();
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The command line: arguments, one file for each subcommand, and exit codes.
+
+#[cfg(feature = "embedded")]
+mod embedded;
+mod healthcheck;
+mod methods;
+mod migrate;
+#[cfg(feature = "embedded")]
+mod postgres;
+mod serve;
+mod shutdown;
+mod source;
+
+use std::{
+    env,
+    ffi::OsString,
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{
+    Arg, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable, error::ErrorKind,
+};
+
+use self::{healthcheck::HealthcheckArgs, migrate::MigrateArgs};
+use crate::{
+    config::{Config, ConfigError, LogConfig, dotenv},
+    telemetry::log,
+    types::error_chain::{BoxError, ErrorChain},
+};
+
+/// Users, authentication and todos over gRPC, on PostgreSQL.
+///
+/// Each option is also an environment variable of the same name, and a line of a file `.env` in
+/// the working directory. An option comes before a variable, and a variable before the file.
+#[derive(Debug, Parser)]
+#[command(name = "fast-zero", version = VERSION, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(flatten)]
+    config: Config,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("FASTZERO_COMMIT"), ")");
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve gRPC (the default)
+    Serve(Box<Config>),
+    /// Apply schema migrations, and exit
+    Migrate(Box<MigrateArgs>),
+    /// Check the health of a server: exits with 0 if it is SERVING, 2 if it cannot connect, 3 if the RPC fails, 4 if it is not SERVING
+    Healthcheck(Box<HealthcheckArgs>),
+    /// Print the methods of the API, and who may call them
+    Methods,
+    /// Run the embedded PostgreSQL alone: print its URL, and stay until a signal
+    #[cfg(feature = "embedded")]
+    Postgres(postgres::PostgresArgs),
+}
+
+/// Why the process exits, by exit code (sysexits.h).
+enum ExitError {
+    /// 64, or 78 for the value of a setting.
+    Usage(clap::Error),
+    /// 78.
+    Config(BoxError),
+    /// 1.
+    Runtime(BoxError),
+}
+
+impl From<ConfigError> for ExitError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error.into())
+    }
+}
+
+impl From<dotenv::DotenvError> for ExitError {
+    fn from(error: dotenv::DotenvError) -> Self {
+        Self::Config(error.into())
+    }
+}
+
+impl From<BoxError> for ExitError {
+    fn from(error: BoxError) -> Self {
+        match error.downcast::<ConfigError>() {
+            Ok(error) => Self::Config(error),
+            Err(error) => Self::Runtime(error),
+        }
+    }
+}
+
+#[cfg(feature = "embedded")]
+impl From<embedded::Error> for ExitError {
+    fn from(error: embedded::Error) -> Self {
+        Self::Runtime(error.into())
+    }
+}
+
+impl From<io::Error> for ExitError {
+    fn from(error: io::Error) -> Self {
+        Self::Runtime(error.into())
+    }
+}
+
+impl ExitError {
+    /// Prints the error, and returns the exit code.
+    fn report(self) -> ExitCode {
+        match self {
+            Self::Usage(error) => {
+                // Standard error may be closed.
+                let _ = error.print();
+                ExitCode::from(match error.kind() {
+                    ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
+                    ErrorKind::InvalidValue | ErrorKind::ValueValidation => 78,
+                    _ => 64,
+                })
+            }
+            Self::Config(error) => {
+                print_error(&ErrorChain(&*error));
+                ExitCode::from(78)
+            }
+            Self::Runtime(error) => {
+                print_error(&ErrorChain(&*error));
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// Prints to standard error, which may be closed.
+fn print_error(error: &dyn fmt::Display) {
+    let _ = writeln!(io::stderr(), "error: {error}");
+}
+
+/// Runs the subcommand of the command line, and returns the exit code of the process.
+#[must_use]
+pub fn run() -> ExitCode {
+    try_run().unwrap_or_else(ExitError::report)
+}
+
+fn try_run() -> Result<ExitCode, ExitError> {
+    dotenv::load()?;
+    let Arguments { config, command } = parse_arguments().map_err(ExitError::Usage)?;
+    match command.unwrap_or_else(|| Command::Serve(Box::new(config))) {
+        Command::Serve(config) => with_log(&config.log.clone(), || block_on(serve::run(*config))),
+        Command::Migrate(args) => with_log(&args.log.clone(), || block_on(migrate::run(*args))),
+        Command::Healthcheck(args) => {
+            with_log(&args.log.clone(), || block_on(healthcheck::run(*args)))
+        }
+        Command::Methods => Ok(methods::run().map(|()| ExitCode::SUCCESS)?),
+        // Has a runtime of its own, which starts after it has switched the user.
+        #[cfg(feature = "embedded")]
+        Command::Postgres(args) => with_log(&args.log.clone(), || postgres::run(args)),
+    }
+}
+
+fn with_log(
+    config: &LogConfig,
+    run: impl FnOnce() -> Result<ExitCode, ExitError>,
+) -> Result<ExitCode, ExitError> {
+    let _log = log::init(config.rust_log.clone(), config.log_format);
+    run()
+}
+
+/// An empty variable counts as not set: compose passes an unset one as an empty one. Without a
+/// subcommand, the options are those of `serve`; with one, their variables are not read.
+fn parse_arguments() -> Result<Arguments, clap::Error> {
+    let is_empty = |arg: &Arg| {
+        let value = arg.get_env().and_then(env::var_os);
+        value.is_some_and(|value| value.is_empty())
+    };
+    let without_empty = |command: clap::Command| {
+        command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg })
+    };
+    let mut command = without_empty(Arguments::command());
+    let subcommands: Vec<_> =
+        command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    for name in &subcommands {
+        command = command.mut_subcommand(name, without_empty);
+    }
+    let first = env::args_os().nth(1);
+    if first.is_some_and(|first| subcommands.iter().any(|name| first == OsString::from(name))) {
+        command = command.mut_args(|arg| arg.env(Resettable::Reset));
+    }
+    Arguments::from_arg_matches(&command.try_get_matches()?)
+}
+
+fn block_on(
+    work: impl Future<Output = Result<ExitCode, ExitError>>,
+) -> Result<ExitCode, ExitError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // A hash in progress does not delay the exit.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,430 @@
+//! The settings, in sections. Each is a flag, and an environment variable of the same name.
+//!
+//! A flag comes before the environment, and the environment before a `.env` file in the working
+//! directory ([`dotenv`]). Secrets may come from files ([`secrets`]). What a subcommand does not
+//! need, it does not show.
+
+pub(crate) mod dotenv;
+mod secrets;
+mod values;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+use http::Uri;
+use ipnet::IpNet;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::PgConnectOptions;
+use tokio_rustls::rustls::ClientConfig;
+use tracing_subscriber::filter::Targets;
+
+use self::{
+    secrets::{parse_database_url, read_secret, signing_key},
+    values::{
+        default_hashing_threads, default_max_connections, parse_address, parse_network,
+        parse_otlp_endpoint, secret,
+    },
+};
+use crate::{
+    crypto::{keys::Keyring, password},
+    telemetry::log::LogFormat,
+    transport::{
+        accept::ConnectionLimits,
+        connection::Lifetime,
+        tls::{IdentityFiles, PemFile, ReloadingTls, TlsFileError, TlsFiles},
+    },
+};
+
+pub(crate) use self::values::connect_addr;
+
+/// The largest lifetime of an access token, in minutes: a year.
+const MAX_ACCESS_TOKEN_MINUTES: i64 = 365 * 24 * 60;
+/// The largest lifetime of a session, in days: ten years.
+const MAX_REFRESH_TOKEN_DAYS: i64 = 3_650;
+/// Well above the cores of a machine.
+const MAX_HASHING_THREADS: i64 = 1_024;
+/// Well above what one PostgreSQL serves well.
+const MAX_DATABASE_CONNECTIONS: i64 = 1_000;
+/// More than the ports of one address.
+const MAX_CONNECTIONS: i64 = 100_000;
+/// A day.
+const MAX_CONNECTION_SECONDS: i64 = 86_400;
+/// An hour.
+const MAX_WAIT_SECONDS: i64 = 3_600;
+
+/// All settings of the server.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    /// Addresses.
+    #[command(flatten)]
+    pub listen: ListenConfig,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: TlsConfig,
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseConfig,
+    /// Keys and tokens.
+    #[command(flatten)]
+    pub tokens: TokenConfig,
+    /// Limits.
+    #[command(flatten)]
+    pub limits: LimitConfig,
+    /// Startup and shutdown.
+    #[command(flatten)]
+    pub lifecycle: LifecycleConfig,
+    /// The log.
+    #[command(flatten)]
+    pub log: LogConfig,
+}
+
+/// The addresses of the server.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Addresses")]
+pub struct ListenConfig {
+    /// Address of the gRPC server
+    #[arg(long, env, default_value = "127.0.0.1:50051", value_parser = parse_address)]
+    pub listen_addr: SocketAddr,
+
+    /// Address of the admin server (metrics and probes), in plain HTTP/1.1 [default: none]
+    #[arg(long, env, value_parser = parse_address)]
+    pub metrics_addr: Option<SocketAddr>,
+
+    /// OpenTelemetry collector that receives traces over OTLP with gRPC, http://host:4317 [default: none]
+    #[arg(long, env, value_parser = parse_otlp_endpoint)]
+    pub otel_exporter_otlp_endpoint: Option<Uri>,
+
+    /// Serve gRPC server reflection
+    #[arg(long, env, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub reflection: bool,
+
+    /// Proxies whose x-forwarded-for is trusted: networks, 10.0.0.0/8,fd00::/8 [default: none]
+    #[arg(long, env, value_delimiter = ',', value_parser = parse_network)]
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// The certificates of the server.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "TLS")]
+#[expect(clippy::struct_field_names, reason = "the fields are named like the settings")]
+pub struct TlsConfig {
+    /// Certificate chain of the server, in PEM [default: none, plaintext]
+    #[arg(long, env)]
+    pub tls_cert_file: Option<PathBuf>,
+
+    /// Private key of the certificate, in PEM
+    #[arg(long, env)]
+    pub tls_key_file: Option<PathBuf>,
+
+    /// CA bundle of client certificates, in PEM: requires one of each client (mTLS) [default: none]
+    #[arg(long, env)]
+    pub tls_client_ca_file: Option<PathBuf>,
+}
+
+/// The database.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Database")]
+pub struct DatabaseConfig {
+    /// PostgreSQL URL, postgresql://user:password@host/database [default: embedded PostgreSQL]
+    #[arg(long, env, hide_env_values = true, value_parser = secret())]
+    pub database_url: Option<SecretString>,
+
+    /// File that contains DATABASE_URL
+    #[arg(long, env)]
+    pub database_url_file: Option<PathBuf>,
+
+    /// Data directory of the embedded PostgreSQL [default: the user's data directory]
+    #[arg(long, env)]
+    pub fastzero_data_dir: Option<PathBuf>,
+
+    /// How long to wait for the database at startup, in seconds
+    #[arg(long, env, default_value_t = 60, value_parser = clap::value_parser!(u32).range(0..=MAX_WAIT_SECONDS))]
+    pub database_wait_seconds: u32,
+}
+
+/// Keys, tokens and passwords.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Tokens")]
+pub struct TokenConfig {
+    /// Secret that signs the tokens, at least 32 random bytes [default: stored with the embedded PostgreSQL, otherwise required]
+    #[arg(long, env, hide_env_values = true, value_parser = secret())]
+    pub secret_key: Option<SecretString>,
+
+    /// File that contains SECRET_KEY
+    #[arg(long, env)]
+    pub secret_key_file: Option<PathBuf>,
+
+    /// Previous SECRET_KEY, which still verifies tokens [default: none]
+    #[arg(long, env, hide_env_values = true, value_parser = secret())]
+    pub secret_key_previous: Option<SecretString>,
+
+    /// File that contains SECRET_KEY_PREVIOUS
+    #[arg(long, env)]
+    pub secret_key_previous_file: Option<PathBuf>,
+
+    /// Signature algorithm of access tokens
+    #[arg(long, env, hide = true, default_value = "HS256")]
+    pub algorithm: Algorithm,
+
+    /// `iss` of access tokens
+    #[arg(long, env, default_value = "fast-zero", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub token_issuer: String,
+
+    /// `aud` of access tokens
+    #[arg(long, env, default_value = "fast-zero", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub token_audience: String,
+
+    /// Lifetime of an access token, in minutes
+    #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=MAX_ACCESS_TOKEN_MINUTES))]
+    pub access_token_expire_minutes: u32,
+
+    /// Lifetime of a session after its last refresh, in days
+    #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=MAX_REFRESH_TOKEN_DAYS))]
+    pub refresh_token_expire_days: u32,
+
+    /// The argon2 parameters. No setting, which could be below the floor.
+    #[arg(skip = password::default_params())]
+    pub argon2_params: argon2::Params,
+}
+
+/// The limits of the server.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitConfig {
+    /// Calls in flight; as many wait for up to half a second, further ones are shed
+    #[arg(long, env, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_concurrent_calls: u16,
+
+    /// Open connections
+    #[arg(long, env, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
+    pub max_connections: u32,
+
+    /// Open connections per client IP address (IPv6: per /64)
+    #[arg(long, env, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
+    pub max_connections_per_peer: u32,
+
+    /// Idle timeout of a connection, in seconds
+    #[arg(long, env, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTION_SECONDS))]
+    pub connection_idle_seconds: u32,
+
+    /// Maximum age of a connection, with a jitter of a tenth, in seconds
+    #[arg(long, env, default_value_t = 1_800, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTION_SECONDS))]
+    pub connection_max_age_seconds: u32,
+
+    /// Sign-ups, and rejected changes of a username or email, per client IP address (IPv6: per /64) and minute
+    #[arg(long, env, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub sign_ups_per_peer_per_minute: u32,
+
+    /// Password hashing threads, 19 MiB each
+    #[arg(long, env, default_value_t = default_hashing_threads(), value_parser = clap::value_parser!(u16).range(1..=MAX_HASHING_THREADS))]
+    pub hashing_threads: u16,
+
+    /// Connections to the database
+    #[arg(long, env, default_value_t = default_max_connections(), value_parser = clap::value_parser!(u16).range(1..=MAX_DATABASE_CONNECTIONS))]
+    pub database_max_connections: u16,
+
+    /// Batch concurrent queries of the same kind into one statement
+    #[arg(long, env, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub coalescing: bool,
+}
+
+/// Startup and shutdown.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Startup and shutdown")]
+pub struct LifecycleConfig {
+    /// Apply schema migrations at startup
+    #[arg(long, env, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub migrate_on_start: bool,
+
+    /// How long a shutdown keeps serving while health is NOT_SERVING, in seconds, until load balancers have seen it
+    #[arg(long, env, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=MAX_WAIT_SECONDS))]
+    pub shutdown_delay_seconds: u32,
+
+    /// Grace period of calls in flight at shutdown, in seconds
+    #[arg(long, env, default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=MAX_WAIT_SECONDS))]
+    pub shutdown_grace_seconds: u32,
+}
+
+/// The log.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Log")]
+pub struct LogConfig {
+    /// Log level: error, warn, info, debug, trace or off, for all or by module, warn,fast_zero=debug
+    #[arg(long, env, default_value = "info")]
+    pub rust_log: Targets,
+
+    /// Log format [default: pretty on a terminal, otherwise json]
+    #[arg(long, env)]
+    pub log_format: Option<LogFormat>,
+}
+
+/// The signature algorithm of access tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Algorithm {
+    /// HMAC with SHA-256 (RFC 7518, section 3.2).
+    #[value(name = "HS256")]
+    Hs256,
+}
+
+/// A setting that cannot be used. The message never contains a secret.
+#[derive(Debug, thiserror::Error)]
+#[error("{setting} {message}")]
+pub struct ConfigError {
+    setting: &'static str,
+    message: String,
+}
+
+impl From<TlsFileError> for ConfigError {
+    fn from(error: TlsFileError) -> Self {
+        Self { setting: error.setting, message: error.message }
+    }
+}
+
+impl ConfigError {
+    /// Creates the error of a setting that is required without the embedded PostgreSQL.
+    pub(crate) fn missing(setting: &'static str) -> Self {
+        let message = match setting {
+            "SECRET_KEY" => {
+                "must be set to at least 32 random bytes: `openssl rand -base64 32` generates some"
+            }
+            _ => "must be set: this binary is built without the embedded PostgreSQL",
+        };
+        Self { setting, message: message.to_owned() }
+    }
+
+    /// Creates the error of a setting that another one requires.
+    fn requires(setting: &'static str, other: &str) -> Self {
+        Self { setting, message: format!("must be set if {other} is set") }
+    }
+}
+
+impl Config {
+    /// Checks everything that can be checked before anything starts.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        let has_database = self.database.connect_options()?.is_some();
+        if self.tokens.keyring()?.is_none() && has_database {
+            return Err(ConfigError::missing("SECRET_KEY"));
+        }
+        self.tls.load()?;
+        self.listen.checked_metrics_addr()?;
+        Ok(())
+    }
+}
+
+impl DatabaseConfig {
+    /// Returns how to connect to the database; `None` for the embedded one.
+    pub(crate) fn connect_options(&self) -> Result<Option<PgConnectOptions>, ConfigError> {
+        let url = read_secret(
+            "DATABASE_URL",
+            self.database_url.as_ref(),
+            self.database_url_file.as_deref(),
+        )?;
+        url.map(|url| parse_database_url(url.expose_secret())).transpose()
+    }
+
+    /// Returns how long to wait for the database at startup.
+    pub(crate) fn wait(&self) -> Duration {
+        Duration::from_secs(self.database_wait_seconds.into())
+    }
+}
+
+impl TokenConfig {
+    /// Returns the keys; `None` if no current one is set.
+    pub(crate) fn keyring(&self) -> Result<Option<Keyring>, ConfigError> {
+        let file = self.secret_key_file.as_deref();
+        let current = read_secret("SECRET_KEY", self.secret_key.as_ref(), file)?;
+        let file = self.secret_key_previous_file.as_deref();
+        let previous = read_secret("SECRET_KEY_PREVIOUS", self.secret_key_previous.as_ref(), file)?;
+        let previous = previous.map(|key| signing_key("SECRET_KEY_PREVIOUS", key)).transpose()?;
+        let current = current.map(|key| signing_key("SECRET_KEY", key)).transpose()?;
+        Ok(current.map(|current| Keyring::new(current, previous)))
+    }
+}
+
+impl TlsConfig {
+    /// Loads the certificates of the server; `None` for plaintext.
+    pub(crate) fn load(&self) -> Result<Option<ReloadingTls>, ConfigError> {
+        Ok(self.files()?.map(ReloadingTls::load).transpose()?)
+    }
+
+    /// Returns the configuration of a client of this server, which presents a certificate of its
+    /// own (its file and that of its key), or else the server's.
+    pub(crate) fn client_config(
+        &self,
+        identity: Option<(PathBuf, PathBuf)>,
+    ) -> Result<Option<ClientConfig>, ConfigError> {
+        let identity = identity.map(|(certificate, key)| IdentityFiles {
+            certificate: PemFile { setting: "--cert", path: certificate },
+            key: PemFile { setting: "--key", path: key },
+        });
+        let files = self.files()?;
+        if files.is_none() && identity.is_some() {
+            return Err(ConfigError::requires("TLS_CERT_FILE", "--cert"));
+        }
+        Ok(files.map(|files| files.client_config(identity.as_ref())).transpose()?)
+    }
+
+    fn files(&self) -> Result<Option<TlsFiles>, ConfigError> {
+        let file = |setting, path: &Option<PathBuf>| {
+            let path = path.clone().filter(|path| !path.as_os_str().is_empty())?;
+            Some(PemFile { setting, path })
+        };
+        let certificate = file("TLS_CERT_FILE", &self.tls_cert_file);
+        let key = file("TLS_KEY_FILE", &self.tls_key_file);
+        let client_ca = file("TLS_CLIENT_CA_FILE", &self.tls_client_ca_file);
+        match (certificate, key, client_ca) {
+            (Some(certificate), Some(key), client_ca) => {
+                Ok(Some(TlsFiles { server: IdentityFiles { certificate, key }, client_ca }))
+            }
+            (None, None, None) => Ok(None),
+            (Some(_), None, _) => Err(ConfigError::requires("TLS_KEY_FILE", "TLS_CERT_FILE")),
+            (None, Some(_), _) => Err(ConfigError::requires("TLS_CERT_FILE", "TLS_KEY_FILE")),
+            (None, None, Some(_)) => {
+                Err(ConfigError::requires("TLS_CERT_FILE", "TLS_CLIENT_CA_FILE"))
+            }
+        }
+    }
+}
+
+impl ListenConfig {
+    /// Returns the address of the admin server, if there is to be one.
+    pub(crate) fn checked_metrics_addr(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let grpc = self.listen_addr;
+        let is_taken = |address: &SocketAddr| {
+            let is_same_ip = address.ip() == grpc.ip()
+                || address.ip().is_unspecified()
+                || grpc.ip().is_unspecified();
+            is_same_ip && address.port() == grpc.port() && grpc.port() != 0
+        };
+        if self.metrics_addr.as_ref().is_some_and(is_taken) {
+            let message = format!("must have another port than LISTEN_ADDR, {grpc}");
+            return Err(ConfigError { setting: "METRICS_ADDR", message });
+        }
+        Ok(self.metrics_addr)
+    }
+}
+
+impl LimitConfig {
+    /// Returns the limits of connections.
+    pub(crate) fn connections(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            max_connections: self.max_connections as usize,
+            lifetime: Lifetime {
+                max_age: Duration::from_secs(self.connection_max_age_seconds.into()),
+                idle_timeout: Duration::from_secs(self.connection_idle_seconds.into()),
+            },
+        }
+    }
+}
+
+impl LifecycleConfig {
+    /// Returns how long a shutdown keeps serving.
+    pub(crate) fn shutdown_delay(&self) -> Duration {
+        Duration::from_secs(self.shutdown_delay_seconds.into())
+    }
+
+    /// Returns how long calls in flight may take after that.
+    pub(crate) fn shutdown_grace(&self) -> Duration {
+        Duration::from_secs(self.shutdown_grace_seconds.into())
+    }
+}

@@ -1,0 +1,63 @@
+//! Secrets, from a variable or a file.
+
+use std::{fs, path::Path};
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::PgConnectOptions;
+
+use super::ConfigError;
+use crate::{
+    crypto::keys::{MIN_SECRET_BYTES, SigningKey},
+    database::connect,
+    types::error_chain::ErrorChain,
+};
+
+/// Returns a secret from its variable or from a file. An empty variable counts as not set: compose
+/// passes an unset one as an empty one.
+pub(super) fn read_secret(
+    setting: &'static str,
+    value: Option<&SecretString>,
+    file: Option<&Path>,
+) -> Result<Option<SecretString>, ConfigError> {
+    let value = value.filter(|value| !value.expose_secret().is_empty());
+    let file = file.filter(|file| !file.as_os_str().is_empty());
+    let Some(file) = file else {
+        return Ok(value.cloned());
+    };
+    let error = |message| ConfigError { setting, message };
+    if value.is_some() {
+        return Err(error(format!("and {setting}_FILE are both set: unset one of them")));
+    }
+    let text = fs::read_to_string(file).map_err(|source| {
+        error(format!("cannot be read from {setting}_FILE, {}: {source}", file.display()))
+    })?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() {
+        return Err(error(format!("is empty in {setting}_FILE, {}", file.display())));
+    }
+    Ok(Some(text.into()))
+}
+
+pub(super) fn signing_key(
+    setting: &'static str,
+    secret: SecretString,
+) -> Result<SigningKey, ConfigError> {
+    SigningKey::new(secret).ok_or_else(|| ConfigError {
+        setting,
+        message: format!(
+            "must have at least {MIN_SECRET_BYTES} random bytes: `openssl rand -base64 32` \
+             generates some"
+        ),
+    })
+}
+
+pub(super) fn parse_database_url(url: &str) -> Result<PgConnectOptions, ConfigError> {
+    connect::parse_url(url).map_err(|error| ConfigError {
+        setting: "DATABASE_URL",
+        message: format!(
+            "must be like postgresql://user:password@host:5432/database: {}",
+            ErrorChain(&*error)
+        ),
+    })
+}

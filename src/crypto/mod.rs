@@ -1,0 +1,4 @@
+//! Keys that are derived from the secret, and passwords.
+
+pub(crate) mod keys;
+pub(crate) mod password;

@@ -1,0 +1,130 @@
+//! The first connection: the URL, waiting for the database, and the checks of its encoding.
+
+use std::time::Duration;
+
+use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::errors::is_permanent;
+use crate::{
+    rpc::error::Error,
+    types::error_chain::{BoxError, ErrorChain},
+};
+
+/// How long opening a connection may take.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The pause after the first failed attempt. It doubles up to [`MAX_BACKOFF`].
+const INITIAL_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+
+/// Parses the URL of a database. `postgres://` and `postgresql://` are equal, and a driver as in
+/// `postgresql+psycopg://` (SQLAlchemy's notation) is ignored. `PGPASSWORD` and the other
+/// variables of libpq fill what the URL leaves out.
+pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
+    let (scheme, rest) = url.split_once("://").ok_or("it is no URL")?;
+    let (scheme, _driver) = scheme.split_once('+').unwrap_or((scheme, ""));
+    if !matches!(scheme, "postgres" | "postgresql") {
+        return Err("its scheme is neither postgres nor postgresql".into());
+    }
+    let options: PgConnectOptions = format!("{scheme}://{rest}").parse()?;
+    // No column is a floating-point number, and PgBouncer rejects the parameter.
+    Ok(options.extra_float_digits(None))
+}
+
+/// Waits until the database is reachable, for at most `timeout`, and rejects a database that the
+/// service cannot use.
+pub(crate) async fn connect_and_check(
+    options: &PgConnectOptions,
+    timeout: Duration,
+) -> Result<PgConnection, Error> {
+    let mut connection = connect_with_retry(options, timeout).await?;
+    check_encoding(&mut connection).await?;
+    Ok(connection)
+}
+
+/// Logs each failed attempt, and returns at once where waiting does not help.
+async fn connect_with_retry(
+    options: &PgConnectOptions,
+    max_wait: Duration,
+) -> Result<PgConnection, Error> {
+    let deadline = Instant::now() + max_wait;
+    let mut backoff = INITIAL_BACKOFF;
+    loop {
+        let error = match timeout(CONNECT_TIMEOUT, options.connect()).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) if is_permanent(&error) => return Err(Error::internal(error)),
+            Ok(Err(error)) => Error::from(error),
+            Err(_) => Error::DatabaseUnavailable("timed out".into()),
+        };
+        let (Error::DatabaseUnavailable(source) | Error::Internal(source)) = error else {
+            return Err(error);
+        };
+        if Instant::now() + backoff > deadline {
+            let (host, port) = (options.get_host(), options.get_port());
+            let error = ErrorChain(&*source);
+            let message = format!(
+                "cannot reach the database at {host}:{port} within DATABASE_WAIT_SECONDS: {error}"
+            );
+            return Err(Error::DatabaseUnavailable(message.into()));
+        }
+        tracing::warn!(
+            error = %ErrorChain(&*source),
+            host = options.get_host(),
+            port = options.get_port(),
+            retry_after_ms = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX),
+            "waiting for the database"
+        );
+        sleep(backoff).await;
+        backoff = (backoff * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// Rejects a database that cannot store all texts, and warns of one whose own functions fold
+/// the case of ASCII letters only.
+async fn check_encoding(connection: &mut PgConnection) -> Result<(), Error> {
+    let encoding =
+        sqlx::query_scalar!(r#"select current_setting('server_encoding') as "encoding!""#)
+            .fetch_one(&mut *connection)
+            .await?;
+    if encoding != "UTF8" {
+        let message = format!(
+            "the encoding of the database must be UTF8, not {encoding}: create the database with \
+             `encoding 'UTF8'`"
+        );
+        return Err(Error::internal(message));
+    }
+    // A statement of its own: other encodings may have no Ç.
+    let folds = sqlx::query_scalar!(r#"select lower('Ç') = 'ç' as "folds!""#)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !folds {
+        let lc_ctype: Option<String> =
+            sqlx::query_scalar("select current_setting('lc_ctype', true)")
+                .fetch_one(connection)
+                .await?;
+        tracing::warn!(lc_ctype, "database locale folds ASCII only");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_all_dialects_are_parsed() {
+        for scheme in ["postgres", "postgresql", "postgresql+psycopg", "postgresql+asyncpg"] {
+            let options =
+                parse_url(&format!("{scheme}://app_user:p%40ss@db:5433/app_db?sslmode=disable"))
+                    .expect("a URL");
+            assert_eq!(options.get_host(), "db");
+            assert_eq!(options.get_port(), 5433);
+            assert_eq!(options.get_username(), "app_user");
+            assert_eq!(options.get_database(), Some("app_db"));
+        }
+        for invalid in ["", "db", "mysql://db", "postgresql:/db", "sqlite+aiosqlite:///db"] {
+            assert!(parse_url(invalid).is_err(), "{invalid}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The schema: migrations, and whether they are applied.
+
+use std::time::Duration;
+
+use sqlx::{
+    PgConnection,
+    migrate::{MigrateError, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::time::{Instant, sleep};
+
+use super::errors::{UNDEFINED_TABLE, sqlstate};
+use crate::rpc::error::Error;
+
+/// The migrations that this binary needs. A newer binary may have applied more.
+static MIGRATIONS: Migrator = Migrator { ignore_missing: true, ..sqlx::migrate!() };
+
+/// The interval in which a replica that does not migrate checks the schema.
+const SCHEMA_POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Applies the migrations that are missing. Waits for another replica that does the same, and
+/// for locks, for at most `timeout`; a migration itself may take as long as it needs.
+pub(crate) async fn migrate(options: &PgConnectOptions, timeout: Duration) -> Result<(), Error> {
+    // Zero would mean no limit.
+    let lock_timeout = format!("{}ms", timeout.as_millis().max(1_000));
+    let options = options.clone().options([
+        ("statement_timeout", "0"),
+        ("lock_timeout", &*lock_timeout),
+        // The migrator creates its table if it does not exist; PostgreSQL reports a notice if it
+        // does.
+        ("client_min_messages", "warning"),
+    ]);
+    // A pool, because the future of a borrowed connection is not `Send` here.
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+    let migrated = MIGRATIONS.run(&pool).await;
+    pool.close().await;
+    match migrated {
+        Ok(()) => Ok(()),
+        Err(MigrateError::Execute(error)) => Err(Error::from(error)),
+        Err(error) => Err(Error::internal(error)),
+    }
+}
+
+/// Waits until another process has applied the migrations, for at most `timeout`.
+pub(crate) async fn wait_for_schema(
+    connection: &mut PgConnection,
+    timeout: Duration,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + timeout;
+    while !is_schema_current(connection).await? {
+        if Instant::now() >= deadline {
+            return Err(Error::internal(
+                "the database schema is outdated: run `fast-zero migrate`, or set \
+                 MIGRATE_ON_START=true",
+            ));
+        }
+        tracing::warn!(hint = "run `fast-zero migrate`", "waiting for schema migration");
+        sleep(SCHEMA_POLL_INTERVAL).await;
+    }
+    Ok(())
+}
+
+/// Returns `true` if all migrations that this binary needs are applied.
+pub(super) async fn is_schema_current(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let needed: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
+    // Not `query!`: the table is sqlx's own, and may not exist yet.
+    let applied: Result<i64, _> = sqlx::query_scalar(
+        "select count(*) from _sqlx_migrations where success and version = any($1)",
+    )
+    .bind(&needed)
+    .fetch_one(connection)
+    .await;
+    match applied {
+        Ok(applied) => Ok(usize::try_from(applied) == Ok(needed.len())),
+        Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

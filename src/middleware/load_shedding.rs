@@ -1,0 +1,173 @@
+//! Load shedding: what a call needs before work starts for it. A call that cannot get it is
+//! shed with RESOURCE_EXHAUSTED.
+//!
+//! - A unary call of the API reserves memory when its headers arrive, is read whole, and then
+//!   acquires a call permit, and before it a permit for a large response if its method may
+//!   return one. Its response is buffered.
+//! - A stream of the API reserves memory and is read like a unary call, and then acquires a
+//!   stream permit.
+//! - A call of the health service acquires a permit of the client only: load never fails a
+//!   probe.
+//! - A reflection stream acquires a stream permit, and memory for what it may buffer.
+
+use std::{
+    future::{Ready, ready},
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http_body_util::{Either as EitherBody, Full};
+use hyper::body::{Bytes, Incoming};
+use tokio_util::either::Either;
+use tonic::body::Body;
+use tower::Service;
+
+use super::{
+    Context,
+    buffer::{buffer_request, buffer_response, to_kib},
+    call::{Call, StreamGuards},
+};
+use crate::{
+    limits::admission::{Admission, MemoryReservation},
+    rpc::{error::Error, policy::System},
+};
+
+/// What a call costs besides its messages and metadata, in KiB, as measured: an HTTP/2 stream, a
+/// task, and the buffer of its headers.
+const CALL_OVERHEAD_KIB: u32 = 20;
+
+/// What a reflection stream may buffer, in KiB, as measured: requests that are not read yet, and
+/// a few responses that the client does not read.
+const REFLECTION_STREAM_KIB: u32 = 160;
+
+/// What an entry of metadata costs besides its name and value, in bytes, as measured.
+const METADATA_ENTRY_OVERHEAD_BYTES: usize = 128;
+
+/// The body of a request below this layer: buffered for the API, streaming for the system
+/// services.
+pub(super) type RequestBody = EitherBody<Full<Bytes>, Incoming>;
+
+#[derive(Clone, Debug)]
+pub(super) struct LoadShedding<S> {
+    inner: S,
+    context: Arc<Context>,
+}
+
+impl<S> LoadShedding<S> {
+    pub(super) fn new(inner: S, context: Arc<Context>) -> Self {
+        Self { inner, context }
+    }
+}
+
+/// What a call acquires before its body is read.
+enum Admitted {
+    /// A call of the API.
+    Api(MemoryReservation),
+    /// A call of a system service.
+    System(StreamGuards),
+}
+
+fn pre_admit(call: &Call, admission: &Admission) -> Result<Admitted, Error> {
+    let headers = || to_kib(metadata_bytes(call.request.headers()));
+    let in_flight = call.in_flight.clone();
+    Ok(match call.method.and_then(|method| method.system) {
+        None => Admitted::Api(admission.reserve(&call.quota, CALL_OVERHEAD_KIB + headers())?),
+        Some(System::Health) => Admitted::System(StreamGuards {
+            _permit: Admission::acquire_health(&call.quota)?,
+            _memory: None,
+            _in_flight: in_flight,
+        }),
+        Some(System::Reflection) => {
+            let overhead = CALL_OVERHEAD_KIB + REFLECTION_STREAM_KIB + headers();
+            let memory = admission.reserve(&call.quota, overhead)?;
+            Admitted::System(StreamGuards {
+                _permit: admission.acquire_stream(&call.quota)?,
+                _memory: Some(memory),
+                _in_flight: in_flight,
+            })
+        }
+    })
+}
+
+impl<S> Service<Call> for LoadShedding<S>
+where
+    S: Service<Call<RequestBody>, Response = Response<Body>, Error = Error>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = Either<
+        Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>,
+        Either<S::Future, Ready<Result<Response<Body>, Error>>>,
+    >;
+
+    fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut call: Call) -> Self::Future {
+        match pre_admit(&call, &self.context.admission) {
+            Ok(Admitted::Api(memory)) => {
+                let (inner, context) = (self.inner.clone(), self.context.clone());
+                Either::Left(Box::pin(handle_api(inner, context, call, memory)))
+            }
+            Ok(Admitted::System(guards)) => {
+                call.stream_guards = Some(guards);
+                let call = call.map_body(EitherBody::Right);
+                Either::Right(Either::Left(self.inner.call(call)))
+            }
+            Err(error) => Either::Right(Either::Right(ready(Err(error)))),
+        }
+    }
+}
+
+async fn handle_api<S>(
+    mut inner: S,
+    context: Arc<Context>,
+    call: Call,
+    mut memory: MemoryReservation,
+) -> Result<Response<Body>, Error>
+where
+    S: Service<Call<RequestBody>, Response = Response<Body>, Error = Error>,
+{
+    let admission = &context.admission;
+    let method = call.method.ok_or(Error::Unimplemented)?;
+    // Read the whole request before acquiring a permit, so that slow senders do not occupy
+    // permits.
+    let mut call = buffer_request(call, admission, &mut memory).await?.map_body(EitherBody::Left);
+    let quota = call.quota.clone();
+    if method.server_streaming {
+        call.stream_guards = Some(StreamGuards {
+            _permit: admission.acquire_stream(&quota)?,
+            _memory: Some(memory),
+            _in_flight: call.in_flight.clone(),
+        });
+        return inner.call(call).await;
+    }
+    let large = if method.large_response {
+        Some(admission.acquire_large_response(&quota).await?)
+    } else {
+        None
+    };
+    let permit = admission.acquire_call(&quota).await?;
+    let guards = (call.connection.clone(), call.in_flight.clone());
+    let response = inner.call(call).await?;
+    drop(permit);
+    // The client may take its time to read the response from here on.
+    let guards = (guards.0.track_write(), guards.1);
+    buffer_response(response, admission, memory, large, guards).await
+}
+
+/// Returns what metadata takes in memory, in bytes. Names and values share the buffer in which
+/// they arrived, which is up to twice as large.
+fn metadata_bytes(headers: &HeaderMap) -> usize {
+    let size = |(name, value): (&HeaderName, &HeaderValue)| {
+        2 * (name.as_str().len() + value.len()) + METADATA_ENTRY_OVERHEAD_BYTES
+    };
+    headers.iter().map(size).sum()
+}

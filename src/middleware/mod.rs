@@ -1,0 +1,101 @@
+//! The way of a call: what happens around every method, top to bottom.
+//!
+//! ```text
+//! transport: socket, TLS, HTTP/2
+//!     │  Inbound: a request, and the state of its connection
+//!     ▼
+//! request id ────── takes over or creates x-request-id, reads the metadata once
+//! telemetry ─────── span, one log line and metrics when the response ends, streams included
+//! error details ─── completes google.rpc details, logs the sources of errors
+//! policy ────────── UNIMPLEMENTED, UNAUTHENTICATED without credentials: before any cost
+//! deadline ──────── unary: the shorter of grpc-timeout and the default; DEADLINE_EXCEEDED
+//! load shedding ─── memory, quotas, a permit, the whole request; RESOURCE_EXHAUSTED
+//! authentication ── the caller from the metadata; UNAUTHENTICATED, PERMISSION_DENIED
+//! stream ────────── ends a stream: deadline, token, session, connection age, shutdown
+//!     │
+//!     ▼
+//! routes: health and reflection from the start, the API once the database is ready
+//! ```
+//!
+//! The order is one `tower::ServiceBuilder`, in [`stack`]. Each layer is a file. The layers down
+//! to deadline run before the future is polled, so that a call that is rejected there costs no
+//! task. A response of the API is buffered ([`buffer`]) unless it is a stream.
+
+mod authentication;
+mod buffer;
+mod call;
+mod deadline;
+mod error_details;
+mod load_shedding;
+mod policy;
+mod request_id;
+mod routes;
+mod stream;
+mod telemetry;
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+};
+
+use http::Response;
+use ipnet::IpNet;
+use tokio_util::task::TaskTracker;
+use tonic::{body::Body, service::Routes};
+use tower::{Service, ServiceBuilder};
+
+use crate::{
+    limits::{admission::Admission, client_quota::ClientQuotas},
+    rpc::policy::MethodTable,
+    telemetry::{metrics::Metrics, traces::CallTracer},
+    transport::Inbound,
+};
+
+pub(crate) use self::routes::ApiRoutes;
+
+/// What the layers share.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) methods: MethodTable,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tracer: CallTracer,
+    pub(crate) admission: Admission,
+    pub(crate) quotas: Arc<ClientQuotas>,
+    /// Networks of proxies whose `x-forwarded-for` is trusted.
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    /// The calls in flight, streams included.
+    pub(crate) calls: TaskTracker,
+    /// The API: set once the database is ready.
+    pub(crate) api: OnceLock<ApiRoutes>,
+}
+
+impl Context {
+    /// Waits until no call is in flight.
+    pub(crate) async fn drain(&self) {
+        self.calls.close();
+        self.calls.wait().await;
+    }
+}
+
+/// Returns the layers, from the outermost to the routes. `system_routes` are those of health and
+/// reflection.
+pub(crate) fn stack(
+    context: &Arc<Context>,
+    system_routes: Routes,
+) -> impl Service<Inbound, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ Sync
++ 'static {
+    let context = || context.clone();
+    ServiceBuilder::new()
+        .layer_fn(|inner| request_id::RequestId::new(inner, context()))
+        .layer_fn(|inner| telemetry::Telemetry::new(inner, context()))
+        .layer_fn(|inner| error_details::ErrorDetails::new(inner, context()))
+        .layer_fn(|inner| policy::Policy::new(inner, context()))
+        .layer_fn(deadline::Deadline::new)
+        .layer_fn(|inner| load_shedding::LoadShedding::new(inner, context()))
+        .layer_fn(|inner| authentication::Authentication::new(inner, context()))
+        .layer_fn(stream::Stream::new)
+        .service(routes::ServiceRoutes::new(system_routes, context()))
+}

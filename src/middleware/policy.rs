@@ -1,0 +1,59 @@
+//! Rejects calls that cannot succeed before they cost anything: unknown methods, and calls of
+//! methods that need a caller without credentials.
+
+use std::{
+    future::{Ready, ready},
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+};
+
+use http::{Response, header::AUTHORIZATION};
+use tokio_util::either::Either;
+use tonic::body::Body;
+use tower::Service;
+
+use super::{Context, call::Call};
+use crate::rpc::{error::Error, policy::Access};
+
+#[derive(Clone, Debug)]
+pub(super) struct Policy<S> {
+    inner: S,
+    context: Arc<Context>,
+}
+
+impl<S> Policy<S> {
+    pub(super) fn new(inner: S, context: Arc<Context>) -> Self {
+        Self { inner, context }
+    }
+
+    fn check(&self, call: &Call) -> Result<(), Error> {
+        let method = call.method.ok_or(Error::Unimplemented)?;
+        let has_credentials = call.request.headers().contains_key(AUTHORIZATION);
+        // While the server starts, every call of the API gets UNAVAILABLE.
+        let is_started = || self.context.api.get().is_some();
+        if method.access != Access::Public && !has_credentials && is_started() {
+            return Err(Error::NotAuthenticated);
+        }
+        Ok(())
+    }
+}
+
+impl<S> Service<Call> for Policy<S>
+where
+    S: Service<Call, Response = Response<Body>, Error = Error>,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = Either<S::Future, Ready<Result<Response<Body>, Error>>>;
+
+    fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        match self.check(&call) {
+            Ok(()) => Either::Left(self.inner.call(call)),
+            Err(error) => Either::Right(ready(Err(error))),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The routes: health and reflection from the start, the API once the database is ready.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll, ready},
+};
+
+use http::{Request, Response};
+use hyper::body::Bytes;
+use tonic::{body::Body, service::Routes};
+use tower::Service;
+
+use super::{Context, call::Call};
+use crate::{auth::authenticator::Authenticator, rpc::error::Error, types::error_chain::BoxError};
+
+/// The services of the API, and what authenticates their callers.
+#[derive(Debug)]
+pub(crate) struct ApiRoutes {
+    pub(crate) authenticator: Arc<Authenticator>,
+    pub(crate) routes: Routes,
+}
+
+impl Context {
+    /// Serves the API from now on. Only the first call has an effect.
+    pub(crate) fn mount_api(&self, api: ApiRoutes) {
+        let _ = self.api.set(api);
+    }
+
+    /// Returns the API.
+    ///
+    /// # Errors
+    /// [`Error::DatabaseUnavailable`] while the server starts.
+    pub(super) fn api(&self) -> Result<&ApiRoutes, Error> {
+        let starting = || Error::DatabaseUnavailable("the server is starting".into());
+        self.api.get().ok_or_else(starting)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct ServiceRoutes {
+    system: Routes,
+    context: Arc<Context>,
+}
+
+impl ServiceRoutes {
+    pub(super) fn new(system: Routes, context: Arc<Context>) -> Self {
+        Self { system, context }
+    }
+}
+
+impl<B> Service<Call<B>> for ServiceRoutes
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = RouteFuture;
+
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call<B>) -> Self::Future {
+        let is_system = call.method.is_some_and(|method| method.system.is_some());
+        let request: Request<B> = call.request;
+        if is_system {
+            return RouteFuture(Ok(self.system.call(request)));
+        }
+        match self.context.api() {
+            Ok(api) => RouteFuture(Ok(api.routes.clone().call(request))),
+            Err(error) => RouteFuture(Err(Some(error))),
+        }
+    }
+}
+
+/// The future of a handler, or the error of a route that does not exist yet.
+pub(super) struct RouteFuture(Result<HandlerFuture, Option<Error>>);
+
+type HandlerFuture = <Routes as Service<Request<Body>>>::Future;
+
+impl Future for RouteFuture {
+    type Output = Result<Response<Body>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Ok(handler) => {
+                let Ok(response) = ready!(Pin::new(handler).poll(context));
+                Poll::Ready(Ok(response))
+            }
+            Err(error) => Poll::Ready(Err(error.take().unwrap_or(Error::Unimplemented))),
+        }
+    }
+}

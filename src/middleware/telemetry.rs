@@ -1,0 +1,177 @@
+//! The span of a call, and one log line and the metrics when its response ends. A stream ends
+//! with its last message, a unary call when its response is complete.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll, ready},
+};
+
+use http::{HeaderMap, Response};
+use http_body_util::BodyExt;
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tonic::{Code, Status, body::Body};
+use tower::Service;
+use tracing::{Instrument, field, instrument::Instrumented};
+
+use super::{Context, call::Call};
+use crate::telemetry::{
+    metrics::{self, GaugeGuard, MethodMetrics},
+    traces::{self, CallSpan, InContext},
+};
+
+/// The longest method name in the log, in bytes. The path of an unknown method may be as long as
+/// the metadata.
+const MAX_METHOD_LEN: usize = 128;
+
+#[derive(Clone, Debug)]
+pub(super) struct Telemetry<S> {
+    inner: S,
+    context: Arc<Context>,
+}
+
+impl<S> Telemetry<S> {
+    pub(super) fn new(inner: S, context: Arc<Context>) -> Self {
+        Self { inner, context }
+    }
+
+    /// Starts the span of a call.
+    fn start(&self, call: &Call) -> (CallRecorder, tracing::Span) {
+        let path = call.request.uri().path();
+        let is_probe = call.method.is_some_and(|method| method.system.is_some());
+        let metrics = self.context.metrics.calls.get(path).clone();
+        metrics.start();
+        let id = call.request_id.to_str().unwrap_or_default();
+        let parent = traces::remote_parent(call.request.headers());
+        let call_span = self.context.tracer.start(metrics.name(), id, parent, is_probe);
+        // At the level of errors, so that each line of the call has its fields at every level.
+        let span = tracing::error_span!(
+            "call",
+            method = method_name(path),
+            request_id = id,
+            trace_id = %call_span.trace_id(),
+            client_ip = %call.client_ip,
+            user_id = field::Empty,
+        );
+        let recorder = CallRecorder {
+            started_at: call.received_at,
+            is_probe,
+            metrics,
+            call_span,
+            span: span.clone(),
+            code: Code::Cancelled,
+            _in_flight: GaugeGuard::new(&self.context.metrics.calls_in_flight),
+        };
+        (recorder, span)
+    }
+}
+
+impl<S> Service<Call> for Telemetry<S>
+where
+    S: Service<Call, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = TelemetryFuture<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let (recorder, span) = self.start(&call);
+        let is_stream = call.method.is_some_and(|method| method.server_streaming);
+        // The layers below reject a call here, and log in its span.
+        let inner = span.in_scope(|| self.inner.call(call));
+        let inner = recorder.call_span.in_context(inner).instrument(span);
+        TelemetryFuture { inner, recorder: Some(recorder), is_stream }
+    }
+}
+
+pin_project! {
+    pub(super) struct TelemetryFuture<F> {
+        #[pin]
+        inner: Instrumented<InContext<F>>,
+        recorder: Option<CallRecorder>,
+        is_stream: bool,
+    }
+}
+
+impl<F> Future for TelemetryFuture<F>
+where
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Ok(response) = ready!(this.inner.poll(context));
+        let Some(mut recorder) = this.recorder.take() else {
+            return Poll::Ready(Ok(response));
+        };
+        let code = status_code(response.headers());
+        if code.is_some() || !*this.is_stream {
+            recorder.set_code(code.unwrap_or(Code::Ok));
+            return Poll::Ready(Ok(response));
+        }
+        // The recorder lives as long as the body.
+        let response = response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                if let Some(trailers) = frame.trailers_ref() {
+                    recorder.set_code(status_code(trailers).unwrap_or(Code::Unknown));
+                }
+                frame
+            }))
+        });
+        Poll::Ready(Ok(response))
+    }
+}
+
+/// Returns the status code in headers or trailers.
+fn status_code(headers: &HeaderMap) -> Option<Code> {
+    headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))
+}
+
+/// Returns the name of a method in the log.
+fn method_name(path: &str) -> &str {
+    let name = path.strip_prefix('/').unwrap_or(path);
+    &name[..name.floor_char_boundary(MAX_METHOD_LEN)]
+}
+
+/// Writes the log line, updates the metrics and ends the span on drop, however the call ends: a
+/// client that disconnects drops it.
+struct CallRecorder {
+    started_at: Instant,
+    is_probe: bool,
+    metrics: Arc<MethodMetrics>,
+    call_span: CallSpan,
+    span: tracing::Span,
+    /// The status, CANCELLED until the response ends.
+    code: Code,
+    _in_flight: GaugeGuard,
+}
+
+impl CallRecorder {
+    fn set_code(&mut self, code: Code) {
+        self.code = code;
+    }
+}
+
+impl Drop for CallRecorder {
+    fn drop(&mut self) {
+        let duration = self.started_at.elapsed();
+        let duration_ms = duration.as_secs_f64() * 1_000.0;
+        let code = metrics::code_name(self.code);
+        self.metrics.observe(self.code, duration);
+        self.call_span.end(self.code, code);
+        let _entered = self.span.enter();
+        // Probes come every few seconds.
+        if self.is_probe {
+            tracing::debug!(code, duration_ms, "call");
+        } else {
+            tracing::info!(code, duration_ms, "call");
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Why a call fails, by meaning, and how the error goes to the client (AIP-193).
+
+use std::{borrow::Cow, collections::HashMap, error::Error as StdError, sync::Arc, time::Duration};
+
+use http::{HeaderMap, Response};
+use time::format_description::well_known::Rfc3339;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use super::{proto::error::v1::ErrorReason, validation::FieldViolations};
+use crate::{
+    crypto::password::HashingError,
+    limits::admission::Overloaded,
+    types::{
+        clock,
+        error_chain::{BoxError, ErrorChain},
+    },
+};
+
+/// The domain of all reasons (`google.rpc.ErrorInfo`).
+const DOMAIN: &str = "fastzero";
+
+/// The delay after which a client may repeat a call that was shed: about the time in which a
+/// full password hashing queue empties.
+const OVERLOADED_RETRY_DELAY: Duration = Duration::from_millis(500);
+
+/// The delay after which a client may repeat a call that found no database: about the interval
+/// of the health check.
+const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Why a call fails. The text is the message that the client gets; each variant is documented
+/// with its namesake in `fastzero.error.v1.ErrorReason`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("Not authenticated")]
+    NotAuthenticated,
+    #[error("Could not validate credentials")]
+    TokenInvalid,
+    #[error("Could not validate credentials")]
+    TokenExpired,
+    #[error("Could not validate credentials")]
+    SessionRevoked,
+    #[error("Incorrect email or password")]
+    IncorrectCredentials,
+    #[error("Could not validate refresh token")]
+    RefreshTokenInvalid,
+    #[error("Could not validate refresh token")]
+    RefreshTokenExpired,
+    #[error("Could not validate refresh token")]
+    RefreshTokenReused,
+    #[error("Invalid request{0}")]
+    InvalidRequest(FieldViolations),
+    #[error("Not enough permissions")]
+    NotEnoughPermissions,
+    #[error("User not found")]
+    UserNotFound,
+    #[error("Session not found")]
+    SessionNotFound,
+    #[error("Task not found.")]
+    TodoNotFound,
+    #[error("Username already exists")]
+    UsernameExists,
+    #[error("Email already exists")]
+    EmailExists,
+    #[error("The etag does not match the current version. Get the resource and retry.")]
+    EtagMismatch {
+        /// What has the etag, as callers call it: `todo`.
+        resource: &'static str,
+        /// The etag of the current version.
+        current_etag: String,
+    },
+    #[error("The server is overloaded. Retry later.")]
+    Overloaded,
+    #[error("Too many attempts")]
+    TooManyAttempts {
+        /// The time until the next attempt is admitted.
+        retry_after: Duration,
+    },
+    #[error("Deadline exceeded")]
+    DeadlineExceeded,
+    /// The source goes to the log only.
+    #[error("The database is unavailable. Retry later.")]
+    DatabaseUnavailable(BoxError),
+    /// The source goes to the log only.
+    #[error("Internal error")]
+    Internal(BoxError),
+    #[error("Method not found")]
+    Unimplemented,
+    #[error("The server is shutting down. Reconnect and retry.")]
+    Stopping,
+}
+
+/// What the protocol says of a variant.
+struct Spec {
+    code: Code,
+    reason: ErrorReason,
+    retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// Creates the error of a bug, or of anything else that is no client's fault.
+    pub fn internal(source: impl Into<BoxError>) -> Self {
+        Self::Internal(source.into())
+    }
+
+    /// Returns the error for an operator, where there is no client.
+    #[must_use]
+    pub fn into_source(self) -> BoxError {
+        match self {
+            Self::Internal(source) | Self::DatabaseUnavailable(source) => source,
+            other => other.into(),
+        }
+    }
+
+    /// Returns the same error for another call of a batch that failed as a whole.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        match self {
+            Self::DatabaseUnavailable(source) => {
+                Self::DatabaseUnavailable(ErrorChain(&**source).to_string().into())
+            }
+            Self::DeadlineExceeded => Self::DeadlineExceeded,
+            Self::Internal(source) => Self::internal(ErrorChain(&**source).to_string()),
+            other => Self::internal(other.to_string()),
+        }
+    }
+
+    /// Returns code, reason and retry delay: the one place that knows them.
+    fn spec(&self) -> Spec {
+        let (code, reason) = match self {
+            Self::NotAuthenticated => (Code::Unauthenticated, ErrorReason::NotAuthenticated),
+            Self::TokenInvalid => (Code::Unauthenticated, ErrorReason::TokenInvalid),
+            Self::TokenExpired => (Code::Unauthenticated, ErrorReason::TokenExpired),
+            Self::SessionRevoked => (Code::Unauthenticated, ErrorReason::SessionRevoked),
+            Self::IncorrectCredentials => {
+                (Code::Unauthenticated, ErrorReason::IncorrectCredentials)
+            }
+            Self::RefreshTokenInvalid => (Code::Unauthenticated, ErrorReason::RefreshTokenInvalid),
+            Self::RefreshTokenExpired => (Code::Unauthenticated, ErrorReason::RefreshTokenExpired),
+            Self::RefreshTokenReused => (Code::Unauthenticated, ErrorReason::RefreshTokenReused),
+            Self::InvalidRequest(_) => (Code::InvalidArgument, ErrorReason::InvalidRequest),
+            Self::NotEnoughPermissions => {
+                (Code::PermissionDenied, ErrorReason::NotEnoughPermissions)
+            }
+            Self::UserNotFound => (Code::NotFound, ErrorReason::UserNotFound),
+            Self::SessionNotFound => (Code::NotFound, ErrorReason::SessionNotFound),
+            Self::TodoNotFound => (Code::NotFound, ErrorReason::TodoNotFound),
+            Self::UsernameExists => (Code::AlreadyExists, ErrorReason::UsernameExists),
+            Self::EmailExists => (Code::AlreadyExists, ErrorReason::EmailExists),
+            Self::EtagMismatch { .. } => (Code::Aborted, ErrorReason::EtagMismatch),
+            Self::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded),
+            Self::TooManyAttempts { .. } => (Code::ResourceExhausted, ErrorReason::TooManyAttempts),
+            Self::DeadlineExceeded => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
+            Self::DatabaseUnavailable(_) => (Code::Unavailable, ErrorReason::DatabaseUnavailable),
+            Self::Internal(_) => (Code::Internal, ErrorReason::Internal),
+            Self::Unimplemented => (Code::Unimplemented, ErrorReason::Unimplemented),
+            Self::Stopping => (Code::Unavailable, ErrorReason::Stopping),
+        };
+        let retry_after = match self {
+            Self::Overloaded => Some(OVERLOADED_RETRY_DELAY),
+            Self::TooManyAttempts { retry_after } => Some(*retry_after),
+            Self::DatabaseUnavailable(_) => Some(DATABASE_RETRY_DELAY),
+            // Another replica answers at once.
+            Self::Stopping => Some(Duration::ZERO),
+            _ => None,
+        };
+        Spec { code, reason, retry_after }
+    }
+
+    /// Returns the error of a conditional write that changed nothing: the version that the
+    /// etag names is not the `current_etag`, or the resource does not exist.
+    pub(crate) fn precondition(
+        resource: &'static str,
+        current_etag: Option<String>,
+        not_found: Self,
+    ) -> Self {
+        match current_etag {
+            Some(current_etag) => Self::EtagMismatch { resource, current_etag },
+            None => not_found,
+        }
+    }
+}
+
+/// Returns what a client should do next, the same for every error with the reason.
+fn hint(reason: ErrorReason) -> &'static str {
+    match reason {
+        ErrorReason::Unspecified | ErrorReason::Internal => {
+            "report the request id to the operator of the service"
+        }
+        ErrorReason::NotAuthenticated => "send authorization: Bearer <token>",
+        ErrorReason::TokenInvalid
+        | ErrorReason::SessionRevoked
+        | ErrorReason::RefreshTokenInvalid
+        | ErrorReason::RefreshTokenExpired
+        | ErrorReason::RefreshTokenReused => "call Login",
+        ErrorReason::TokenExpired => "call RefreshToken",
+        ErrorReason::IncorrectCredentials => "correct the login or the password",
+        ErrorReason::InvalidRequest => "correct the fields that BadRequest names",
+        ErrorReason::NotEnoughPermissions => "name your own id, or me",
+        ErrorReason::UserNotFound => "look for the id with ListUsers",
+        ErrorReason::SessionNotFound => "look for the id with ListSessions",
+        ErrorReason::TodoNotFound => "look for the id with ListTodos",
+        ErrorReason::UsernameExists => "choose another username",
+        ErrorReason::EmailExists => "use another email, or call Login",
+        ErrorReason::EtagMismatch => "read the resource again and retry with its etag",
+        ErrorReason::Overloaded
+        | ErrorReason::TooManyAttempts
+        | ErrorReason::DatabaseUnavailable => "retry after the delay in RetryInfo",
+        ErrorReason::DeadlineExceeded => "read what a write would change before you retry it",
+        ErrorReason::Unimplemented => "look for the method with server reflection",
+        ErrorReason::MessageTooLarge => "send at most 1 MiB",
+        ErrorReason::ServiceUnknown => "list the services with server reflection",
+        ErrorReason::Stopping => "reconnect and retry",
+    }
+}
+
+impl From<HashingError> for Error {
+    fn from(error: HashingError) -> Self {
+        match error {
+            HashingError::QueueFull => Self::Overloaded,
+            failed => Self::internal(failed),
+        }
+    }
+}
+
+impl From<Overloaded> for Error {
+    fn from(Overloaded: Overloaded) -> Self {
+        Self::Overloaded
+    }
+}
+
+/// Without a violation, the parser has a bug.
+impl From<FieldViolations> for Error {
+    fn from(violations: FieldViolations) -> Self {
+        if violations.is_empty() {
+            return Self::internal("a parser rejected a request without a violation");
+        }
+        Self::InvalidRequest(violations)
+    }
+}
+
+/// Keeps the error as the source of the status, where [`error_of`] finds it for the layer that
+/// logs and counts. The client gets code, message and details.
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let Spec { code, reason, retry_after } = error.spec();
+        let mut details = ErrorDetails::new();
+        set_error_info(&mut details, reason, Some(&error));
+        if let Some(delay) = retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        if let Error::InvalidRequest(violations) = &error {
+            let violation = |(field, allowed)| FieldViolation::new(field, allowed);
+            details.set_bad_request(violations.iter().map(violation).collect::<Vec<_>>());
+        }
+        let mut status = Self::with_error_details(code, error.to_string(), details);
+        status.set_source(Arc::new(error));
+        status
+    }
+}
+
+impl From<HashingError> for Status {
+    fn from(error: HashingError) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl From<FieldViolations> for Status {
+    fn from(violations: FieldViolations) -> Self {
+        Error::from(violations).into()
+    }
+}
+
+/// Returns the error that a response was made of, if it was one of this crate.
+pub(crate) fn error_of<B>(response: &Response<B>) -> Option<&Error> {
+    let status = response.extensions().get::<Status>()?;
+    status.source()?.downcast_ref()
+}
+
+/// Completes the details of an error, if the headers or trailers carry one: adds the request
+/// id, and the reason where the gRPC library or the health service made the error. Returns the
+/// status code.
+pub(crate) fn complete_error_details(headers: &mut HeaderMap, request_id: &str) -> Code {
+    let Some(status) = Status::from_header_map(headers) else {
+        return Code::Ok;
+    };
+    if status.code() == Code::Ok {
+        return Code::Ok;
+    }
+    let mut details = status.get_error_details();
+    if details.error_info().is_none() {
+        set_error_info(&mut details, default_reason(status.code()), None);
+    }
+    details.set_request_info(request_id, "");
+    let complete = Status::with_error_details(status.code(), status.message(), details);
+    // Fails only for a message that is no header value, and this one was a header.
+    let _ = complete.add_header(headers);
+    complete.code()
+}
+
+fn set_error_info(details: &mut ErrorDetails, reason: ErrorReason, error: Option<&Error>) {
+    let name = reason.as_str_name();
+    let name = name.strip_prefix("ERROR_REASON_").unwrap_or(name);
+    let mut hint = Cow::Borrowed(hint(reason));
+    let mut metadata = HashMap::new();
+    match error {
+        Some(Error::TokenExpired) => {
+            if let Ok(server_time) = clock::now().format(&Rfc3339) {
+                metadata.insert("server_time".to_owned(), server_time);
+            }
+        }
+        Some(Error::EtagMismatch { resource, current_etag }) => {
+            hint = format!("read the {resource} again and retry with its etag").into();
+            metadata.insert("current_etag".to_owned(), current_etag.clone());
+        }
+        _ => {}
+    }
+    metadata.insert("hint".to_owned(), hint.into_owned());
+    details.set_error_info(name, DOMAIN, metadata);
+}
+
+/// Returns the reason of an error that this crate did not make.
+fn default_reason(code: Code) -> ErrorReason {
+    match code {
+        Code::Unimplemented => ErrorReason::Unimplemented,
+        Code::OutOfRange => ErrorReason::MessageTooLarge,
+        Code::NotFound => ErrorReason::ServiceUnknown,
+        Code::InvalidArgument => ErrorReason::InvalidRequest,
+        Code::DeadlineExceeded => ErrorReason::DeadlineExceeded,
+        Code::ResourceExhausted => ErrorReason::Overloaded,
+        _ => ErrorReason::Internal,
+    }
+}

@@ -1,0 +1,28 @@
+//! The code that `build.rs` generates from `proto/`, and the conversions that all services
+//! need.
+
+#![expect(
+    clippy::default_trait_access,
+    clippy::doc_lazy_continuation,
+    clippy::must_use_candidate,
+    clippy::too_many_lines,
+    missing_docs,
+    reason = "generated code; proto/ documents it"
+)]
+
+use time::OffsetDateTime;
+
+include!(concat!(env!("OUT_DIR"), "/proto.rs"));
+pub use fastzero::*;
+
+/// The encoded `google.protobuf.FileDescriptorSet` of all of `proto/`, with imports, comments
+/// and custom options.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Converts a time to protobuf.
+pub(crate) fn to_timestamp(time: OffsetDateTime) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: time.unix_timestamp(),
+        nanos: i32::try_from(time.nanosecond()).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,116 @@
+//! The admin server: metrics and probes on a port of its own, over plain HTTP/1.1. Every
+//! response comes from memory: no request waits for the database.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+    serve::Listener,
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::timeout,
+};
+
+use super::{
+    health::ReadinessReporter,
+    metrics::{self, Metrics},
+};
+
+/// Open connections: a few scrapers and probes. Further ones wait to be accepted.
+///
+/// Test: `who_says_nothing_takes_no_place_for_long`.
+const MAX_CONNECTIONS: usize = 16;
+
+/// How long the headers of a request may take.
+///
+/// Test: `who_says_nothing_takes_no_place_for_long`.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may take, its one response included: longer than the request may take,
+/// so that a client that does not read loses its connection.
+///
+/// Test: `who_says_nothing_takes_no_place_for_long`.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The admin server.
+#[derive(Clone, Debug)]
+pub(crate) struct AdminServer {
+    /// The metrics of the process.
+    pub(crate) metrics: Arc<Metrics>,
+    /// The readiness of the services.
+    pub(crate) readiness: ReadinessReporter,
+}
+
+impl AdminServer {
+    /// Serves until the future is dropped.
+    pub(crate) async fn run(self, mut listener: TcpListener) {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let routes = self.routes();
+        while let Ok(slot) = slots.clone().acquire_owned().await {
+            let (stream, _) = Listener::accept(&mut listener).await;
+            let routes = routes.clone();
+            tokio::spawn(async move {
+                serve(stream, routes).await;
+                drop(slot);
+            });
+        }
+    }
+
+    fn routes(self) -> Router {
+        Router::new()
+            .route("/metrics", get(async |State(this): State<Self>| this.metrics()))
+            .route("/healthz", get(async || "ok\n"))
+            .route("/readyz", get(async |State(this): State<Self>| this.readyz()))
+            .fallback(async || {
+                (StatusCode::NOT_FOUND, "the paths are /metrics, /healthz and /readyz\n")
+            })
+            .method_not_allowed_fallback(async || {
+                let allow = [(header::ALLOW, "GET, HEAD")];
+                (StatusCode::METHOD_NOT_ALLOWED, allow, "only GET and HEAD\n")
+            })
+            .with_state(self)
+    }
+
+    fn metrics(&self) -> Response {
+        match self.metrics.encode() {
+            Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+            Err(error) => {
+                tracing::error!(%error, "failed to encode metrics");
+                (StatusCode::INTERNAL_SERVER_ERROR, "failed to encode metrics\n").into_response()
+            }
+        }
+    }
+
+    fn readyz(&self) -> (StatusCode, &'static str) {
+        if self.readiness.is_ready() {
+            (StatusCode::OK, "ok\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+        }
+    }
+}
+
+/// Serves one request.
+async fn serve(stream: TcpStream, routes: Router) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    match timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "admin connection error"),
+        Err(_) => tracing::debug!("admin connection timed out"),
+    }
+}

@@ -1,0 +1,349 @@
+//! The metrics, in the text format of OpenMetrics.
+//!
+//! The metrics of calls are those of gRPC's own (gRFC A66): `grpc_server_call_…`. The others
+//! have the prefix `fastzero_`. All label values come from lists that are known at startup, so
+//! that no client can create series.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, OnceLock, atomic::Ordering},
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{family::Family, histogram::Histogram, info::Info},
+    registry::{Registry, Unit},
+};
+use tonic::Code;
+
+pub(crate) use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+
+/// The media type of [`Metrics::encode`].
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The upper bounds of durations, in seconds: from a lookup by key to the call timeout.
+const BUCKETS: [f64; 13] =
+    [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+
+/// The names of status codes in the protocol, by number.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// Returns the name of a status code in the protocol.
+#[must_use]
+pub(crate) fn code_name(code: Code) -> &'static str {
+    CODES[code as usize]
+}
+
+/// The method label of all unknown methods (A66).
+const OTHER_METHOD: &str = "other";
+
+/// The metrics of the process. A part that counts gets a clone of its metric.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    pub(crate) calls: CallMetrics,
+    pub(crate) calls_in_flight: Gauge,
+    pub(crate) calls_shed: Counter,
+    pub(crate) connections: Gauge,
+    pub(crate) database_up: Gauge,
+    pub(crate) password_failures: Counter,
+    pub(crate) session_cache: SessionCacheMetrics,
+    log_lines_dropped: Counter,
+    used_connections: Gauge,
+    idle_connections: Gauge,
+    hashing_jobs: Gauge,
+    session_cache_users: Gauge,
+    dropped_lines: fn() -> usize,
+    sources: OnceLock<ScrapeSources>,
+    registry: Registry,
+}
+
+/// Functions that return the current value of a gauge. Each scrape calls them.
+pub(crate) struct ScrapeSources {
+    /// Open database connections, and the idle ones among them.
+    pub(crate) pool_status: Box<dyn Fn() -> (usize, usize) + Send + Sync>,
+    /// Passwords that are hashed or queued.
+    pub(crate) hashing_jobs: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Users with cached sessions.
+    pub(crate) cached_users: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+impl fmt::Debug for ScrapeSources {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("ScrapeSources").finish_non_exhaustive()
+    }
+}
+
+/// The lookups in the session cache.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SessionCacheMetrics {
+    pub(crate) hits: Counter,
+    pub(crate) misses: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    grpc_method: String,
+    grpc_status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodLabel {
+    grpc_method: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+impl Metrics {
+    /// Creates the metrics of the methods at these paths. `dropped_lines` returns how many log
+    /// lines were dropped.
+    #[must_use]
+    pub(crate) fn new<'a>(
+        paths: impl Iterator<Item = &'a str>,
+        dropped_lines: fn() -> usize,
+    ) -> Self {
+        let mut registry = Registry::default();
+        let calls = CallMetrics::register(paths, &mut registry);
+        let own = registry.sub_registry_with_prefix("fastzero");
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("FASTZERO_COMMIT"))];
+        own.register("build", "Version and commit of the binary", Info::new(build.to_vec()));
+        let states = Family::<StateLabel, Gauge>::default();
+        let help = "Connections of the database pool by state";
+        own.register("database_connections", help, states.clone());
+        let state = |state| states.get_or_create_owned(&StateLabel { state });
+        let results = Family::<ResultLabel, Counter>::default();
+        let help = "Session cache lookups by result";
+        own.register("session_cache_lookups", help, results.clone());
+        let result = |result| results.get_or_create_owned(&ResultLabel { result });
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            own.register(name, help, gauge.clone());
+            gauge
+        };
+        let calls_in_flight = gauge("calls_in_flight", "Calls in flight");
+        let connections = gauge("connections", "Open client connections");
+        let database_up =
+            gauge("database_up", "Whether the database is reachable and its schema is current");
+        let hashing_jobs =
+            gauge("password_hashing_jobs", "Passwords that are being hashed or queued");
+        let session_cache_users =
+            gauge("session_cache_users", "Users with sessions in the session cache");
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            own.register(name, help, counter.clone());
+            counter
+        };
+        Self {
+            calls,
+            calls_in_flight,
+            calls_shed: counter("calls_shed", "Calls shed because the server was overloaded"),
+            connections,
+            database_up,
+            password_failures: counter("password_failures", "Password checks that failed"),
+            session_cache: SessionCacheMetrics { hits: result("hit"), misses: result("miss") },
+            log_lines_dropped: counter(
+                "log_lines_dropped",
+                "Log lines dropped because the buffer was full",
+            ),
+            used_connections: state("used"),
+            idle_connections: state("idle"),
+            hashing_jobs,
+            session_cache_users,
+            dropped_lines,
+            sources: OnceLock::new(),
+            registry,
+        }
+    }
+
+    /// Sets the sources of the gauges that are read at each scrape. Only the first call has an
+    /// effect.
+    pub(crate) fn set_sources(&self, sources: ScrapeSources) {
+        let _ = self.sources.set(sources);
+    }
+
+    /// Returns all metrics as text. Does not wait.
+    pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
+        if let Some(sources) = self.sources.get() {
+            let (open, idle) = (sources.pool_status)();
+            set(&self.used_connections, open.saturating_sub(idle));
+            set(&self.idle_connections, idle);
+            set(&self.hashing_jobs, (sources.hashing_jobs)());
+            set(&self.session_cache_users, (sources.cached_users)());
+        }
+        let dropped = (self.dropped_lines)() as u64;
+        self.log_lines_dropped.inner().store(dropped, Ordering::Relaxed);
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+fn set(gauge: &Gauge, count: usize) {
+    gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+}
+
+/// The metrics of calls, by method.
+#[derive(Debug)]
+pub(crate) struct CallMetrics {
+    /// By path.
+    methods: HashMap<String, Arc<MethodMetrics>>,
+    other: Arc<MethodMetrics>,
+}
+
+impl CallMetrics {
+    fn register<'a>(paths: impl Iterator<Item = &'a str>, registry: &mut Registry) -> Self {
+        let started = Family::<MethodLabel, Counter>::default();
+        registry.register("grpc_server_call_started", "Calls that started", started.clone());
+        let durations = Durations::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> _);
+        let help = "Duration of calls until the end of the response, streams included";
+        registry.register_with_unit(
+            "grpc_server_call_duration",
+            help,
+            Unit::Seconds,
+            durations.clone(),
+        );
+        let method = |name: &str| {
+            let label = MethodLabel { grpc_method: name.to_owned() };
+            let started = started.get_or_create_owned(&label);
+            Arc::new(MethodMetrics::new(name, started, durations.clone()))
+        };
+        let named = |path: &str| (path.to_owned(), method(path.strip_prefix('/').unwrap_or(path)));
+        Self { methods: paths.map(named).collect(), other: method(OTHER_METHOD) }
+    }
+
+    /// Returns the metrics of the method at a path.
+    #[must_use]
+    pub(crate) fn get(&self, path: &str) -> &Arc<MethodMetrics> {
+        self.methods.get(path).unwrap_or(&self.other)
+    }
+}
+
+type Durations = Family<CallLabels, Histogram, fn() -> Histogram>;
+
+/// The metrics of one method. Each series is looked up once, so that a call only adds to it.
+#[derive(Debug)]
+pub(crate) struct MethodMetrics {
+    name: String,
+    started: Counter,
+    durations: Durations,
+    /// By the number of the status code. The series of OK exists from the start, each other one
+    /// from the first call with it.
+    by_code: [OnceLock<Histogram>; CODES.len()],
+}
+
+impl MethodMetrics {
+    fn new(name: &str, started: Counter, durations: Durations) -> Self {
+        let by_code = [const { OnceLock::new() }; CODES.len()];
+        let metrics = Self { name: name.to_owned(), started, durations, by_code };
+        metrics.duration_for(Code::Ok);
+        metrics
+    }
+
+    /// Returns the value of the method label.
+    #[must_use]
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Counts a call that started.
+    pub(crate) fn start(&self) {
+        self.started.inc();
+    }
+
+    /// Counts a call that ended.
+    pub(crate) fn observe(&self, code: Code, duration: Duration) {
+        self.duration_for(code).observe(duration.as_secs_f64());
+    }
+
+    fn duration_for(&self, code: Code) -> &Histogram {
+        self.by_code[code as usize].get_or_init(|| {
+            let grpc_method = self.name.clone();
+            let labels = CallLabels { grpc_method, grpc_status: code_name(code) };
+            self.durations.get_or_create_owned(&labels)
+        })
+    }
+}
+
+/// An increment of a gauge, taken back on drop.
+#[derive(Debug)]
+pub(crate) struct GaugeGuard(Gauge);
+
+impl GaugeGuard {
+    /// Increments the gauge.
+    #[must_use]
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_have_the_names_of_the_protocol() {
+        for (number, name) in (0..).zip(CODES) {
+            let code = Code::from_i32(number);
+            assert_eq!(code as i32, number);
+            assert_eq!(format!("{code:?}").to_uppercase(), name.replace('_', ""));
+            assert_eq!(code_name(code), name);
+        }
+    }
+
+    #[test]
+    fn unknown_methods_share_one_series() {
+        let metrics = Metrics::new(["/a.B/C"].into_iter(), || 0);
+        for path in ["/a.B/C", "/a.B/C/", "/a.B/c", "", "/evil\"\n"] {
+            let method = metrics.calls.get(path);
+            method.start();
+            method.observe(Code::Ok, Duration::from_millis(3));
+        }
+        let text = metrics.encode().expect("encoded");
+        let duration = "grpc_server_call_duration_seconds";
+        for line in [
+            r#"grpc_server_call_started_total{grpc_method="a.B/C"} 1"#.to_owned(),
+            r#"grpc_server_call_started_total{grpc_method="other"} 4"#.to_owned(),
+            format!(r#"{duration}_count{{grpc_method="a.B/C",grpc_status="OK"}} 1"#),
+            format!(r#"{duration}_count{{grpc_method="other",grpc_status="OK"}} 4"#),
+            format!(r#"{duration}_bucket{{le="0.0025",grpc_method="a.B/C",grpc_status="OK"}} 0"#),
+            format!(r#"{duration}_bucket{{le="0.005",grpc_method="a.B/C",grpc_status="OK"}} 1"#),
+            "# EOF".to_owned(),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! Lists of todos: how an order, a filter and a page become SQL.
+//!
+//! Each order has a row comparison that an index answers (keyset pagination), so that the last
+//! page costs what the first one does. [`build`] assembles the statement; each text is built
+//! once and prepared once per connection.
+
+use std::sync::LazyLock;
+
+use sqlx::{
+    AssertSqlSafe, FromRow, PgConnection, Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
+use time::{OffsetDateTime, macros::datetime};
+use uuid::Uuid;
+
+use super::{
+    OrderBy, SortDirection, SortKey, Todo, TodoCursor, TodoFilter,
+    row::{TODO_COLUMN_COUNT, TodoRow, todo_columns},
+};
+use crate::{
+    database::batch::BatchQuery,
+    rpc::{error::Error, page_token::PageRequest},
+    types::{id::UserId, text},
+};
+
+/// The most that the todos of a page may add up to, in bytes: 1 MiB less the page token and
+/// the framing.
+///
+/// Test: `a_thousand_todos_come_in_pages_below_1_mib_whatever_their_size`.
+const MAX_PAGE_BYTES: i64 = 1_000_000;
+
+/// The size of a todo besides its texts, in bytes: ID, times, etag, state and tags, rounded up.
+const TODO_OVERHEAD_BYTES: i32 = 160;
+
+/// The size of the largest todo, in bytes: 200 and 10,000 characters of four bytes.
+const MAX_TODO_BYTES: i64 = 4 * (200 + 10_000) + TODO_OVERHEAD_BYTES as i64;
+
+/// The largest page that never exceeds [`MAX_PAGE_BYTES`]. Its statement measures nothing.
+const MAX_UNMEASURED_PAGE_SIZE: i64 = MAX_PAGE_BYTES / MAX_TODO_BYTES;
+
+/// The largest page that shares a statement with others: none takes much longer than the others,
+/// which wait for it.
+const MAX_BATCHABLE_PAGE_SIZE: i64 = 100;
+
+/// A page of todos.
+#[derive(Debug)]
+pub(super) struct TodoPage {
+    pub(super) todos: Vec<Todo>,
+    /// Whether more todos follow.
+    pub(super) has_more: bool,
+}
+
+/// An order as SQL.
+#[derive(Clone, Copy)]
+struct Order {
+    /// The columns of the row comparison. The last one is unique within an owner.
+    columns: &'static [&'static str],
+    direction: SortDirection,
+}
+
+/// All orders. [`Order::index_of`] finds one.
+const ORDERS: [Order; 6] = {
+    const CREATE_TIME: &[&str] = &["id"];
+    const UPDATE_TIME: &[&str] = &["updated_at", "id"];
+    const TITLE: &[&str] = &["title_folded", "title", "id"];
+    [
+        Order { columns: CREATE_TIME, direction: SortDirection::Ascending },
+        Order { columns: CREATE_TIME, direction: SortDirection::Descending },
+        Order { columns: UPDATE_TIME, direction: SortDirection::Ascending },
+        Order { columns: UPDATE_TIME, direction: SortDirection::Descending },
+        Order { columns: TITLE, direction: SortDirection::Ascending },
+        Order { columns: TITLE, direction: SortDirection::Descending },
+    ]
+};
+
+impl Order {
+    fn index_of(order_by: OrderBy) -> usize {
+        let (first, direction) = match order_by {
+            OrderBy::CreateTime(direction) => (0, direction),
+            OrderBy::UpdateTime(direction) => (2, direction),
+            OrderBy::Title(direction) => (4, direction),
+        };
+        first + usize::from(direction == SortDirection::Descending)
+    }
+
+    /// Returns the expressions of `order by`.
+    fn expressions(self) -> String {
+        let suffix = match self.direction {
+            SortDirection::Ascending => "",
+            SortDirection::Descending => " desc",
+        };
+        let columns = self.columns.iter().map(|column| format!("{column}{suffix}"));
+        columns.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Returns the condition that a row comes after the sort key in the parameters from
+    /// `parameter` on.
+    fn after(self, parameter: usize) -> String {
+        let operator = match self.direction {
+            SortDirection::Ascending => '>',
+            SortDirection::Descending => '<',
+        };
+        let parameters = (parameter..).take(self.columns.len()).map(|it| format!("${it}"));
+        let parameters = parameters.collect::<Vec<_>>().join(", ");
+        format!("({}) {operator} ({parameters})", self.columns.join(", "))
+    }
+}
+
+/// The variants of a statement of one order.
+#[derive(Clone, Copy)]
+struct Variant {
+    /// Whether the filter has a title only: then an index that includes the titles finds the
+    /// rows before the page's rows are read.
+    title_only: bool,
+    /// Whether the page may exceed the byte budget.
+    measured: bool,
+}
+
+impl Variant {
+    const ALL: [Self; 4] = [
+        Self { title_only: false, measured: false },
+        Self { title_only: false, measured: true },
+        Self { title_only: true, measured: false },
+        Self { title_only: true, measured: true },
+    ];
+
+    fn index(self) -> usize {
+        usize::from(self.title_only) * 2 + usize::from(self.measured)
+    }
+}
+
+/// The parameter with the first column of the sort key. Before it are the owner, the three
+/// filters, skip and limit.
+const FIRST_KEY_PARAMETER: usize = 7;
+
+/// The statements, by order and variant.
+static STATEMENTS: LazyLock<Vec<[String; 4]>> = LazyLock::new(|| {
+    ORDERS.iter().map(|order| Variant::ALL.map(|variant| build(*order, variant))).collect()
+});
+
+/// Builds a statement. It reads one row more than the page has, to know whether there is one.
+fn build(order: Order, Variant { title_only, measured }: Variant) -> String {
+    let (order_by, after) = (order.expressions(), order.after(FIRST_KEY_PARAMETER));
+    let columns = todo_columns!();
+    let condition = if title_only {
+        format!(
+            "$3::text is null and $4::smallint[] is null and id = any(array(
+                 select id from todos
+                 where owner_id = $1 and strpos(title_folded, $2) > 0 and {after}
+                 order by {order_by} offset $5 limit $6
+             )) order by {order_by}"
+        )
+    } else {
+        format!(
+            "($2::text is null or strpos(title_folded, $2) > 0)
+             and ($3::text is null or strpos(description_folded, $3) > 0)
+             and ($4::smallint[] is null or state = any($4))
+             and {after}
+             order by {order_by} offset $5 limit $6"
+        )
+    };
+    if !measured {
+        return format!("select {columns} from todos where owner_id = $1 and {condition}");
+    }
+    let budget = FIRST_KEY_PARAMETER + order.columns.len();
+    let overhead = budget + 1;
+    format!(
+        "select {columns}, candidates
+         from (
+             select *,
+                 count(*) over () as candidates,
+                 row_number() over running as position,
+                 sum(octet_length(title) + octet_length(description) + ${overhead}::int)
+                     over running as bytes
+             from (
+                 select {columns}, title_folded from todos
+                 where owner_id = $1 and {condition}
+             ) as page_rows
+             window running as (order by {order_by} rows unbounded preceding)
+         ) as measured
+         where position = 1 or bytes <= ${budget}
+         order by position"
+    )
+}
+
+/// Lists todos.
+pub(super) async fn list(
+    connection: &mut PgConnection,
+    owner_id: UserId,
+    filter: &TodoFilter,
+    order_by: OrderBy,
+    page: &PageRequest<TodoCursor>,
+) -> Result<TodoPage, Error> {
+    let variant = Variant {
+        title_only: filter.is_title_only(),
+        measured: page.size > MAX_UNMEASURED_PAGE_SIZE,
+    };
+    let text = &STATEMENTS[Order::index_of(order_by)][variant.index()];
+    let mut query = sqlx::query(AssertSqlSafe(&**text))
+        .bind(owner_id.as_uuid())
+        .bind(filter.title.as_deref())
+        .bind(filter.description.as_deref())
+        .bind(filter.states.as_deref())
+        .bind(page.skip)
+        .bind(page.size + 1);
+    query = StartAfter::new(order_by, page.after.as_ref()).bind(order_by, query);
+    if variant.measured {
+        query = query.bind(MAX_PAGE_BYTES).bind(TODO_OVERHEAD_BYTES);
+    }
+    let rows = query.fetch_all(connection).await?;
+    TodoPage::new(&rows, page.size, variant.measured.then_some(TODO_COLUMN_COUNT))
+}
+
+impl TodoPage {
+    /// Creates a page of at most `size` todos. `candidates` is the index of the column with the
+    /// number of rows before the byte budget, if the statement measures.
+    fn new(rows: &[PgRow], size: i64, candidates: Option<usize>) -> Result<Self, Error> {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let candidates = match (candidates, rows.first()) {
+            (Some(index), Some(row)) => usize::try_from(row.try_get::<i64, _>(index)?),
+            _ => Ok(rows.len()),
+        };
+        let todo = |row| Todo::try_from(TodoRow::from_row(row)?);
+        let todos: Vec<_> = rows.iter().take(size).map(todo).collect::<Result<_, Error>>()?;
+        let has_more = candidates.is_ok_and(|candidates| candidates > todos.len());
+        Ok(Self { todos, has_more })
+    }
+}
+
+/// A page that can share a statement with others: by creation, without a filter, not large. Most
+/// lists are like this.
+#[derive(Debug)]
+pub(super) struct BatchablePage {
+    owner_id: UserId,
+    page: PageRequest<TodoCursor>,
+}
+
+impl BatchablePage {
+    const ORDER_BY: OrderBy = OrderBy::CreateTime(SortDirection::Ascending);
+
+    /// Returns the page unchanged if it has to run alone.
+    pub(super) fn new(
+        owner_id: UserId,
+        filter: &TodoFilter,
+        order_by: OrderBy,
+        page: PageRequest<TodoCursor>,
+    ) -> Result<Self, PageRequest<TodoCursor>> {
+        let is_batchable = *filter == TodoFilter::UNFILTERED
+            && order_by == Self::ORDER_BY
+            && page.skip == 0
+            && page.size <= MAX_BATCHABLE_PAGE_SIZE;
+        if is_batchable { Ok(Self { owner_id, page }) } else { Err(page) }
+    }
+
+    fn start_after(&self) -> Uuid {
+        StartAfter::new(Self::ORDER_BY, self.page.after.as_ref()).id
+    }
+}
+
+/// Lists several batchable pages, each of its owner.
+const LIST_BATCH: &str = concat!(
+    "select ",
+    todo_columns!(),
+    ", candidates, ordinal
+     from unnest($1::uuid[], $2::uuid[], $3::bigint[]) with ordinality
+         as inputs (input_owner_id, start_after, size, ordinal)
+     cross join lateral (
+         select *,
+             count(*) over () as candidates,
+             row_number() over running as position,
+             sum(octet_length(title) + octet_length(description) + $5::int)
+                 over running as bytes
+         from (
+             select ",
+    todo_columns!(),
+    " from todos
+             where owner_id = input_owner_id and id > start_after
+             order by id
+             limit size
+         ) as page_rows
+         window running as (order by id rows unbounded preceding)
+     ) as page
+     where position = 1 or bytes <= $4"
+);
+
+/// The same for pages that never exceed the byte budget.
+const LIST_BATCH_UNMEASURED: &str = concat!(
+    "select page.*, ordinal
+     from unnest($1::uuid[], $2::uuid[], $3::bigint[]) with ordinality
+         as inputs (input_owner_id, start_after, size, ordinal)
+     cross join lateral (
+         select ",
+    todo_columns!(),
+    " from todos
+         where owner_id = input_owner_id and id > start_after
+         order by id
+         limit size
+     ) as page"
+);
+
+/// Lists batchable pages.
+#[derive(Debug)]
+pub(super) struct ListBatchablePages;
+
+impl BatchQuery for ListBatchablePages {
+    type Input = BatchablePage;
+    type Output = TodoPage;
+
+    async fn run_one(
+        connection: &mut PgConnection,
+        BatchablePage { owner_id, page }: &BatchablePage,
+    ) -> Result<TodoPage, Error> {
+        let (filter, order_by) = (TodoFilter::UNFILTERED, BatchablePage::ORDER_BY);
+        list(connection, *owner_id, &filter, order_by, page).await
+    }
+
+    async fn run_batch(
+        connection: &mut PgConnection,
+        inputs: &[BatchablePage],
+    ) -> Result<Vec<Option<TodoPage>>, Error> {
+        let owner_ids: Vec<_> = inputs.iter().map(|input| input.owner_id.as_uuid()).collect();
+        let start_after: Vec<_> = inputs.iter().map(BatchablePage::start_after).collect();
+        let limits: Vec<_> = inputs.iter().map(|input| input.page.size + 1).collect();
+        let measured = inputs.iter().any(|input| input.page.size > MAX_UNMEASURED_PAGE_SIZE);
+        let text = if measured { LIST_BATCH } else { LIST_BATCH_UNMEASURED };
+        let mut query = sqlx::query(text).bind(owner_ids).bind(start_after).bind(limits);
+        if measured {
+            query = query.bind(MAX_PAGE_BYTES).bind(TODO_OVERHEAD_BYTES);
+        }
+        let candidates = measured.then_some(TODO_COLUMN_COUNT);
+        let ordinal = TODO_COLUMN_COUNT + usize::from(measured);
+        let mut pages: Vec<_> = inputs.iter().map(|_| Vec::new()).collect();
+        for row in query.fetch_all(connection).await? {
+            let index = usize::try_from(row.try_get::<i64, _>(ordinal)? - 1);
+            let page = index.ok().and_then(|index| pages.get_mut(index));
+            page.ok_or_else(|| Error::internal("a row belongs to no page"))?.push(row);
+        }
+        let pages = pages.into_iter().zip(inputs).map(|(mut rows, input)| {
+            // The database promises no order of the rows of a join.
+            rows.sort_by_cached_key(|row: &PgRow| row.try_get::<Uuid, _>(0).ok());
+            TodoPage::new(&rows, input.page.size, candidates).ok()
+        });
+        Ok(pages.collect())
+    }
+}
+
+/// The sort key after which a page starts: that of the cursor, or one before all todos.
+struct StartAfter {
+    id: Uuid,
+    time: OffsetDateTime,
+    title: String,
+}
+
+/// Greater than every title, which have at most 200 characters.
+static AFTER_ALL_TITLES: LazyLock<String> = LazyLock::new(|| "\u{10ffff}".repeat(201));
+
+impl StartAfter {
+    fn new(order_by: OrderBy, cursor: Option<&TodoCursor>) -> Self {
+        let mut start = match ORDERS[Order::index_of(order_by)].direction {
+            SortDirection::Ascending => {
+                Self { id: Uuid::nil(), time: datetime!(0001-01-01 0:00 UTC), title: String::new() }
+            }
+            SortDirection::Descending => Self {
+                id: Uuid::max(),
+                time: datetime!(9999-12-31 0:00 UTC),
+                title: AFTER_ALL_TITLES.clone(),
+            },
+        };
+        if let Some(cursor) = cursor {
+            start.id = cursor.id.as_uuid();
+            match &cursor.key {
+                SortKey::CreateTime => {}
+                SortKey::UpdateTime(time) => start.time = *time,
+                SortKey::Title(title) => start.title.clone_from(title),
+            }
+        }
+        start
+    }
+
+    /// Binds the columns of the order.
+    fn bind(
+        self,
+        order_by: OrderBy,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Query<'_, Postgres, PgArguments> {
+        match order_by {
+            OrderBy::CreateTime(_) => query.bind(self.id),
+            OrderBy::UpdateTime(_) => query.bind(self.time).bind(self.id),
+            OrderBy::Title(_) => {
+                query.bind(text::fold_case(&self.title)).bind(self.title).bind(self.id)
+            }
+        }
+    }
+}
+
+/// Returns all statements of this module, with their names.
+pub(super) fn statements() -> impl Iterator<Item = (String, &'static str)> {
+    const ORDER_NAMES: [&str; 6] = [
+        "create_time",
+        "create_time_desc",
+        "update_time",
+        "update_time_desc",
+        "title",
+        "title_desc",
+    ];
+    const VARIANT_NAMES: [&str; 4] = ["", "_measured", "_by_title", "_by_title_measured"];
+    let lists = STATEMENTS.iter().zip(ORDER_NAMES).flat_map(|(texts, order)| {
+        let named = texts.iter().zip(VARIANT_NAMES);
+        named.map(move |(text, variant)| (format!("todo_list_{order}{variant}"), &**text))
+    });
+    lists.chain([
+        ("todo_list_batch".to_owned(), LIST_BATCH_UNMEASURED),
+        ("todo_list_batch_measured".to_owned(), LIST_BATCH),
+    ])
+}

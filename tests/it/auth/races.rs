@@ -1,0 +1,176 @@
+//! Concurrent logins and password changes.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use argon2::Params;
+use tokio::task::JoinHandle;
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::support::{
+    App, Client, PASSWORD, RpcResult,
+    app::config_with,
+    assert::{assert_status, assert_unauthenticated},
+    parallel::join_all,
+    row_lock::RowLock,
+    wait::wait_until,
+};
+
+const NEW: &str = "a new password";
+const SESSIONS: &str = "select count(*) from sessions";
+
+/// Begins to change the password, and stops it in the middle: it holds the user's row and
+/// waits for a session that it is to end.
+async fn changing(app: &App, ana: &Client) -> (JoinHandle<()>, RowLock) {
+    app.logged_in("ana").await;
+    let newest = "select from sessions order by id desc limit 1 for update";
+    let mut lock = app.hold_lock(newest).await;
+    let ana = ana.clone();
+    let change = tokio::spawn(async move { ana.change_password(PASSWORD, NEW).await });
+    lock.wait_until_blocked_by(1).await;
+    (change, lock)
+}
+
+#[tokio::test]
+async fn a_login_that_comes_after_a_change_of_the_password_opens_no_session() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let (change, mut lock) = changing(&app, &ana).await;
+    // It reads the old password, since the change is not committed.
+    let anonymous = app.anonymous();
+    let login = tokio::spawn(async move { anonymous.try_log_in("ana", PASSWORD).await });
+    lock.wait_until_blocked_by(2).await;
+    lock.release().await;
+    change.await.expect("changed");
+    assert_unauthenticated(login.await.expect("no panic"), "INCORRECT_CREDENTIALS");
+    assert_eq!(app.fetch_scalar::<i64>(SESSIONS).await, 1, "that of the change");
+    assert!(ana.is_session_active().await);
+}
+
+#[tokio::test]
+async fn a_login_that_comes_before_a_change_of_the_password_leaves_no_session() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    app.execute(
+        "create function wait() returns trigger language plpgsql as
+             'begin perform pg_advisory_xact_lock(1); return new; end';
+         create trigger wait before insert on sessions for each row execute function wait()",
+    )
+    .await;
+    let mut lock = app.hold_lock("select pg_advisory_xact_lock(1)").await;
+    let anonymous = app.anonymous();
+    let login = tokio::spawn(async move { anonymous.logged_in("ana", PASSWORD).await });
+    lock.wait_until_blocked_by(1).await;
+    let change = tokio::spawn({
+        let ana = ana.clone();
+        async move { ana.change_password(PASSWORD, NEW).await }
+    });
+    lock.wait_until_blocked_by(2).await;
+    lock.release().await;
+    change.await.expect("changed");
+    // Whether it was answered or refused, there is nothing to do with it.
+    if let Ok(session) = login.await.expect("no panic") {
+        assert!(!session.is_session_active().await);
+        let refused = session.try_refresh(&session.tokens().refresh_token).await;
+        assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+    }
+    assert_eq!(app.fetch_scalar::<i64>(SESSIONS).await, 1, "that of the change");
+    assert!(ana.is_session_active().await);
+}
+
+#[tokio::test]
+async fn a_rehash_does_not_overwrite_a_password_that_is_being_changed() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let hashing_cost = Params::new(64, 3, 1, Some(32)).expect("good parameters");
+    let replica = app
+        .start_replica_with(config_with(|config| {
+            config.tokens.argon2_params = hashing_cost;
+        }))
+        .await;
+    let (change, mut lock) = changing(&app, &ana).await;
+    let anonymous = app.anonymous().with_channel(&replica.channel);
+    let login = tokio::spawn(async move { anonymous.try_log_in("ana", PASSWORD).await });
+    lock.wait_until_blocked_by(2).await;
+    lock.release().await;
+    change.await.expect("changed");
+    assert_unauthenticated(login.await.expect("no panic"), "INCORRECT_CREDENTIALS");
+    let refused = app.anonymous().try_log_in("ana", PASSWORD).await;
+    assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+    app.anonymous().try_log_in("ana", NEW).await.expect("logged in");
+}
+
+#[tokio::test]
+async fn of_two_changes_of_the_password_one_wins() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let mut lock = app.hold_lock("select from users for update").await;
+    let calls = ["the first password", "the other password"].map(|new| {
+        let ana = ana.clone();
+        async move { (new, ana.try_change_password(PASSWORD, new).await) }
+    });
+    let calls = tokio::spawn(join_all(calls));
+    lock.wait_until_blocked_by(2).await;
+    lock.release().await;
+    let mut won = 0;
+    for (new, answer) in calls.await.expect("no panic") {
+        let login = app.anonymous().try_log_in("ana", new).await;
+        if answer.is_ok() {
+            won += 1;
+            login.expect("logged in");
+        } else {
+            assert_unauthenticated(answer, "INCORRECT_CREDENTIALS");
+            assert_unauthenticated(login, "INCORRECT_CREDENTIALS");
+        }
+    }
+    assert_eq!(won, 1);
+    assert!(ana.is_session_active().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logins_beyond_the_queue_are_refused_while_other_calls_are_answered() {
+    // Some 25 ms for a hash: the queue lasts for half a second.
+    let hashing_cost = Params::DEFAULT;
+    let settings = config_with(|config| {
+        config.limits.hashing_threads = 1;
+        config.tokens.argon2_params = hashing_cost;
+    });
+    let app = App::start_with(settings).await;
+    let ana = app.signed_up("ana").await;
+    let answered = Arc::new(AtomicUsize::new(0));
+    let calls: Vec<_> = (0..200)
+        .map(|_| {
+            let (anonymous, answered) = (app.anonymous(), answered.clone());
+            async move {
+                let answer = anonymous.try_log_in("ana", PASSWORD).await;
+                answered.fetch_add(1, Ordering::Relaxed);
+                answer
+            }
+        })
+        .collect();
+    let logins = tokio::spawn(join_all(calls));
+    wait_until("logins are refused", async || answered.load(Ordering::Relaxed) >= 100).await;
+    ana.get_user("me").await;
+    ana.create_todo("meanwhile").await;
+    assert!(answered.load(Ordering::Relaxed) < 200, "logins still wait");
+
+    let answers = logins.await.expect("no panic");
+    assert!(answers.iter().any(Result::is_ok));
+    // A login that had a place may still be too late, where the machine has much else to do.
+    let late =
+        |answer: &RpcResult<_>| answer.as_ref().is_err_and(|s| s.code() == Code::DeadlineExceeded);
+    let refused: Vec<_> =
+        answers.into_iter().filter(|answer| answer.is_err() && !late(answer)).collect();
+    assert!(!refused.is_empty());
+    for refused in refused {
+        let refused = assert_status(refused, Code::ResourceExhausted, "OVERLOADED");
+        let details = refused.get_error_details();
+        let delay = details.retry_info().and_then(|retry| retry.retry_delay);
+        assert!(delay.is_some_and(|delay| !delay.is_zero()), "{refused:?}");
+    }
+    let login = async || app.anonymous().try_log_in("ana", PASSWORD).await;
+    wait_until("logins are admitted again", async || login().await.is_ok()).await;
+}

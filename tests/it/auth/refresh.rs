@@ -1,0 +1,263 @@
+//! Refresh tokens: they rotate, and whoever uses an old one ends the session.
+
+use std::time::{Duration, SystemTime};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use fast_zero::proto::auth::v1::LogoutScope;
+
+use crate::support::{
+    App, Client, PASSWORD,
+    app::{SECRET_KEY, config_with, connect},
+    assert::{assert_invalid, assert_unauthenticated},
+    parallel::join_all,
+    postgres::TestDatabase,
+    process::Binary,
+    time::{assert_recent, to_system_time},
+    wait::wait_until,
+};
+
+const GENERATION: &str = "select generation from sessions";
+const DAYS_30: Duration = Duration::from_hours(30 * 24);
+
+#[tokio::test]
+async fn a_refresh_gives_the_next_pair_of_the_same_session() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let old = ana.tokens();
+    let begun = SystemTime::now();
+    let new = app.anonymous().refresh(&old.refresh_token).await;
+    assert_ne!(new.refresh_token, old.refresh_token);
+    assert_ne!(new.access_token, old.access_token);
+    assert_eq!((&new.session_id, &*new.token_type), (&old.session_id, "Bearer"));
+    assert_recent(begun, Duration::from_mins(30), new.access_token_expire_time);
+    assert_recent(begun, DAYS_30, new.refresh_token_expire_time);
+    for token in [&old.access_token, &new.access_token] {
+        assert!(ana.clone().with_token(token).is_session_active().await);
+    }
+    let next = app.anonymous().refresh(&new.refresh_token).await;
+    assert!(![&new.refresh_token, &old.refresh_token].contains(&&next.refresh_token));
+    assert_eq!(ana.list_sessions().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_refresh_moves_the_times_of_the_session() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    app.execute(
+        "update sessions set rotated_at = rotated_at - interval '1 day',
+             expires_at = expires_at - interval '1 day'",
+    )
+    .await;
+    let before = ana.list_sessions().await.remove(0);
+    let begun = SystemTime::now();
+    let tokens = ana.refresh(&ana.tokens().refresh_token).await;
+    let after = ana.list_sessions().await.remove(0);
+    assert!(to_system_time(before.last_used_time) < begun - Duration::from_hours(23));
+    assert_recent(begun, Duration::ZERO, after.last_used_time);
+    assert_recent(begun, DAYS_30, after.expire_time);
+    assert_eq!(after.expire_time, tokens.refresh_token_expire_time);
+    assert_eq!((after.id, after.create_time), (before.id, before.create_time));
+}
+
+#[tokio::test]
+async fn the_direct_predecessor_gets_the_same_successor_again_for_ten_seconds() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let new = ana.refresh(&ana.tokens().refresh_token).await;
+    for _ in 0..3 {
+        let again = ana.refresh(&ana.tokens().refresh_token).await;
+        assert_eq!(again.refresh_token, new.refresh_token);
+        assert_eq!(again.refresh_token_expire_time, new.refresh_token_expire_time);
+        assert!(ana.clone().with_token(&again.access_token).is_session_active().await);
+    }
+    app.execute("update sessions set rotated_at = rotated_at - interval '7 s'").await;
+    let again = ana.refresh(&ana.tokens().refresh_token).await;
+    assert_eq!(again.refresh_token, new.refresh_token);
+    assert_eq!(app.fetch_scalar::<i32>(GENERATION).await, 1);
+    let next = ana.refresh(&new.refresh_token).await;
+    assert_ne!(next.refresh_token, new.refresh_token);
+}
+
+/// The token is refused as used before, and the session that it belonged to is over.
+async fn assert_reuse_ends_session(app: &App, session: &Client, used: &str, newest: &str) {
+    let other = app.logged_in("ana").await;
+    assert!(session.is_session_active().await);
+    assert_unauthenticated(app.anonymous().try_refresh(used).await, "REFRESH_TOKEN_REUSED");
+    assert!(!session.is_session_active().await);
+    for token in [newest, used] {
+        let refused = app.anonymous().try_refresh(token).await;
+        assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+    }
+    assert!(other.is_session_active().await);
+    other.refresh(&other.tokens().refresh_token).await;
+}
+
+#[tokio::test]
+async fn the_direct_predecessor_after_ten_seconds_ends_the_session() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let used = &ana.tokens().refresh_token;
+    let newest = ana.refresh(used).await.refresh_token;
+    app.execute("update sessions set rotated_at = rotated_at - interval '10 s'").await;
+    assert_reuse_ends_session(&app, &ana, used, &newest).await;
+}
+
+#[tokio::test]
+async fn an_older_token_ends_the_session_at_once() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let used = &ana.tokens().refresh_token;
+    let mut newest = ana.refresh(used).await;
+    for _ in 0..2 {
+        newest = ana.refresh(&newest.refresh_token).await;
+    }
+    let session = ana.clone().with_token(&newest.access_token);
+    assert_reuse_ends_session(&app, &session, used, &newest.refresh_token).await;
+}
+
+#[tokio::test]
+async fn a_reuse_is_a_warning_in_the_log_without_the_token() {
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).start();
+    let channel = connect(server.address().await.parse().expect("an address"));
+    let anonymous = Client::new(channel.await);
+    anonymous.sign_up("ana", "ana@example.com", PASSWORD).await;
+    let ana = anonymous.logged_in("ana", PASSWORD).await.expect("logged in");
+    let used = &ana.tokens().refresh_token;
+    let next = ana.refresh(used).await;
+    ana.refresh(&next.refresh_token).await;
+    let reusing = anonymous.with_metadata("x-request-id", "the-reuse").try_refresh(used).await;
+    assert_unauthenticated(reusing, "REFRESH_TOKEN_REUSED");
+    let warning = server.wait_for_line("\"WARN\"").await;
+    assert!(warning.contains("the-reuse"), "{warning}");
+    for secret in [used, &next.refresh_token, &ana.tokens().access_token, &next.access_token] {
+        assert!(!server.output().contains(&**secret));
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_was_never_made_ends_nothing() {
+    let app = App::start().await;
+    let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
+    let (good, bobs) = (&ana.tokens().refresh_token, &bob.tokens().refresh_token);
+    // A second rotation makes the first token one that would end the session.
+    let next = ana.refresh(good).await;
+    let newest = ana.refresh(&next.refresh_token).await.refresh_token;
+
+    let replaced = |token: &str, at: usize| {
+        let other = if &token[at..=at] == "A" { "B" } else { "A" };
+        format!("{}{other}{}", &token[..at], &token[at + 1..])
+    };
+    let half = good.len() / 2;
+    let mut bad = vec![
+        "x".to_owned(),
+        "garbage".to_owned(),
+        "🦀".to_owned(),
+        "\0".to_owned(),
+        " ".to_owned(),
+        "A".repeat(good.len()),
+        "A".repeat(100_000),
+        good[1..].to_owned(),
+        good[..good.len() - 1].to_owned(),
+        format!("{good}A"),
+        format!("{good}{good}"),
+        URL_SAFE_NO_PAD.encode([0; 68]),
+        format!("{}{}", &good[..half], &bobs[half..]),
+        format!("{}{}", &bobs[..half], &good[half..]),
+        ana.tokens().access_token.clone(),
+    ];
+    bad.extend((0..good.len()).map(|at| replaced(good, at)));
+    for token in bad {
+        let refused = app.anonymous().try_refresh(&token).await;
+        assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+    }
+    assert_invalid(app.anonymous().try_refresh("").await, &["refresh_token"]);
+    ana.refresh(&newest).await;
+    bob.refresh(bobs).await;
+}
+
+#[tokio::test]
+async fn an_expired_session_cannot_be_refreshed() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    app.execute("update sessions set expires_at = now() - interval '1 s'").await;
+    let refused = ana.try_refresh(&ana.tokens().refresh_token).await;
+    assert_unauthenticated(refused, "REFRESH_TOKEN_EXPIRED");
+    assert!(!ana.is_session_active().await);
+    assert_eq!(app.fetch_scalar::<i32>(GENERATION).await, 0);
+}
+
+#[tokio::test]
+async fn a_session_that_was_refreshed_in_time_lives_on() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    app.execute("update sessions set expires_at = now() + interval '2 s'").await;
+    let expired = SystemTime::now() + Duration::from_secs(2);
+    assert!(ana.is_session_active().await, "the server knows now when the session expires");
+    ana.refresh(&ana.tokens().refresh_token).await;
+    wait_until("the first lifetime is over", async || {
+        assert!(ana.is_session_active().await);
+        SystemTime::now() > expired + Duration::from_millis(100)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_that_has_ended_cannot_be_refreshed() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let next = ana.refresh(&ana.tokens().refresh_token).await;
+    ana.log_out(LogoutScope::ThisSession).await;
+    for token in [&next.refresh_token, &ana.tokens().refresh_token] {
+        assert_unauthenticated(ana.try_refresh(token).await, "REFRESH_TOKEN_INVALID");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_64_refreshes_at_once_one_rotates_and_all_get_its_successor() {
+    let app = App::start().await;
+    let (ana, replica) = (app.signed_up("ana").await, app.start_replica().await);
+    let calls = (0..64).map(|n| {
+        let ana = if n % 2 == 0 { ana.clone() } else { ana.clone().with_channel(&replica.channel) };
+        async move { ana.refresh(&ana.tokens().refresh_token).await.refresh_token }
+    });
+    let mut successors = join_all(calls).await;
+    successors.dedup();
+    assert_eq!(successors.len(), 1);
+    assert_eq!(app.fetch_scalar::<i32>(GENERATION).await, 1);
+    ana.refresh(&successors[0]).await;
+    assert_eq!(app.fetch_scalar::<i32>(GENERATION).await, 2);
+}
+
+#[tokio::test]
+async fn the_previous_secret_key_still_verifies_until_it_is_dropped() {
+    const NEW_KEY: &str = "another secret that only the tests know";
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let server = async |previous: Option<&str>| {
+        let config = config_with(|config| {
+            config.tokens.secret_key = Some(NEW_KEY.into());
+            config.tokens.secret_key_previous = previous.map(Into::into);
+        });
+        app.start_replica_with(config).await
+    };
+    let (both, new) = (server(Some(SECRET_KEY)).await, server(None).await);
+    let old_tokens = ana.tokens();
+
+    let unknown = ana.clone().with_channel(&new.channel);
+    assert_unauthenticated(unknown.try_get_user("me").await, "TOKEN_INVALID");
+    let refused = unknown.try_refresh(&old_tokens.refresh_token).await;
+    assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+
+    let known = ana.clone().with_channel(&both.channel);
+    assert!(known.is_session_active().await);
+    let tokens = known.refresh(&old_tokens.refresh_token).await;
+    let header = |token: &str| jsonwebtoken::decode_header(token).expect("a JWT");
+    assert_ne!(header(&tokens.access_token).kid, header(&old_tokens.access_token).kid);
+    let refreshed = unknown.with_token(&tokens.access_token);
+    assert!(refreshed.is_session_active().await);
+    refreshed.refresh(&tokens.refresh_token).await;
+    // What the new key signed is nothing to a server that does not have it.
+    let refused = ana.clone().with_token(&tokens.access_token).try_get_user("me").await;
+    assert_unauthenticated(refused, "TOKEN_INVALID");
+}

@@ -1,0 +1,341 @@
+//! Access tokens: which are good, and how others are refused.
+
+use std::time::SystemTime;
+
+use aws_lc_rs::hmac;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use fast_zero::proto::auth::v1::{IntrospectTokenResponse, LogoutScope};
+use prost_types::Timestamp;
+use tonic_types::StatusExt;
+use uuid::Uuid;
+
+use crate::support::{
+    App, Client, PASSWORD,
+    app::SECRET_KEY,
+    assert::{assert_invalid, assert_unauthenticated},
+    time::to_system_time,
+    tokens::{Jwt, json_string, seconds_from_now, sign_parts},
+};
+
+/// Longer than what the server takes in as metadata, 16 KiB.
+const TOO_LONG: usize = 20 * 1024;
+
+/// A token that is not good.
+struct Bad {
+    why: &'static str,
+    token: String,
+    reason: &'static str,
+}
+
+/// Every kind of them, made of the session of a caller who has a good one.
+async fn bad_tokens(app: &App, ana: &Client) -> Vec<Bad> {
+    let mut bad = ended_sessions(app, ana).await;
+    bad.extend(wrong_signatures(ana));
+    bad.extend(wrong_fields(ana));
+    bad.extend(wrong_shapes(ana));
+    bad
+}
+
+fn invalid(why: &'static str, token: String) -> Bad {
+    Bad { why, token, reason: "TOKEN_INVALID" }
+}
+
+async fn ended_sessions(app: &App, ana: &Client) -> Vec<Bad> {
+    let (bob, cid) = (app.signed_up("bob").await, app.signed_up("cid").await);
+    let (logged_out, revoked) = (app.logged_in("ana").await, app.logged_in("ana").await);
+    logged_out.log_out(LogoutScope::ThisSession).await;
+    ana.try_revoke_session(&revoked.tokens().session_id).await.expect("revoked");
+    cid.try_delete_user("me", "").await.expect("deleted");
+    let expired = app.signed_up("dan").await;
+    app.execute(
+        "update sessions set expires_at = now() - interval '1 s'
+         where user_id = (select id from users where username = 'dan')",
+    )
+    .await;
+    let (ana_id, unknown) = (ana.user_id(), Uuid::now_v7().to_string());
+    let token = |client: &Client| client.tokens().access_token.clone();
+    let made = |user_id: &str, session_id: &str| Jwt::for_session(user_id, session_id).signed();
+    [
+        ("the session was logged out", token(&logged_out)),
+        ("the session was revoked", token(&revoked)),
+        ("the user was deleted", token(&cid)),
+        ("the session has expired", token(&expired)),
+        ("another user's session", made(&ana_id, &bob.tokens().session_id)),
+        ("another user in the session", made(&bob.user_id(), &ana.tokens().session_id)),
+        ("an unknown session", made(&ana_id, &unknown)),
+        ("an unknown user", made(&unknown, &ana.tokens().session_id)),
+    ]
+    .into_iter()
+    .map(|(why, token)| Bad { why, token, reason: "SESSION_REVOKED" })
+    .collect()
+}
+
+fn wrong_signatures(ana: &Client) -> Vec<Bad> {
+    let jwt = Jwt::for_client(ana);
+    let with = |algorithm: &str| jwt.clone().header("alg", json_string(algorithm));
+    let good = jwt.signed();
+    let (payload, signature) = good.rsplit_once('.').expect("it is signed");
+    let other_claims = jwt.clone().claim("exp", seconds_from_now(900)).signed();
+    let (other_payload, _) = other_claims.rsplit_once('.').expect("it is signed");
+    vec![
+        invalid("no algorithm, no signature", with("none").unsigned()),
+        invalid("no algorithm in odd case", with("nOnE").unsigned()),
+        invalid("no algorithm, but signed", with("none").signed()),
+        invalid("HS384 with the key", with("HS384").signed_with(hmac::HMAC_SHA384, SECRET_KEY)),
+        invalid("HS512 with the key", with("HS512").signed_with(hmac::HMAC_SHA512, SECRET_KEY)),
+        invalid("HS384 that calls itself HS256", jwt.signed_with(hmac::HMAC_SHA384, SECRET_KEY)),
+        invalid("HS256 that calls itself HS512", with("HS512").signed()),
+        invalid("RS256 with the key", with("RS256").signed()),
+        invalid("EdDSA with the key", with("EdDSA").signed()),
+        invalid("an algorithm that nobody knows", with("X").signed()),
+        invalid("an algorithm that is no text", jwt.clone().header("alg", "256").signed()),
+        invalid("no word of the algorithm", jwt.clone().without_field("alg").signed()),
+        invalid("another key", jwt.signed_with(hmac::HMAC_SHA256, &"x".repeat(32))),
+        invalid("an empty key", jwt.signed_with(hmac::HMAC_SHA256, "")),
+        invalid("an empty signature", jwt.unsigned()),
+        invalid("no signature", payload.to_owned()),
+        invalid("half a signature", good[..good.len() - signature.len() / 2].to_owned()),
+        invalid("more than a signature", format!("{good}A")),
+        invalid("another token's signature", format!("{other_payload}.{signature}")),
+        invalid("an expired token of another key", {
+            jwt.claim("exp", seconds_from_now(-600)).signed_with(hmac::HMAC_SHA256, &"x".repeat(32))
+        }),
+    ]
+}
+
+fn wrong_fields(ana: &Client) -> Vec<Bad> {
+    let jwt = Jwt::for_client(ana);
+    let header = |name, json: &str| jwt.clone().header(name, json).signed();
+    let claim = |name, json: &str| jwt.clone().claim(name, json).signed();
+    let mut bad: Vec<_> = ["iss", "aud", "sub", "sid", "jti", "iat", "exp", "typ"]
+        .map(|name| invalid("a field is missing", jwt.clone().without_field(name).signed()))
+        .into();
+    for name in ["iss", "aud", "sub", "sid", "exp"] {
+        for json in ["null", "true", "[]", "{}", "\"\"", "\"x\"", "[\"x\"]"] {
+            bad.push(invalid("a claim of another kind", claim(name, json)));
+        }
+    }
+    for id in ["1", "me", "ana", "ana@example.com", &ana.user_id().to_uppercase()] {
+        bad.push(invalid("a user that is no id", claim("sub", &json_string(id))));
+        bad.push(invalid("a session that is no id", claim("sid", &json_string(id))));
+    }
+    bad.extend([
+        invalid("another type", header("typ", "\"JWT\"")),
+        invalid("no type", header("typ", "\"\"")),
+        invalid("a type that is no text", header("typ", "1")),
+        invalid("another issuer", claim("iss", "\"fast-zero2\"")),
+        invalid("another audience", claim("aud", "\"fast-zero2\"")),
+        invalid("a number as user", claim("sub", "1")),
+        invalid("not yet valid", claim("nbf", &seconds_from_now(60))),
+        invalid("never valid", claim("nbf", &u64::MAX.to_string())),
+        invalid("not yet valid, as a text", claim("nbf", &json_string(&seconds_from_now(60)))),
+        invalid("a beginning that is no number", claim("nbf", "\"x\"")),
+        invalid("an end beyond all time", claim("exp", &i64::MAX.to_string())),
+        invalid("an end beyond all numbers", claim("exp", "1e400")),
+        invalid("expired, and for another audience", {
+            jwt.clone().claim("exp", seconds_from_now(-60)).claim("aud", "\"x\"").signed()
+        }),
+    ]);
+    for past in [seconds_from_now(-60), seconds_from_now(-7), "1".into(), "0".into()] {
+        bad.push(Bad { why: "expired", token: claim("exp", &past), reason: "TOKEN_EXPIRED" });
+    }
+    bad
+}
+
+fn wrong_shapes(ana: &Client) -> Vec<Bad> {
+    let good = &ana.tokens().access_token;
+    let parts: Vec<_> = good.split('.').collect();
+    let [header, claims, signature] = parts[..] else { panic!("{good}") };
+    let decoded = |part| URL_SAFE_NO_PAD.decode(part).expect("base64");
+    let text = |part| String::from_utf8(decoded(part)).expect("JSON");
+    let deep = "[".repeat(4_000);
+    vec![
+        invalid("garbage", "garbage".to_owned()),
+        invalid("8 KiB of garbage", "x".repeat(8 * 1024)),
+        invalid("8 KiB of dots", ".".repeat(8 * 1024)),
+        invalid("only dots", "..".to_owned()),
+        invalid("two tokens", format!("{good}.{good}")),
+        invalid("two tokens with a comma", format!("{good}, Bearer {good}")),
+        invalid("a part too many", format!("{good}.")),
+        invalid("a part too few", format!("{claims}.{signature}")),
+        invalid("parts in another order", format!("{claims}.{header}.{signature}")),
+        invalid("padding", format!("{header}=.{claims}.{signature}")),
+        invalid("a refresh token", ana.tokens().refresh_token.clone()),
+        invalid("a session's id", ana.tokens().session_id.clone()),
+        invalid("a header that is no JSON", sign_parts("x", &text(claims))),
+        invalid("a header of brackets", sign_parts(&deep, &text(claims))),
+        invalid("claims that are no JSON", sign_parts(&text(header), "x")),
+        invalid("claims of brackets", sign_parts(&text(header), &deep)),
+        invalid("claims that are a list", sign_parts(&text(header), "[]")),
+        invalid("claims that are null", sign_parts(&text(header), "null")),
+        invalid("no claims", sign_parts(&text(header), "")),
+    ]
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_good_is_refused_without_saying_more() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    for Bad { why, token, reason } in bad_tokens(&app, &ana).await {
+        let refused = ana.clone().with_token(&token).try_get_user("me").await;
+        assert!(refused.is_err(), "{why}: {token}");
+        let refused = assert_unauthenticated(refused, reason);
+        assert_eq!(refused.message(), "Could not validate credentials", "{why}");
+    }
+    assert!(ana.is_session_active().await);
+}
+
+#[tokio::test]
+async fn introspection_tells_nothing_of_a_token_that_is_not_good() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    for Bad { why, token, .. } in bad_tokens(&app, &ana).await {
+        let answer = ana.introspect(&token).await;
+        assert_eq!(answer, IntrospectTokenResponse::default(), "{why}: {token}");
+    }
+    let with_scheme = format!("Bearer {}", ana.tokens().access_token);
+    for bad in [&*with_scheme, " ", "\0", "🦀", &"x".repeat(100_000)] {
+        assert_eq!(ana.introspect(bad).await, IntrospectTokenResponse::default());
+    }
+}
+
+#[tokio::test]
+async fn introspection_tells_whose_a_good_token_is() {
+    let app = App::start().await;
+    let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
+    for caller in [&ana, &bob] {
+        assert_eq!(
+            caller.introspect(&ana.tokens().access_token).await,
+            IntrospectTokenResponse {
+                active: true,
+                user_id: ana.user_id(),
+                session_id: ana.tokens().session_id.clone(),
+                expire_time: ana.tokens().access_token_expire_time,
+            }
+        );
+    }
+    assert_invalid(ana.try_introspect("").await, &["access_token"]);
+    let anonymous = app.anonymous().try_introspect(&ana.tokens().access_token).await;
+    assert_unauthenticated(anonymous, "NOT_AUTHENTICATED");
+    bob.try_delete_user("me", "").await.expect("deleted");
+    assert!(!ana.introspect(&bob.tokens().access_token).await.active);
+}
+
+#[tokio::test]
+async fn a_token_by_hand_is_good_if_all_of_it_is() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let jwt = Jwt::for_client(&ana);
+    for (why, jwt) in [
+        ("like that of the service", jwt.clone()),
+        ("it expired within the leeway", jwt.clone().claim("exp", seconds_from_now(-2))),
+        ("it begins within the leeway", jwt.clone().claim("nbf", seconds_from_now(2))),
+        ("it has begun", jwt.clone().claim("nbf", seconds_from_now(-60))),
+        ("it says more", jwt.claim("scope", "\"all\"")),
+    ] {
+        let token = jwt.signed();
+        let user = ana.clone().with_token(&token).try_get_user("me").await;
+        assert_eq!(user.expect(why).into_inner().user, ana.user);
+        assert!(ana.introspect(&token).await.active, "{why}");
+    }
+}
+
+/// RFC 7515, section 4.1.11.
+#[tokio::test]
+async fn a_token_with_an_extension_that_must_be_understood_is_refused() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let token = Jwt::for_client(&ana).header("crit", "[\"x\"]").header("x", "1").signed();
+    assert_unauthenticated(ana.with_token(&token).try_get_user("me").await, "TOKEN_INVALID");
+}
+
+#[tokio::test]
+async fn an_expired_token_is_refused_with_the_servers_time() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let token = Jwt::for_client(&ana).claim("exp", seconds_from_now(-60)).signed();
+    let begun = SystemTime::now();
+    let refused = ana.with_token(&token).try_get_user("me").await;
+    let refused = assert_unauthenticated(refused, "TOKEN_EXPIRED");
+    let details = refused.get_error_details();
+    let metadata = &details.error_info().expect("ErrorInfo").metadata;
+    let server_time: Timestamp = metadata["server_time"].parse().expect("RFC 3339");
+    let server_time = to_system_time(Some(server_time));
+    assert!((begun..=SystemTime::now()).contains(&server_time));
+}
+
+#[tokio::test]
+async fn a_call_needs_an_access_token_in_its_scheme() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let token = &ana.tokens().access_token;
+    let refused = app.anonymous().try_get_user("me").await;
+    let refused = assert_unauthenticated(refused, "NOT_AUTHENTICATED");
+    assert_eq!(refused.message(), "Not authenticated");
+    // Before anything is said about the request.
+    assert_unauthenticated(app.anonymous().try_get_user("bad").await, "NOT_AUTHENTICATED");
+    for none in [
+        "",
+        " ",
+        "Bearer",
+        "Bearer ",
+        "bearer    ",
+        token,
+        &format!("Basic {token}"),
+        &format!("JWT {token}"),
+        &format!("Bearer{token}"),
+        &format!("Bearer:{token}"),
+        &format!("Bearer,Bearer {token}"),
+        &format!("\"Bearer\" {token}"),
+    ] {
+        let refused = app.anonymous().with_metadata("authorization", none).try_get_user("me").await;
+        let refused = assert_unauthenticated(refused, "NOT_AUTHENTICATED");
+        assert_eq!(refused.message(), "Not authenticated", "{none:?}");
+    }
+    for scheme in ["Bearer", "bearer", "BEARER", "bEaReR"] {
+        let caller = app.anonymous().with_metadata("authorization", &format!("{scheme} {token}"));
+        assert!(caller.is_session_active().await);
+    }
+}
+
+#[tokio::test]
+async fn more_than_one_authorization_is_refused() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let good = format!("Bearer {}", ana.tokens().access_token);
+    for (first, second) in [(&*good, &*good), (&good, "Basic x"), ("Basic x", &good), ("", &good)] {
+        let caller = app
+            .anonymous()
+            .with_metadata("authorization", first)
+            .with_metadata("authorization", second);
+        let refused = assert_unauthenticated(caller.try_get_user("me").await, "TOKEN_INVALID");
+        assert_eq!(refused.message(), "Could not validate credentials");
+    }
+}
+
+#[tokio::test]
+async fn headers_over_16_kib_are_refused_and_the_connection_lives() {
+    const GET_USER: &str = "/fastzero.user.v1.UserService/GetUser";
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    // It never connects again.
+    let wire = app.raw_client().await.with_token_of(&ana);
+    for (padding, is_good) in
+        [(TOO_LONG, false), (12 * 1024, true), (TOO_LONG, false), (TOO_LONG, false), (0, true)]
+    {
+        let caller = wire.clone().with_metadata("x-padding", "x".repeat(padding));
+        // `id` is "me".
+        let answer = caller.call(GET_USER, b"\x0a\x02me").await;
+        assert_eq!(answer.is_ok(), is_good, "{padding}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn public_methods_do_not_look_at_tokens() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let garbage = ana.clone().with_token("garbage");
+    garbage.sign_up("bob", "bob@example.com", PASSWORD).await;
+    garbage.try_log_in("bob", PASSWORD).await.expect("logged in");
+    garbage.refresh(&ana.tokens().refresh_token).await;
+}

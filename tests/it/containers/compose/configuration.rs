@@ -1,0 +1,89 @@
+//! Missing and invalid settings, and secrets from files.
+
+use super::{APP, BASE, DATABASE, REPLICAS, SECRETS, TESTS};
+use crate::support::compose::{
+    DATABASE_PASSWORD, Stack, combined_output, inspect, is_engine_available,
+};
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn compose_names_what_is_missing() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::without_env_file(&[BASE]);
+    let refused = stack.try_compose(&["config", "--quiet"]).await;
+    assert!(!refused.status.success());
+    assert!(combined_output(&refused).contains(".env.example"), "{}", combined_output(&refused));
+
+    std::fs::copy(stack.path(".env.example"), stack.path(".env")).expect("copied");
+    let refused = stack.try_compose(&["config", "--quiet"]).await;
+    assert!(!refused.status.success());
+    assert!(
+        combined_output(&refused).contains("variable SECRET_KEY is missing"),
+        "{}",
+        combined_output(&refused)
+    );
+
+    for files in [&[BASE][..], &[BASE, REPLICAS], &[BASE, SECRETS], &[TESTS]] {
+        let stack = Stack::configured(files);
+        let checked = stack.try_compose(&["config", "--quiet"]).await;
+        assert!(checked.status.success(), "{files:?}");
+        assert_eq!(combined_output(&checked), "", "{files:?}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn a_bad_setting_ends_the_start_with_a_readable_line() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::configured(&[BASE]);
+    stack.compose(&["build"]).await;
+    stack.compose(&["up", "--wait", DATABASE]).await;
+    for (setting, code, line) in [
+        ("SECRET_KEY=short", 78, "error: SECRET_KEY is too short"),
+        ("SECRET_KEY=", 78, "error: SECRET_KEY must be set"),
+        ("DATABASE_URL=", 78, "error: DATABASE_URL must be set"),
+        ("DATABASE_URL=mysql://db", 78, "error: DATABASE_URL must be like postgresql://"),
+        ("DATABASE_URL=postgresql://nowhere/db", 1, "error: "),
+        ("PGPASSWORD=wrong", 1, "password authentication failed"),
+    ] {
+        let wait = "DATABASE_WAIT_SECONDS=1";
+        let run = ["run", "--rm", "--no-deps", "-e", wait, "-e", setting, APP];
+        let refused = stack.try_compose(&run).await;
+        let said = combined_output(&refused);
+        assert_eq!(refused.status.code(), Some(code), "{setting}: {said}");
+        assert!(said.contains(line), "{setting}: {said}");
+        assert!(!said.contains("panicked"), "{setting}: {said}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn secrets_come_from_files_too() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::configured(&[BASE, SECRETS]);
+    let secrets = stack.path("secrets");
+    std::fs::create_dir(&secrets).expect("created");
+    let url = "postgresql://app_user:from-a-file@fastzero_database/app_db";
+    for (name, secret) in [
+        ("secret_key", "a secret key that is kept in a file"),
+        ("postgres_password", "from-a-file"),
+        ("database_url", url),
+    ] {
+        std::fs::write(secrets.join(name), format!("{secret}\n")).expect("written");
+    }
+    stack.compose(&["up", "--build", "--wait"]).await;
+    stack.anonymous().await.signed_up("ana").await;
+    for service in [APP, DATABASE] {
+        let container = stack.container(service).await;
+        let environment = inspect(&container, "{{.Config.Env}}").await;
+        for secret in ["from-a-file", "kept in a file", DATABASE_PASSWORD] {
+            assert!(!environment.contains(secret), "{environment}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The image.
+
+use super::BASE;
+use crate::support::{
+    app::SECRET_KEY,
+    compose::{
+        DATABASE_PASSWORD, Stack, docker, docker_command, expect_success, inspect,
+        is_engine_available, run_command,
+    },
+};
+
+/// What the image may add to its base, in bytes.
+const IMAGE_SIZE: u64 = 30_000_000;
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn the_image_holds_the_service_and_little_else() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::configured(&[BASE]);
+    stack.compose(&["build"]).await;
+    let image = "fast-zero";
+    for (what, expected) in [
+        ("{{.Config.User}}", "65532:65532"),
+        ("{{.Config.Entrypoint}}", "[/bin/fast-zero]"),
+        ("{{.Config.Healthcheck.Test}}", "[CMD /bin/fast-zero healthcheck]"),
+        ("{{.Config.StopSignal}}", "SIGTERM"),
+        ("{{.Config.ExposedPorts}}", "map[50051/tcp:{}]"),
+        ("{{index .Config.Labels \"org.opencontainers.image.title\"}}", "fast-zero"),
+    ] {
+        assert_eq!(inspect(image, what).await, expected, "{what}");
+    }
+    let environment = inspect(image, "{{.Config.Env}}").await;
+    assert!(environment.contains("LISTEN_ADDR=0.0.0.0:50051"), "{environment}");
+    for secret in ["SECRET_KEY", "PASSWORD", "DATABASE_URL"] {
+        assert!(!environment.contains(secret), "{environment}");
+    }
+
+    let dockerfile = std::fs::read_to_string(stack.path("Dockerfile")).expect("it is there");
+    let base = dockerfile.rsplit("FROM ").next().and_then(|stage| stage.lines().next());
+    let base = base.expect("the last stage has a base");
+    if !run_command(docker_command(&["image", "inspect", base])).await.status.success() {
+        docker(&["pull", "--quiet", base]).await;
+    }
+    let size = async |image| inspect(image, "{{.Size}}").await.parse::<u64>().expect("a number");
+    let added = size(image).await - size(base).await;
+    println!("the image has {added} bytes on top of its base");
+    assert!(added < IMAGE_SIZE, "{added} bytes");
+
+    let container = docker(&["create", image]).await;
+    let history = docker(&["history", "--no-trunc", image]).await;
+    let export = format!("docker export {}", container.trim());
+    let list =
+        format!("{export} | tar -tv --numeric-owner && ! {export} | grep -qa '{SECRET_KEY}'");
+    let mut listing = stack.command("bash");
+    listing.args(["-o", "pipefail", "-c", &list]);
+    let files = run_command(listing).await;
+    docker(&["rm", container.trim()]).await;
+    let files = expect_success(files);
+    for secret in [SECRET_KEY, DATABASE_PASSWORD] {
+        assert!(!history.contains(secret), "{history}");
+    }
+    assert!(files.contains("bin/fast-zero\n"), "{files}");
+    for file in files.lines() {
+        let mut columns = file.split_whitespace();
+        let (mode, owner) = (columns.next().expect("a mode"), columns.next().expect("an owner"));
+        let path = columns.nth(3).expect("a path");
+        let (user, group) = owner.split_once('/').expect("both");
+        let writable = user == "65532" || mode.as_bytes()[8] == b'w';
+        let writable = writable || (group == "65532" && mode.as_bytes()[5] == b'w');
+        assert!(!(mode.starts_with('-') && writable), "{file}");
+        let name = path.rsplit('/').next().expect("a name");
+        for unwanted in ["sh", "bash", "dash", "busybox", "cargo", ".env", ".git", "Cargo.toml"] {
+            assert_ne!(name, unwanted, "{file}");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The containers: the image, the stack that compose starts, and the one with replicas.
+//!
+//! They need a Docker engine and build the image, so they run only when asked for:
+//! `cargo test compose:: -- --ignored`.
+
+mod configuration;
+mod image;
+mod load_balancing;
+mod readme;
+mod stack;
+
+use std::time::{Duration, Instant};
+
+use fast_zero::proto::auth::v1::LoginRequest;
+use tonic::Status;
+
+use crate::support::{
+    PASSWORD,
+    compose::{combined_output, docker_command, run_command},
+};
+
+const BASE: &str = "compose.yaml";
+const REPLICAS: &str = "deploy/compose.replicas.yaml";
+const SECRETS: &str = "deploy/compose.secrets.yaml";
+const TESTS: &str = "deploy/compose.tests.yaml";
+
+const APP: &str = "fastzero_app";
+const DATABASE: &str = "fastzero_database";
+
+/// The longest time that a call takes: its deadline of 5 s, and the way there.
+const ANSWERED_AFTER: Duration = Duration::from_millis(5_500);
+
+/// Every answer comes in time, whatever it is.
+async fn timed<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let begun = Instant::now();
+    let answer = call.await;
+    assert!(begun.elapsed() < ANSWERED_AFTER, "{:?}", begun.elapsed());
+    answer
+}
+
+fn login(login: &str) -> LoginRequest {
+    LoginRequest { login: login.to_owned(), password: PASSWORD.to_owned() }
+}
+
+async fn docker_logs(container: &str) -> String {
+    // The service writes to its standard error.
+    combined_output(&run_command(docker_command(&["logs", container])).await)
+}

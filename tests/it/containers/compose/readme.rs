@@ -1,0 +1,65 @@
+//! The commands of the README.
+
+use fast_zero::proto::todo::v1::ListTodosRequest;
+use tonic::Code;
+
+use super::{BASE, login};
+use crate::support::{
+    assert::assert_status,
+    compose::{Stack, docker_command, expect_success, free_port, is_engine_available, run_command},
+    readme::{commands, has_grpcurl},
+    todos::titles,
+};
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn the_commands_of_the_readme_work_as_pasted() {
+    if !is_engine_available() || !has_grpcurl().await {
+        return;
+    }
+    let stack = Stack::without_env_file(&[BASE]);
+    let alone = format!("{}-alone", stack.project);
+    let containers = commands("In containers");
+    // The tour comes where it is spoken of; what comes after the backup is not in it.
+    let (before, after) = containers.split_once(BACKUP).expect("there is a backup");
+    let (backup, after) = after.split_once('\n').expect("there is more");
+    let commands =
+        [before, &commands("A tour"), "\n", BACKUP, backup, "\n", AFTER_THE_BACKUP, after];
+    let commands = commands
+        .concat()
+        .replace("docker compose down\n", NEW_VOLUME)
+        .replace("cargo run", env!("CARGO_BIN_EXE_fast-zero"))
+        .replace("localhost:50051", &format!("localhost:{}", stack.port))
+        .replace("localhost:5432", &format!("localhost:{}", stack.database_port))
+        .replace("50052", &free_port().to_string())
+        .replace("fast-zero-alone", &alone)
+        .replace("fast-zero_", &format!("{}_", stack.project));
+    let mut shell = stack.command("bash");
+    // As at a terminal, but ending at the first command that fails.
+    shell.args(["-euo", "pipefail", "-c", &commands]);
+    shell.env("GIT_DIR", concat!(env!("CARGO_MANIFEST_DIR"), "/.git"));
+    let done = run_command(shell).await;
+    let _ = run_command(docker_command(&["rm", "--force", &alone])).await;
+    let output = expect_success(done);
+    for shown in ["status: SERVING", "\"status\": \"SERVING\"", "(healthy)", "TODO_STATE_DONE"] {
+        assert!(output.contains(shown), "{shown} is not in:\n{output}");
+    }
+    let anonymous = stack.anonymous().await;
+    let ana = anonymous.logged_in("ana", "correct horse").await.expect("ana was restored");
+    let todos = ana.list_todos(ListTodosRequest::default()).await.todos;
+    assert_eq!(titles(&todos), ["Read lib.rs"]);
+    let refused = anonymous.auth().login(login("bob")).await;
+    assert_status(refused, Code::Unauthenticated, "INCORRECT_CREDENTIALS");
+}
+
+/// How the backup of the README begins.
+const BACKUP: &str = "docker compose exec -T fastzero_database sh -c 'pg_dump";
+
+/// What a restored database does not have.
+const AFTER_THE_BACKUP: &str = r#"grpcurl -plaintext \
+    -d '{"username": "bob", "email": "bob@example.com", "password": "correct horse battery"}' \
+    localhost:50051 fastzero.user.v1.UserService/CreateUser
+"#;
+
+/// What the README tells to do before a new major version starts.
+const NEW_VOLUME: &str = "docker compose down\nsed -i 's/pgdata/pgdata19/' compose.yaml\n";

@@ -1,0 +1,139 @@
+//! The base stack: database outages, stops, volumes and migrations.
+
+use std::time::{Duration, Instant};
+
+use fast_zero::proto::todo::v1::ListTodosRequest;
+use tonic::Code;
+
+use super::{APP, BASE, DATABASE, docker_logs, login, timed};
+use crate::support::{
+    PASSWORD,
+    assert::assert_status,
+    compose::{Stack, docker, inspect, is_engine_available},
+    row_lock::RowLock,
+    todos::{discard_message, todo_titled},
+    wait::wait_until,
+};
+
+/// The longest time until an outage is seen from outside.
+const OUTAGE_SEEN_AFTER: Duration = Duration::from_secs(15);
+
+/// The longest time that a stop takes: the grace of 8 s, and 2 s more.
+const STOPPED_AFTER: Duration = Duration::from_secs(10);
+
+/// What the service may use when it has nothing to do, in MiB.
+const IDLE_MEMORY: f64 = 32.0;
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn an_outage_of_the_database_is_told_and_survived() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::started(&[BASE]).await;
+    let container = stack.container(APP).await;
+    assert_eq!(inspect(&container, "{{.State.Health.Status}}").await, "healthy");
+    let probe = "/bin/grpc_health_probe";
+    assert!(inspect(&container, "{{.Config.Healthcheck.Test}}").await.contains(probe));
+    docker(&["exec", &container, probe, "-addr=127.0.0.1:50051"]).await;
+    docker(&["exec", &container, "/bin/fast-zero", "healthcheck"]).await;
+
+    let ana = stack.anonymous().await.signed_up("ana").await;
+    let todo = ana.create_todo("Stay").await;
+    let begun = Instant::now();
+    stack.compose(&["kill", DATABASE]).await;
+    let refused = [
+        timed(ana.try_get_todo(&todo.id)).await.map(discard_message),
+        timed(ana.try_list_todos(ListTodosRequest::default())).await.map(discard_message),
+        timed(ana.try_create_todo(Some(todo_titled("Lost")))).await.map(discard_message),
+        timed(ana.auth().login(login("ana"))).await.map(discard_message),
+    ];
+    for refused in refused {
+        assert_status(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    }
+    stack.wait_until_health(APP, "unhealthy").await;
+    assert!(begun.elapsed() < OUTAGE_SEEN_AFTER, "{:?}", begun.elapsed());
+
+    stack.compose(&["start", DATABASE]).await;
+    stack.wait_until_health(APP, "healthy").await;
+    assert_eq!(ana.get_todo(&todo.id).await, todo);
+    assert_eq!(inspect(&container, "{{.RestartCount}}").await, "0");
+
+    let usage = docker(&["stats", "--no-stream", "--format", "{{.MemUsage}}", &container]).await;
+    let used = usage.split("MiB").next().and_then(|used| used.parse::<f64>().ok());
+    assert!(used.is_some_and(|used| used < IDLE_MEMORY), "{usage}");
+}
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn a_stop_lets_calls_finish() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::started(&[BASE]).await;
+    let ana = stack.anonymous().await.signed_up("ana").await;
+    let todo = ana.create_todo("Wait").await;
+    let mut lock = RowLock::acquire(stack.connect_database().await, "lock todos").await;
+    let deleting = tokio::spawn({
+        let (ana, id) = (ana.clone(), todo.id.clone());
+        async move { ana.try_delete_todo(&id, "").await }
+    });
+    lock.wait_until_blocking().await;
+
+    let container = stack.container(APP).await;
+    let begun = Instant::now();
+    let stopping = tokio::spawn({
+        let container = container.clone();
+        async move { docker(&["stop", &container]).await }
+    });
+    wait_until("the server stops", async || {
+        docker_logs(&container).await.contains("\"shutting down\"")
+    })
+    .await;
+    lock.release().await;
+    deleting.await.expect("no panic").expect("a call under way is answered");
+    stopping.await.expect("no panic");
+    assert!(begun.elapsed() < STOPPED_AFTER, "{:?}", begun.elapsed());
+    assert_eq!(inspect(&container, "{{.State.ExitCode}}").await, "0");
+}
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn the_data_live_as_long_as_their_volume() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::started(&[BASE]).await;
+    stack.anonymous().await.create_user("ana").await;
+    stack.compose(&["down"]).await;
+    stack.compose(&["up", "--wait"]).await;
+    stack.anonymous().await.logged_in("ana", PASSWORD).await.expect("ana is still there");
+    stack.compose(&["down", "--volumes"]).await;
+    stack.compose(&["up", "--wait"]).await;
+    let refused = stack.anonymous().await.auth().login(login("ana")).await;
+    assert_status(refused, Code::Unauthenticated, "INCORRECT_CREDENTIALS");
+}
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn replicas_that_start_at_once_migrate_once() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::configured(&[BASE]);
+    stack.compose(&["build"]).await;
+    stack.compose(&["up", "--wait", DATABASE]).await;
+    let run = ["run", "--detach", "--no-deps", APP];
+    let (one, other) = tokio::join!(stack.compose(&run), stack.compose(&run));
+    for replica in [one.trim(), other.trim()] {
+        wait_until("it serves", async || {
+            assert_eq!(inspect(replica, "{{.State.Running}}").await, "true");
+            docker_logs(replica).await.contains("\"serving\"")
+        })
+        .await;
+    }
+    let applied = sqlx::query_scalar("select count(*) from _sqlx_migrations where success");
+    let applied: i64 =
+        applied.fetch_one(&mut stack.connect_database().await).await.expect("counted");
+    assert_eq!(usize::try_from(applied), Ok(crate::support::postgres::MIGRATIONS.iter().count()));
+}

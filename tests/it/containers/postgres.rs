@@ -1,0 +1,54 @@
+//! The container that the tests run on ends with the run, here one that is killed.
+
+use std::{env, process::Stdio, time::Duration};
+
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+    time::sleep,
+};
+
+use crate::support::{
+    container,
+    postgres::{TestDatabase, print_line},
+    wait::{wait_until, with_timeout},
+};
+
+/// Set for the run that is killed.
+const IS_TO_BE_KILLED: &str = "FASTZERO_TEST_IS_TO_BE_KILLED";
+
+#[tokio::test]
+async fn a_run_that_is_killed_leaves_no_container() {
+    if !container::is_available().await {
+        print_line("SKIPPED: the end of the container: there is no engine that has the image");
+        return;
+    }
+    let mut run = Command::new(env::current_exe().expect("this program"))
+        .args(["--exact", "containers::postgres::waits_to_be_killed", "--ignored"])
+        .env_remove("TEST_DATABASE_URL")
+        .env(IS_TO_BE_KILLED, "")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(run.stderr.take().expect("it is piped")).lines();
+    let line = with_timeout("a line about the container", lines.next_line()).await;
+    let line = line.expect("text").expect("a line");
+    let id = line.rsplit(' ').next().expect("the id is the last word");
+    assert!(container::exists(id).await, "{line}");
+
+    run.kill().await.expect("it runs");
+    wait_until("the container is removed", async || !container::exists(id).await).await;
+}
+
+/// The run that is killed: a process of its own.
+#[tokio::test]
+#[ignore = "it does nothing but wait"]
+async fn waits_to_be_killed() {
+    if env::var_os(IS_TO_BE_KILLED).is_none() {
+        return;
+    }
+    let _database = TestDatabase::create().await;
+    sleep(Duration::from_mins(1)).await;
+}

@@ -1,0 +1,69 @@
+//! Request IDs.
+
+use tonic_types::StatusExt;
+
+use super::{GET_TODO, LIST_TODOS};
+use crate::support::{App, RpcResult, raw_client::RawClient};
+
+/// The request id that came back, in the response or in the error.
+fn returned<T>(answer: &RpcResult<T>) -> String {
+    let metadata = match answer {
+        Ok(response) => response.metadata(),
+        Err(status) => status.metadata(),
+    };
+    let mut ids = metadata.get_all("x-request-id").iter();
+    let id = ids.next().and_then(|id| id.to_str().ok()).expect("a request id").to_owned();
+    assert!(ids.next().is_none(), "one request id");
+    id
+}
+
+#[tokio::test]
+async fn a_request_id_of_1_to_128_visible_characters_comes_back() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let anonymous = app.raw_client().await;
+    let with_token = anonymous.clone().with_token_of(&ana);
+    let visible: String = ('!'..='~').collect();
+    let longest = "x".repeat(128);
+    for id in ["a", "req-1/2:3", &visible, &longest] {
+        let answers = async |caller: &RawClient| {
+            let caller = caller.clone().with_metadata("x-request-id", id);
+            [
+                caller.call(LIST_TODOS, &[]).await,
+                caller.call(GET_TODO, &[]).await,
+                caller.call(GET_TODO, b"\xff").await,
+                caller.call("/no.such.Service/Method", &[]).await,
+                caller.call("/grpc.health.v1.Health/Check", &[]).await,
+                caller.call("/grpc.health.v1.Health/Check", b"\x0a\x01x").await,
+            ]
+        };
+        for answer in answers(&with_token).await.into_iter().chain(answers(&anonymous).await) {
+            assert_eq!(returned(&answer), id);
+            if let Err(status) = answer {
+                let info = status.get_details_request_info().expect("details");
+                assert_eq!(info.request_id, id);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn any_other_request_id_is_replaced_by_one_of_the_servers() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let wire = app.raw_client().await.with_token_of(&ana);
+    let too_long = "x".repeat(129);
+    let mut made = vec![returned(&wire.call(LIST_TODOS, &[]).await)];
+    for bad in ["", " ", "a b", " a", "a ", &too_long] {
+        let caller = wire.clone().with_metadata("x-request-id", bad);
+        for answer in [caller.call(LIST_TODOS, &[]).await, caller.call(GET_TODO, &[]).await] {
+            let id = returned(&answer);
+            assert_ne!(id, bad);
+            made.push(id);
+        }
+    }
+    assert!(made.iter().all(|id| (1..=128).contains(&id.len())));
+    made.sort();
+    made.dedup();
+    assert_eq!(made.len(), 13, "each call has an id of its own");
+}

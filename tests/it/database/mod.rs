@@ -1,0 +1,5 @@
+//! The SQL statements that calls run: how many, in which batches, by which plans.
+
+mod batching;
+mod plans;
+mod statements;

@@ -1,0 +1,208 @@
+//! The examples work as `examples/README.md` documents them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::support::{
+    App,
+    assert::assert_unauthenticated,
+    postgres::print_line,
+    tokens::{Jwt, seconds_from_now},
+};
+
+const README: &str = include_str!("../../examples/README.md");
+
+/// Failed logins after which the server rejects all logins from an IP address.
+const MAX_FAILURES: usize = 100;
+
+/// What each program prints after it has logged in.
+const TODOS: [&str; 4] = [
+    "todo: Buy milk",
+    "todo: Water the plants",
+    "stale etag: ETAG_MISMATCH",
+    "invalid field: todo.title: must have 1 to 200 characters",
+];
+
+/// An example that is ready to run.
+struct Example {
+    command: String,
+    dir: PathBuf,
+}
+
+/// The shell blocks of a section of the README.
+fn shell_blocks(section: &str) -> Vec<&'static str> {
+    let (_, rest) = README.split_once(&format!("\n## {section}\n")).expect("the section exists");
+    let section = rest.split("\n## ").next().unwrap_or(rest);
+    section.split("```sh\n").skip(1).filter_map(|block| block.split("\n```").next()).collect()
+}
+
+/// Runs a command as at a terminal, but it ends at the first failure and lets the other tests
+/// run first.
+async fn shell(script: &str, dir: &Path, variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new("nice");
+    command.args(["-n", "19", "bash", "-euo", "pipefail", "-c", script]).current_dir(dir);
+    for variable in ["FASTZERO_ACCESS_TOKEN", "FASTZERO_ADDR", "FASTZERO_REFRESH_TOKEN"] {
+        command.env_remove(variable);
+    }
+    command.envs(variables.iter().copied()).kill_on_drop(true);
+    command.output().await.expect("nice is installed")
+}
+
+/// Runs a command that checks for a tool. Prints a line if it fails.
+async fn has_tool(name: &str, check: &str) -> bool {
+    let dir = TempDir::new().expect("a directory");
+    let found = shell(check, dir.path(), &[]).await.status.success();
+    if !found {
+        print_line(&format!("SKIPPED: an example: `{check}` fails, so {name} is not usable"));
+    }
+    found
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Copies a directory, without what the commands of the README generate.
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("created");
+    for entry in fs::read_dir(from).expect("a directory") {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).expect("an entry");
+        if path.is_file() {
+            fs::copy(&path, to.join(name)).expect("copied");
+        } else if name != "gen" && name != ".venv" {
+            copy_dir(&path, &to.join(name));
+        }
+    }
+}
+
+impl Example {
+    /// Runs the first block of the section, in a copy of the sources. The second block runs the
+    /// program.
+    async fn set_up(section: &str, dir: &str, sources: &TempDir) -> Self {
+        let [set_up, command] = shell_blocks(section)[..] else {
+            panic!("the section has two blocks: set up, and run");
+        };
+        let (root, copy) = (Path::new(env!("CARGO_MANIFEST_DIR")), sources.path());
+        for part in ["proto", dir] {
+            copy_dir(&root.join(part), &copy.join(part));
+        }
+        fs::copy(root.join("buf.yaml"), copy.join("buf.yaml")).expect("copied");
+        let done = shell(set_up, copy, &[]).await;
+        assert!(done.status.success(), "{}{}", text(&done.stdout), text(&done.stderr));
+        Self { command: command.to_owned(), dir: copy.join(dir) }
+    }
+
+    async fn run(&self, app: &App, variables: &[(&str, &str)]) -> Output {
+        let address = app.address.to_string();
+        let variables = [&[("FASTZERO_ADDR", &*address)], variables].concat();
+        shell(&self.command, &self.dir, &variables).await
+    }
+
+    /// Runs the program, which succeeds. Returns what it prints.
+    async fn succeed(&self, app: &App, variables: &[(&str, &str)]) -> String {
+        let output = self.run(app, variables).await;
+        let (printed, errors) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{printed}{errors}");
+        for line in TODOS {
+            assert!(printed.lines().any(|printed| printed == line), "no {line:?} in:\n{printed}");
+        }
+        printed
+    }
+
+    /// Runs the program, which fails and prints nothing else than an error with these texts.
+    async fn fail(&self, app: &App, variables: &[(&str, &str)], texts: &[&str]) {
+        let output = self.run(app, variables).await;
+        assert_eq!(output.status.code(), Some(1));
+        let (printed, errors) = (text(&output.stdout), text(&output.stderr));
+        assert!(!printed.contains("refreshed"), "{printed}{errors}");
+        for text in texts {
+            assert!(errors.contains(text), "no {text:?} in:\n{errors}");
+        }
+    }
+
+    async fn assert_works(&self) {
+        let app = App::start().await;
+        let first = self.succeed(&app, &[]).await;
+        assert!(first.starts_with("signed up: ana\n"), "{first}");
+        let second = self.succeed(&app, &[]).await;
+        assert!(second.starts_with("already signed up: USERNAME_EXISTS\n"), "{second}");
+        assert!(![first, second].concat().contains("refreshed"));
+        self.assert_refreshes(&app).await;
+        self.assert_prints_retry_delay(&app).await;
+    }
+
+    async fn assert_refreshes(&self, app: &App) {
+        let bob = app.signed_up("bob").await;
+        let expired = Jwt::for_client(&bob).claim("exp", seconds_from_now(-60)).signed();
+        let tokens = [
+            ("FASTZERO_ACCESS_TOKEN", &*expired),
+            ("FASTZERO_REFRESH_TOKEN", &*bob.tokens().refresh_token),
+        ];
+        let resumed = self.succeed(app, &tokens).await;
+        // Its two concurrent calls both fail with TOKEN_EXPIRED and use one refresh.
+        assert_eq!(resumed.matches("refreshed the access token\n").count(), 1, "{resumed}");
+        assert!(!resumed.contains("signed up"), "{resumed}");
+        let created: i64 = app
+            .fetch_scalar(
+                "select count(*) from todos
+                 where owner_id = (select id from users where username = 'bob')",
+            )
+            .await;
+        assert_eq!(created, 2);
+
+        // Errors of the refresh reach the caller, and so do all others but TOKEN_EXPIRED.
+        let tokens = [("FASTZERO_ACCESS_TOKEN", &*expired), ("FASTZERO_REFRESH_TOKEN", "none")];
+        self.fail(app, &tokens, &["(REFRESH_TOKEN_INVALID)"]).await;
+        let tokens = [("FASTZERO_ACCESS_TOKEN", "none"), tokens[1]];
+        self.fail(app, &tokens, &["(TOKEN_INVALID)"]).await;
+    }
+
+    async fn assert_prints_retry_delay(&self, app: &App) {
+        for number in 0..MAX_FAILURES {
+            let failed = app.anonymous().try_log_in(&format!("user{number}"), "a guess").await;
+            assert_unauthenticated(failed, "INCORRECT_CREDENTIALS");
+        }
+        self.fail(app, &[], &["(TOO_MANY_ATTEMPTS)", "\nretry after "]).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "downloads packages: cargo test --locked --test it examples:: -- --ignored"]
+async fn the_python_example_works_as_documented() {
+    if !has_tool("Python", "python3 -m ensurepip --version").await
+        || !has_tool("the package index", "python3 -m pip download --quiet --no-deps grpcio").await
+    {
+        return;
+    }
+    let sources = TempDir::new().expect("a directory");
+    Example::set_up("Python", "examples/python", &sources).await.assert_works().await;
+}
+
+#[tokio::test]
+#[ignore = "downloads and compiles modules: cargo test --locked --test it examples:: -- --ignored"]
+async fn the_go_example_works_as_documented() {
+    if !has_tool("buf", "buf --version").await
+        || !has_tool("Go", "go list -m google.golang.org/protobuf@latest").await
+    {
+        return;
+    }
+    let sources = TempDir::new().expect("a directory");
+    Example::set_up("Go", "examples/go", &sources).await.assert_works().await;
+}
+
+#[tokio::test]
+#[ignore = "compiles a program: cargo test --locked --test it examples:: -- --ignored"]
+async fn the_rust_example_works_as_documented() {
+    let [command] = shell_blocks("Rust")[..] else {
+        panic!("the section has one block");
+    };
+    // In the repository, whose target directory has the dependencies.
+    let dir = env!("CARGO_MANIFEST_DIR").into();
+    Example { command: command.to_owned(), dir }.assert_works().await;
+}

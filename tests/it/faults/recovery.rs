@@ -1,0 +1,87 @@
+//! Calls after a lost connection, and beside abandoned calls.
+
+use fast_zero::proto::todo::v1::Todo;
+use tonic::{Code, Response};
+use tonic_types::StatusExt;
+
+use crate::support::{
+    App,
+    app::config,
+    assert::{assert_hides_cause, assert_status},
+    todos::discard_message,
+    users::own_user,
+};
+
+#[tokio::test]
+async fn a_statement_that_nobody_waits_for_any_more_holds_up_no_other_call() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let mut lock = app.hold_lock("select from users for update").await;
+    let given_up = tokio::spawn({
+        let ana = ana.clone();
+        async move { ana.try_update_user(Some(own_user("new", "")), None).await }
+    });
+    lock.wait_until_blocked_by(1).await;
+    given_up.abort();
+    for _ in 0..3 * config().limits.database_max_connections {
+        ana.get_user("me").await;
+    }
+    lock.wait_until_blocked_by(1).await;
+    lock.release().await;
+}
+
+#[tokio::test]
+async fn calls_recover_after_the_database_has_closed_all_connections() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("a").await;
+    let unguarded = Todo { etag: String::new(), ..todo.clone() };
+    for write in [false, true] {
+        app.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid()",
+        )
+        .await;
+        let mut answers = Vec::new();
+        for _ in 0..12 {
+            answers.push(if write {
+                ana.try_update_todo(Some(unguarded.clone()), None).await.map(discard_message)
+            } else {
+                ana.try_get_todo(&todo.id).await.map(discard_message)
+            });
+        }
+        assert!(answers.last().is_some_and(Result::is_ok), "{answers:?}");
+        let failed: Vec<_> = answers.into_iter().filter_map(Result::err).collect();
+        // One call notices for all.
+        assert!(failed.len() <= 1, "{failed:?}");
+        for status in failed {
+            let status = assert_status(
+                Err::<Response<()>, _>(status),
+                Code::Unavailable,
+                "DATABASE_UNAVAILABLE",
+            );
+            assert!(status.get_details_retry_info().is_some());
+            assert_hides_cause(&status);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_leaves_the_others_alone() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let (locked, free) = (ana.create_todo("locked").await, ana.create_todo("free").await);
+    let mut held = app.lock_todo(&locked.id).await;
+    tokio::select! {
+        answer = ana.try_delete_todo(&locked.id, "") => panic!("not locked: {answer:?}"),
+        () = held.wait_until_blocking() => {}
+    }
+    // More calls than there are connections, while it still waits and afterwards.
+    for _ in 0..8 {
+        assert_eq!(ana.get_todo(&free.id).await, free);
+    }
+    held.release().await;
+    for _ in 0..8 {
+        assert_eq!(ana.get_todo(&free.id).await, free);
+    }
+}

@@ -1,0 +1,159 @@
+//! Two replicas behind a proxy.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use fast_zero::proto::todo::v1::{ListTodosRequest, Todo};
+use nix::sys::signal::Signal;
+use tokio::{task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use crate::support::{
+    Client, RpcResult,
+    app::connect,
+    load_balancer::LoadBalancer,
+    postgres::TestDatabase,
+    process::{Binary, Process},
+    todos::todo_titled,
+};
+
+/// In the log of a replica that gets calls.
+const CREATE_TODO: &str = "TodoService/CreateTodo";
+
+const USERS: usize = 8;
+const CALLERS_PER_USER: usize = 4;
+
+/// Between two calls of a caller, so that other tests get on, too.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Longer than the proxy takes to see that a replica is NOT_SERVING, in seconds.
+const SHUTDOWN_DELAY: &str = "2";
+
+fn start(database: &TestDatabase) -> Process {
+    Binary::server(&database.url()).env("SHUTDOWN_DELAY_SECONDS", SHUTDOWN_DELAY).start()
+}
+
+async fn join(balancer: &LoadBalancer, replica: &Process) {
+    balancer.add(replica.address().await.parse().expect("an address")).await;
+}
+
+/// What became of the calls of all.
+#[derive(Default)]
+struct Figures {
+    calls: AtomicUsize,
+    retried: AtomicUsize,
+}
+
+impl Figures {
+    /// Makes a call, and once again if it is told that the service is UNAVAILABLE.
+    async fn with_a_retry<T, F>(&self, call: impl Fn() -> F) -> Result<T, Status>
+    where
+        F: Future<Output = RpcResult<T>>,
+    {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let answer = match call().await {
+            Err(status) if status.code() == Code::Unavailable => {
+                self.retried.fetch_add(1, Ordering::Relaxed);
+                call().await
+            }
+            answer => answer,
+        };
+        answer.map(tonic::Response::into_inner)
+    }
+
+    /// Writes and reads until it is told to end. The titles that were acknowledged.
+    async fn work(
+        &self,
+        client: &Client,
+        name: usize,
+        end: CancellationToken,
+    ) -> Result<Vec<String>, Status> {
+        let mut acknowledged = Vec::new();
+        while !end.is_cancelled() {
+            let title = format!("{name}/{}", acknowledged.len());
+            let create = || client.try_create_todo(Some(todo_titled("to be named")));
+            let todo = self.with_a_retry(create).await?.todo.expect("a to-do");
+            sleep(PAUSE).await;
+            // Without its etag: a second time is as good as once.
+            let named = Todo { id: todo.id.clone(), title: title.clone(), ..Todo::default() };
+            let rename = || client.try_update_todo(Some(named.clone()), Some(&["title"]));
+            self.with_a_retry(rename).await?;
+            acknowledged.push(title);
+            sleep(PAUSE).await;
+            let read = self.with_a_retry(|| client.try_get_todo(&todo.id)).await?;
+            assert_eq!(read.todo.expect("a to-do").title, named.title);
+            sleep(PAUSE).await;
+        }
+        Ok(acknowledged)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_fails_no_call_that_is_retried_once() {
+    let database = TestDatabase::create().await;
+    let mut replicas = [start(&database), start(&database)];
+    let balancer = LoadBalancer::start().await;
+    for replica in &replicas {
+        join(&balancer, replica).await;
+    }
+    let (figures, end) = (Arc::<Figures>::default(), CancellationToken::new());
+    let (mut users, mut working) = (Vec::new(), JoinSet::new());
+    for user in 0..USERS {
+        let channel = connect(balancer.address).await;
+        let client = Client::new(channel).signed_up(&format!("user{user}")).await;
+        users.push(client.clone());
+        for caller in 0..CALLERS_PER_USER {
+            let (client, figures, end) = (client.clone(), figures.clone(), end.clone());
+            let name = user * CALLERS_PER_USER + caller;
+            working.spawn(async move { figures.work(&client, name, end).await });
+        }
+    }
+
+    for replica in &replicas {
+        replica.wait_for_line(CREATE_TODO).await;
+    }
+
+    let begun = Instant::now();
+    for replica in &mut replicas {
+        replica.signal(Signal::SIGTERM);
+        assert_eq!(replica.wait().await.code(), Some(0));
+        assert!(!replica.output().contains("grace period expired"), "{}", replica.output());
+        *replica = start(&database);
+        join(&balancer, replica).await;
+        replica.wait_for_line(CREATE_TODO).await;
+    }
+    let took = begun.elapsed();
+    end.cancel();
+    let (mut acknowledged, mut failed) = (BTreeSet::new(), Vec::new());
+    for ended in working.join_all().await {
+        match ended {
+            Ok(titles) => acknowledged.extend(titles),
+            Err(status) => failed.push(status),
+        }
+    }
+    println!(
+        "two replicas restarted in {took:.1?}: {} callers, {} calls, {} retried, {} failed, \
+         {} acknowledged to-dos",
+        USERS * CALLERS_PER_USER,
+        figures.calls.load(Ordering::Relaxed),
+        figures.retried.load(Ordering::Relaxed),
+        failed.len(),
+        acknowledged.len(),
+    );
+    assert!(failed.is_empty(), "{failed:#?}");
+
+    let mut kept = BTreeSet::new();
+    for user in users {
+        let todos = user.list_all_todos(ListTodosRequest::default()).await;
+        kept.extend(todos.into_iter().map(|todo| todo.title));
+    }
+    let lost: Vec<_> = acknowledged.difference(&kept).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+}

@@ -1,0 +1,98 @@
+//! How many calls may be in flight.
+
+use std::time::{Duration, Instant};
+
+use fast_zero::proto::todo::v1::{ListTodosRequest, Todo};
+use tokio::task::JoinSet;
+use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_types::StatusExt;
+
+use super::{GET, assert_overloaded};
+use crate::support::{
+    App,
+    app::{adjusted, config_with},
+    assert::assert_status,
+    http2::{OTHER_CLIENT_IP, length_prefixed},
+    metrics::config_with_metrics as config,
+    raw_client::{RawClient, full_body, read_rpc_result, unfinished_body},
+    wait::with_timeout,
+};
+
+#[tokio::test]
+async fn calls_beyond_the_limit_are_turned_away_but_health_is_not() {
+    let app = App::start_with(config_with(|config| {
+        config.limits.max_concurrent_calls = 2;
+    }))
+    .await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("a").await;
+    let mut lock = app.lock_todo(&todo.id).await;
+    let update = || {
+        let (ana, todo) = (ana.clone(), Todo { etag: String::new(), ..todo.clone() });
+        tokio::spawn(async move { ana.try_update_todo(Some(todo), Some(&["title"])).await })
+    };
+    let held = [update(), update()];
+    lock.wait_until_blocked_by(2).await;
+
+    let begun = Instant::now();
+    let refused = ana.try_list_todos(ListTodosRequest::default()).await;
+    let refused = assert_status(refused, Code::ResourceExhausted, "OVERLOADED");
+    assert!(refused.get_error_details().retry_info().is_some(), "{refused:?}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    let mut health = HealthClient::new(app.channel.clone());
+    health.check(HealthCheckRequest::default()).await.expect("health answers");
+
+    lock.release().await;
+    for held in held {
+        held.await.expect("no panic").expect("who was let in is answered");
+    }
+    ana.try_list_todos(ListTodosRequest::default()).await.expect("there is room again");
+}
+
+#[tokio::test]
+async fn calls_without_a_body_hold_no_place() {
+    let app = App::start_with(adjusted(config(), |config| {
+        config.limits.max_concurrent_calls = 2;
+    }))
+    .await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("a").await;
+    let wire = app.raw_client().await.with_token_of(&ana).with_metadata("grpc-timeout", "4S");
+    let mut silent = JoinSet::new();
+    for _ in 0..50 {
+        let mut wire = wire.clone();
+        silent.spawn(async move { wire.send(GET, unfinished_body("")).await });
+    }
+    let in_flight = async || app.scrape().await.get("fastzero_calls_in_flight");
+    app.wait_until_in_flight(50).await;
+    ana.get_todo(&todo.id).await;
+    assert_eq!(in_flight().await, Some(50.0), "they are still there");
+    while let Some(ended) = with_timeout("the deadline", silent.join_next()).await {
+        let ended = read_rpc_result(ended.expect("no panic").expect("an answer")).await;
+        assert_status(ended, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    }
+}
+
+#[tokio::test]
+async fn health_is_limited_for_each_peer() {
+    let app = App::start_with(config()).await;
+    let mut watching = Vec::new();
+    let refused = 'refused: loop {
+        let mut wire =
+            RawClient::connect_from(OTHER_CLIENT_IP, app.address, None).await.expect("connected");
+        for _ in 0..100 {
+            let watch =
+                wire.send("/grpc.health.v1.Health/Watch", full_body(length_prefixed(b""))).await;
+            let watch = watch.expect("an answer");
+            if watch.headers().contains_key("grpc-status") {
+                break 'refused read_rpc_result(watch).await;
+            }
+            watching.push((wire.clone(), watch));
+        }
+    };
+    assert_overloaded(refused);
+    assert_eq!(watching.len(), 256);
+    let mut health = HealthClient::new(app.channel.clone());
+    health.check(HealthCheckRequest::default()).await.expect("of another peer");
+}

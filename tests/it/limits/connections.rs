@@ -1,0 +1,243 @@
+//! How many connections a client may open, and when the server closes them.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use fast_zero::proto::{
+    auth::v1::ListSessionsRequest,
+    todo::v1::{Todo, UpdateTodoRequest},
+};
+use prost::Message;
+use prost_types::FieldMask;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::interval,
+};
+use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use super::{LIST, UPDATE, all, signed_up_with_much};
+use crate::support::{
+    App, Client, PASSWORD,
+    app::{config_with, connect, unique_name},
+    health::Watch,
+    http2::{
+        self, END_HEADERS, END_STREAM, OTHER_CLIENT_IP, PREFACE, connect_raw,
+        connect_without_reading, frame, length_prefixed, read_frame, read_until_closed,
+    },
+    metrics::config_with_metrics as config,
+    wait::{wait_until, with_timeout},
+};
+
+/// Whether the server speaks on a new connection.
+async fn is_taken(address: SocketAddr) -> Option<TcpStream> {
+    let mut stream = connect_raw(address, PREFACE).await;
+    let mut first = [0; 9];
+    let taken = with_timeout("an answer", stream.read_exact(&mut first)).await.is_ok();
+    taken.then_some(stream)
+}
+
+#[tokio::test]
+async fn a_peer_gets_so_many_connections_and_no_more() {
+    for limited in [
+        config_with(|config| {
+            config.limits.max_connections_per_peer = 3;
+        }),
+        config_with(|config| {
+            config.limits.max_connections = 3;
+        }),
+    ] {
+        // The application under test has one itself.
+        let app = App::start_with(limited).await;
+        let one = is_taken(app.address).await.expect("the second");
+        let _other = is_taken(app.address).await.expect("the third");
+        assert!(is_taken(app.address).await.is_none(), "the fourth");
+        app.anonymous().create_user("ana").await;
+        drop(one);
+        wait_until("a place is free", async || is_taken(app.address).await.is_some()).await;
+    }
+}
+
+#[tokio::test]
+async fn who_says_nothing_or_nonsense_is_closed() {
+    let app = App::start_with(config()).await;
+    let begun = Instant::now();
+    assert_eq!(
+        read_until_closed(
+            &mut connect_raw(app.address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await
+        )
+        .await,
+        b""
+    );
+    assert!(begun.elapsed() < Duration::from_secs(4), "nonsense, at once");
+    for said in [&b""[..], b"PRI * HTTP/2.0"] {
+        assert_eq!(
+            read_until_closed(&mut connect_raw(app.address, said).await).await,
+            b"",
+            "half of it"
+        );
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_age_and_no_call_with_it() {
+    let app = App::start_with(config_with(|config| {
+        config.limits.connection_max_age_seconds = 1;
+    }))
+    .await;
+    let ana = app.signed_up("ana").await;
+    let channel = connect(app.address).await;
+    let mut health = HealthClient::new(channel.clone());
+    let watch = health.watch(HealthCheckRequest::default()).await.expect("it begins");
+    let mut watch = Watch(watch.into_inner());
+    let ended = with_timeout("the end of the stream", watch.wait_until_ended()).await;
+    assert_eq!(ended.map(|status| status.code()), Some(Code::Unavailable));
+    // The channel connects anew by itself.
+    let ana = ana.with_channel(&channel);
+    for _ in 0..10 {
+        ana.create_todo("a").await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_without_calls_ends() {
+    let app = App::start_with(config_with(|config| {
+        config.limits.connection_idle_seconds = 1;
+    }))
+    .await;
+    let begun = Instant::now();
+    let mut idle = is_taken(app.address).await.expect("taken");
+    let goaway = read_until_closed(&mut idle).await;
+    // The type of a frame is its fourth byte.
+    assert!(goaway.windows(4).any(|bytes| bytes[3] == 0x07), "{goaway:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_names_whom_it_speaks_for() {
+    let trusting = config_with(|config| {
+        config.listen.trusted_proxies = vec![
+            "127.0.0.0/8".parse().expect("a network"),
+            "10.0.0.0/8".parse().expect("a network"),
+        ];
+    });
+    let (trusting, plain) = (App::start_with(trusting).await, App::start_with(config()).await);
+    for (app, forwarded, expected) in [
+        (&trusting, "192.0.2.7", "192.0.2.7"),
+        (&trusting, "198.51.100.1, 192.0.2.7, 10.1.2.3", "192.0.2.7"),
+        (&trusting, "192.0.2.7, nobody", "127.0.0.1"),
+        (&trusting, "10.0.0.1", "10.0.0.1"),
+        (&trusting, "192.0.2.7, é, 198.51.100.1", "198.51.100.1"),
+        (&plain, "192.0.2.7", "127.0.0.1"),
+    ] {
+        let name = unique_name("ana");
+        app.create_user(&name).await;
+        let proxied = app.anonymous().with_metadata("x-forwarded-for", forwarded);
+        let ana = proxied.logged_in(&name, PASSWORD).await.expect("logged in");
+        assert_eq!(peer_of(&ana).await, expected, "{forwarded}");
+    }
+}
+
+/// Where the caller's session was opened from.
+async fn peer_of(client: &Client) -> String {
+    let sessions = client
+        .auth()
+        .list_sessions(ListSessionsRequest::default())
+        .await
+        .expect("listed")
+        .into_inner();
+    sessions.sessions.into_iter().next().expect("one").peer
+}
+
+#[tokio::test]
+async fn a_stop_waits_until_it_is_known() {
+    let app = App::start_with(config_with(|config| {
+        config.lifecycle.shutdown_delay_seconds = 2;
+    }))
+    .await;
+    let ana = app.signed_up("ana").await;
+    let mut watch = app.watch("").await;
+    with_timeout("SERVING", watch.wait_until_serving()).await;
+    app.shut_down();
+    with_timeout("NOT_SERVING", watch.wait_until_not_serving()).await;
+    // New connections and calls are still served.
+    let late = ana.with_channel(&connect(app.address).await);
+    late.create_todo("late").await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_stuck_ends_after_its_other_calls() {
+    let app = App::start_with(config()).await;
+    let ana = signed_up_with_much(&app).await;
+    let todo = ana.create_todo("a").await;
+    let lock = app.lock_todo(&todo.id).await;
+    let bearer = format!("Bearer {}", ana.tokens().access_token);
+    let block = |path| http2::header_block(path, &[("authorization", &bearer)]);
+    let call = |path, stream, bytes: &[u8]| {
+        let headers = frame(http2::HEADERS, END_HEADERS, stream, &block(path));
+        [headers, frame(http2::DATA, END_STREAM, stream, &length_prefixed(bytes))].concat()
+    };
+    let mut stream = connect_raw(app.address, PREFACE).await;
+    let window = http2::settings_frame(http2::INITIAL_WINDOW_SIZE, 1024);
+    let list = call(LIST, 1, &all().encode_to_vec());
+    stream.write_all(&[window, list].concat()).await.expect("sent");
+
+    // One call a second, each of which waits, until the server has had enough.
+    let update = UpdateTodoRequest {
+        todo: Some(Todo { etag: String::new(), ..todo }),
+        update_mask: Some(FieldMask { paths: vec!["title".to_owned()] }),
+    };
+    let (mut newest, mut ticks) = (1, interval(Duration::from_secs(1)));
+    let goaway = async {
+        loop {
+            tokio::select! {
+                frame = read_frame(&mut stream) => {
+                    if frame.expect("a frame").kind == http2::GOAWAY {
+                        return;
+                    }
+                }
+                _ = ticks.tick() => {
+                    newest += 2;
+                    let update = call(UPDATE, newest, &update.encode_to_vec());
+                    stream.write_all(&update).await.expect("sent");
+                }
+            }
+        }
+    };
+    with_timeout("GOAWAY", goaway).await;
+    lock.release().await;
+    let answered = async {
+        loop {
+            let frame = read_frame(&mut stream).await.expect("a frame");
+            // An error would have no message.
+            if frame.stream == newest && frame.kind == http2::DATA {
+                return;
+            }
+        }
+    };
+    with_timeout("the answer", answered).await;
+    read_until_closed(&mut stream).await;
+    ana.list_todos(all()).await;
+}
+
+#[tokio::test]
+async fn who_does_not_even_read_errors_is_cut() {
+    let app = App::start_with(config()).await;
+    let mut stream =
+        connect_without_reading(app.address, OTHER_CLIENT_IP).await.expect("connected");
+    stream.write_all(PREFACE).await.expect("sent");
+    let block = http2::header_block("/no.Such/Method", &[]);
+    let calls = async {
+        for stream_id in (1..).step_by(2) {
+            let call = frame(http2::HEADERS, END_HEADERS | END_STREAM, stream_id, &block);
+            if stream.write_all(&call).await.is_err() {
+                return;
+            }
+        }
+    };
+    with_timeout("the end of the connection", calls).await;
+}

@@ -1,0 +1,223 @@
+//! Server streams: back-pressure, quotas, and what ends them. The service under test has a
+//! handler and nothing else.
+
+use std::time::{Duration, Instant};
+
+use fast_zero::proto::{
+    auth::v1::LogoutScope,
+    test::v1::{CountRequest, CountResponse},
+};
+use prost::Message;
+use tokio_stream::StreamExt;
+use tonic::{Code, Request, Status, Streaming, transport::Endpoint};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest,
+};
+
+use super::assert_overloaded;
+use crate::support::{
+    App, Client, RpcResult,
+    app::{adjusted, config},
+    assert::{assert_has_error_details, assert_status},
+    metrics::config_with_metrics,
+    wait::{wait_until, with_timeout},
+};
+
+/// Streams of one client (`MAX_STREAMS_PER_CLIENT`).
+const MAX_STREAMS: usize = 64;
+
+const SILENT: CountRequest =
+    CountRequest { messages: 0, padding_bytes: 0, then_silent: true, then_fails: false };
+
+async fn count(caller: &Client, request: CountRequest) -> RpcResult<Streaming<CountResponse>> {
+    caller.streams().count(request).await
+}
+
+/// Opens a stream that stays silent after its first message.
+async fn silent(caller: &Client) -> Streaming<CountResponse> {
+    let mut stream = count(caller, SILENT).await.expect("opened").into_inner();
+    assert_eq!(next(&mut stream).await.number, 1);
+    stream
+}
+
+async fn next(stream: &mut Streaming<CountResponse>) -> CountResponse {
+    let message = with_timeout("a message", stream.message()).await;
+    message.expect("no error").expect("a message")
+}
+
+/// Waits until the stream fails.
+async fn failure(mut stream: Streaming<CountResponse>) -> Status {
+    let status = with_timeout("the end of a stream", stream.message()).await;
+    let status = status.expect_err("it ends with an error");
+    assert_has_error_details(&status);
+    status
+}
+
+#[tokio::test]
+async fn a_stream_delivers_its_messages_and_ends() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let request = CountRequest { messages: 1000, ..CountRequest::default() };
+    let mut stream = count(&ana, request).await.expect("opened").into_inner();
+    for number in 1..=1000 {
+        assert_eq!(next(&mut stream).await.number, number);
+    }
+    assert_eq!(stream.message().await.expect("no error"), None);
+}
+
+#[tokio::test]
+async fn a_failure_in_a_stream_has_the_details_of_every_error() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let request = CountRequest { messages: 1, then_fails: true, ..CountRequest::default() };
+    let mut stream = count(&ana, request).await.expect("opened").into_inner();
+    next(&mut stream).await;
+    let status = failure(stream).await;
+    assert_eq!((status.code(), status.message()), (Code::Internal, "Internal error"));
+}
+
+#[tokio::test]
+async fn a_stream_needs_a_caller() {
+    let app = App::start().await;
+    let refused = count(&app.anonymous(), SILENT).await;
+    assert_status(refused, Code::Unauthenticated, "NOT_AUTHENTICATED");
+}
+
+#[tokio::test]
+async fn a_stream_ends_at_its_deadline() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let begun = Instant::now();
+    let stream = silent(&ana.with_metadata("grpc-timeout", "300m")).await;
+    let status = failure(stream).await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(2), "{took:?}");
+}
+
+/// A unary call never takes as long as this stream lives.
+#[tokio::test]
+async fn a_stream_outlives_the_longest_call() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let begun = Instant::now();
+    let stream = silent(&ana.with_metadata("grpc-timeout", "7S")).await;
+    assert_eq!(failure(stream).await.code(), Code::DeadlineExceeded);
+    assert!(begun.elapsed() > Duration::from_secs(6), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_its_handler_back() {
+    const WINDOW_BYTES: u32 = 64 * 1024;
+    const PADDING_BYTES: u32 = 16 * 1024;
+    const READ: u32 = 200;
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", app.address)).expect("a URL");
+    let channel = endpoint.initial_stream_window_size(WINDOW_BYTES).connect().await;
+    let ana = ana.with_channel(&channel.expect("connected"));
+    let request = CountRequest { padding_bytes: PADDING_BYTES, ..CountRequest::default() };
+    let unread = count(&ana, request).await.expect("opened");
+    // The handler of the stream that nobody reads could run as far as this one.
+    let mut reading = count(&ana, request).await.expect("opened").into_inner();
+    let mut produced = 0;
+    for _ in 0..READ {
+        produced = next(&mut reading).await.produced;
+    }
+    // Each handler is ahead by the window of its stream, and by what HTTP/2 buffers.
+    let ahead = produced - READ;
+    assert!(ahead <= 2 * 4 * WINDOW_BYTES / PADDING_BYTES, "{ahead} messages ahead");
+    drop(unread);
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_session_on_any_replica() {
+    let app = App::start().await;
+    let replica = app.start_replica().await;
+    let ana = app.signed_up("ana").await;
+    let other_session = app.logged_in("ana").await;
+    let here = silent(&ana).await;
+    let there = silent(&ana.clone().with_channel(&replica.channel)).await;
+    let mut unaffected = silent(&other_session.clone().with_channel(&replica.channel)).await;
+    let begun = Instant::now();
+    ana.log_out(LogoutScope::ThisSession).await;
+    assert_eq!(failure(here).await.code(), Code::Unauthenticated);
+    let status = failure(there).await;
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let more = tokio::time::timeout(Duration::from_millis(50), unaffected.message()).await;
+    assert!(more.is_err(), "{more:?}");
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_streams() {
+    let mut app = App::start_with(adjusted(config(), |config| {
+        config.lifecycle.shutdown_grace_seconds = 60;
+    }))
+    .await;
+    let ana = app.signed_up("ana").await;
+    let stream = silent(&ana).await;
+    let begun = Instant::now();
+    app.shut_down();
+    assert_eq!(failure(stream).await.code(), Code::Unavailable);
+    with_timeout("the end of the server", &mut app.server_task).await.expect("it stops");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_client_has_so_many_streams_and_no_more() {
+    let app = App::start_with(config_with_metrics()).await;
+    let ana = app.signed_up("ana").await;
+    let mut streams = Vec::new();
+    for _ in 0..MAX_STREAMS {
+        streams.push(silent(&ana).await);
+    }
+    assert_overloaded(count(&ana, SILENT).await);
+    // Streams hold no permit of calls.
+    ana.create_todo("a").await;
+    streams.pop();
+    wait_until("a stream is given back", async || count(&ana, SILENT).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_dropped_stream_drops_its_handler() {
+    let app = App::start_with(config_with_metrics()).await;
+    let ana = app.signed_up("ana").await;
+    let stream = silent(&ana).await;
+    app.wait_until_in_flight(1).await;
+    drop(stream);
+    app.wait_until_in_flight(0).await;
+}
+
+#[tokio::test]
+async fn reflection_streams_end_after_their_maximum_age() {
+    let app = App::start().await;
+    let request = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..ServerReflectionRequest::default()
+    };
+    // The client sends one request, and does not end its half of the stream.
+    let requests = tokio_stream::once(request).chain(tokio_stream::pending());
+    let mut client = ServerReflectionClient::new(app.channel.clone());
+    let begun = Instant::now();
+    let mut responses =
+        client.server_reflection_info(Request::new(requests)).await.expect("opened").into_inner();
+    responses.message().await.expect("no error").expect("a response");
+    let half = with_timeout("nothing", async {
+        tokio::time::timeout(Duration::from_secs(15), responses.message()).await
+    });
+    assert!(half.await.is_err(), "it ends too early");
+    let status = with_timeout("the end", responses.message()).await.expect_err("it ends");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(begun.elapsed() >= Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn requests_of_system_services_are_small() {
+    let app = App::start().await;
+    let wire = app.raw_client().await;
+    let request = tonic_health::pb::HealthCheckRequest { service: "x".repeat(4 * 1024) };
+    let refused = wire.call("/grpc.health.v1.Health/Check", &request.encode_to_vec()).await;
+    assert_status(refused, Code::OutOfRange, "MESSAGE_TOO_LARGE");
+}

@@ -1,0 +1,346 @@
+//! The binary from its start to its end.
+
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use fast_zero::proto::user::v1::{CreateUserRequest, GetUserRequest};
+use nix::sys::signal::Signal;
+use sqlx::ConnectOptions;
+use tonic::Code;
+
+use crate::support::{
+    App, Client, PASSWORD,
+    app::{self, config, connect},
+    assert::{assert_status, assert_unauthenticated},
+    metrics::Scrape,
+    postgres::TestDatabase,
+    process::{Binary, Process},
+    proxy::{self, Proxy},
+    row_lock::RowLock,
+    wait::wait_until,
+};
+
+async fn healthcheck(address: &str, service: &str) -> Option<i32> {
+    Binary::new(&["healthcheck", "--addr", address, "--service", service]).output().await.0
+}
+
+async fn client(process: &Process) -> Client {
+    let address = process.address().await.parse().expect("an address");
+    Client::new(connect(address).await)
+}
+
+#[tokio::test]
+async fn it_serves_until_a_signal_asks_it_to_stop() {
+    let database = TestDatabase::create().await;
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut server = Binary::server(&database.url()).start();
+        let address = server.address().await;
+        assert_eq!(healthcheck(&address, "").await, Some(0));
+        assert_eq!(healthcheck(&address, "fastzero.todo.v1.TodoService").await, Some(0));
+        assert_eq!(healthcheck(&address, "no.such.Service").await, Some(3));
+        server.signal(signal);
+        assert_eq!(server.wait().await.code(), Some(0), "{signal}");
+        assert_eq!(healthcheck(&address, "").await, Some(2));
+    }
+}
+
+#[tokio::test]
+async fn the_healthcheck_finds_the_server_that_the_settings_describe() {
+    let database = TestDatabase::create().await;
+    let address = Proxy::reserve_address().await;
+    let everywhere = format!("0.0.0.0:{}", address.port());
+    let server = Binary::server(&database.url()).env("LISTEN_ADDR", &everywhere).start();
+    server.address().await;
+    let check = Binary::new(&["healthcheck"]).env("LISTEN_ADDR", &everywhere);
+    assert_eq!(check.output().await.0, Some(0));
+}
+
+#[tokio::test]
+async fn it_waits_for_its_database_and_is_not_serving_until_then() {
+    let database = TestDatabase::create().await;
+    let way = Proxy::reserve_address().await;
+    let url = proxy::options_via(way, &database.options).to_url_lossy();
+    let address = Proxy::reserve_address().await.to_string();
+    let server = Binary::server(url.as_str()).env("LISTEN_ADDR", &address).start();
+
+    server.wait_for_line("waiting for the database").await;
+    assert_eq!(healthcheck(&address, "").await, Some(4));
+    assert_eq!(healthcheck(&address, "liveness").await, Some(0));
+    let early = Client::new(connect(address.parse().expect("an address")).await);
+    let request = GetUserRequest { id: "me".into() };
+    let refused = early.users().get_user(request).await;
+    assert_status(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
+
+    let _open = Proxy::open(way, &database.options).await;
+    server.address().await;
+    assert_eq!(healthcheck(&address, "").await, Some(0));
+}
+
+#[tokio::test]
+async fn it_gives_up_waiting_for_its_database_after_the_time_that_is_set() {
+    let nothing = format!("postgres://ana:hidden-password@{}/db", Proxy::reserve_address().await);
+    let server = Binary::server(&nothing).env("DATABASE_WAIT_SECONDS", "1");
+    let begun = Instant::now();
+    let (code, output) = server.output().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert!(output.contains("waiting for the database"), "{output}");
+    assert!(output.lines().last().is_some_and(|line| line.starts_with("error: ")), "{output}");
+    assert!(!output.contains("hidden-password"), "{output}");
+}
+
+#[tokio::test]
+async fn what_waiting_does_not_mend_ends_the_start_at_once() {
+    let database = TestDatabase::create().await;
+    let missing = database.options.clone().database("no_such_database").to_url_lossy();
+    let (code, output) = Binary::server(missing.as_str()).output().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("no_such_database"), "{output}");
+}
+
+#[tokio::test]
+async fn a_failed_migration_ends_the_start() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    let mut sql = database.connect().await;
+    sqlx::raw_sql("create table todos (id int)").execute(&mut sql).await.expect("created");
+    let (code, output) = Binary::server(&database.url()).output().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("todos"), "{output}");
+    assert!(!output.contains("\"serving\""), "{output}");
+}
+
+#[tokio::test]
+async fn replicas_that_start_at_once_migrate_once() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    let servers: Vec<_> = (0..3).map(|_| Binary::server(&database.url()).start()).collect();
+    for server in &servers {
+        let address = server.address().await;
+        assert_eq!(healthcheck(&address, "").await, Some(0));
+    }
+    let mut sql = database.connect().await;
+    let count = sqlx::query_scalar::<_, i64>("select count(*) from _sqlx_migrations");
+    let count = count.fetch_one(&mut sql).await.expect("counted");
+    assert_eq!(usize::try_from(count), Ok(crate::support::postgres::MIGRATIONS.iter().count()));
+}
+
+#[tokio::test]
+async fn where_migrating_is_a_step_of_its_own_the_server_waits_for_it() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    let server = Binary::server(&database.url()).env("MIGRATE_ON_START", "false").start();
+    server.wait_for_line("waiting for schema migration").await;
+    let migrate = Binary::new(&["migrate"])
+        .env("DATABASE_URL", &database.url())
+        .env("SECRET_KEY", app::SECRET_KEY);
+    let (code, output) = migrate.output().await;
+    assert_eq!(code, Some(0), "{output}");
+    let address = server.address().await;
+    assert_eq!(healthcheck(&address, "").await, Some(0));
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).start();
+    let address = server.address().await;
+    let (code, output) =
+        Binary::server(&database.url()).env("LISTEN_ADDR", &address).output().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains(&address), "{output}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let database = TestDatabase::create().await;
+    let mut server = Binary::server(&database.url()).start();
+    let ana = client(&server).await.signed_up("ana").await;
+    let todo = ana.create_todo("held").await;
+    let mut lock = RowLock::acquire(database.connect().await, "lock todos").await;
+    let _held = tokio::spawn(async move { ana.try_delete_todo(&todo.id, "").await });
+    lock.wait_until_blocking().await;
+    end_at_once(&mut server).await;
+
+    // Before that, while the stop waits to be known.
+    let mut server = Binary::server(&database.url()).env("SHUTDOWN_DELAY_SECONDS", "3600").start();
+    server.address().await;
+    end_at_once(&mut server).await;
+
+    // And while it waits for a database.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("postgresql://{}/none", silent.local_addr().expect("an address"));
+    let mut server = Binary::server(&url).env("SHUTDOWN_DELAY_SECONDS", "3600").start();
+    server.wait_for_line("waiting for the database").await;
+    end_at_once(&mut server).await;
+}
+
+/// The first signal alone does not, since there is something to wait for.
+async fn end_at_once(server: &mut Process) {
+    server.signal(Signal::SIGTERM);
+    server.wait_for_line("shutting down").await;
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().await.code(), Some(1));
+}
+
+#[tokio::test]
+async fn the_log_has_a_line_for_each_call_and_no_secret() {
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).env("RUST_LOG", "debug").start();
+    let anonymous = client(&server).await;
+    let request = CreateUserRequest {
+        username: "ana".into(),
+        email: "ana@example.com".into(),
+        password: PASSWORD.into(),
+    };
+    let signing_up = anonymous.clone().with_metadata("x-request-id", "sign-up-1");
+    signing_up.users().create_user(request.clone()).await.expect("signed up");
+    let taken = anonymous
+        .clone()
+        .with_metadata("x-request-id", "sign-up-2")
+        .users()
+        .create_user(request)
+        .await;
+    assert_status(taken, Code::AlreadyExists, "USERNAME_EXISTS");
+    let ana = anonymous.logged_in("ana@example.com", PASSWORD).await.expect("logged in");
+    let me = ana.clone().with_metadata("x-request-id", "me-1").users();
+    let request = GetUserRequest { id: "me".into() };
+    let user = me.clone().get_user(request).await.expect("answered").into_inner().user;
+
+    // After all that was logged before.
+    server.signal(Signal::SIGTERM);
+    server.wait_for_line("\"message\":\"stopped\"").await;
+    let output = server.output();
+    let user_id = format!("\"user_id\":\"{}\"", user.expect("a user").id);
+    for (id, code, user_id) in
+        [("sign-up-1", "OK", ""), ("sign-up-2", "ALREADY_EXISTS", ""), ("me-1", "OK", &*user_id)]
+    {
+        let is_call = |line: &&str| line.contains(id) && line.contains("\"message\":\"call\"");
+        let lines: Vec<_> = output.lines().filter(is_call).collect();
+        assert_eq!(lines.len(), 1, "{id}: {output}");
+        for part in [
+            "\"method\":",
+            "\"duration_ms\":",
+            "\"client_ip\":\"127.0.0.1\"",
+            &format!("\"code\":\"{code}\""),
+            user_id,
+        ] {
+            assert!(lines[0].contains(part), "{part} is not in {}", lines[0]);
+        }
+    }
+    let tokens = ana.tokens();
+    for secret in [
+        PASSWORD,
+        "ana@example.com",
+        &tokens.access_token,
+        &tokens.refresh_token,
+        app::SECRET_KEY,
+        "argon2id",
+    ] {
+        assert!(!output.contains(secret), "{secret} is in the log");
+    }
+}
+
+#[tokio::test]
+async fn calls_do_not_wait_for_a_log_that_nobody_reads() {
+    let database = TestDatabase::create().await;
+    let (address, metrics) = (Proxy::reserve_address().await, Proxy::reserve_address().await);
+    let (_unread, log) = std::io::pipe().expect("a pipe");
+    let _server = Binary::server(&database.url())
+        .env("LISTEN_ADDR", &address.to_string())
+        .env("METRICS_ADDR", &metrics.to_string())
+        .env("RUST_LOG", "trace")
+        .log_to(log)
+        .start();
+    let address_text = address.to_string();
+    wait_until("it serves", async || healthcheck(&address_text, "").await == Some(0)).await;
+    let caller = Client::new(connect(address).await);
+    // More than the pipe takes, and than waits for it.
+    wait_until("lines are lost", async || {
+        caller.users().get_user(GetUserRequest::default()).await.expect_err("without a token");
+        Scrape::fetch(metrics).await.get("fastzero_log_lines_dropped_total") > Some(0.0)
+    })
+    .await;
+    caller.signed_up("ana").await.create_todo("a").await;
+}
+
+#[tokio::test]
+async fn the_audit_trail_tells_what_happened_to_whom_by_id_only() {
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).start();
+    let anonymous = client(&server).await;
+    let user_id = anonymous.create_user("ana").await.id;
+    for login in ["ana", "nobody"] {
+        for _ in 0..10 {
+            let refused = anonymous.try_log_in(login, "wrong password").await;
+            assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+        }
+    }
+    // The other name is counted apart.
+    let login = "ana@example.com";
+    let other = anonymous.logged_in(login, PASSWORD).await.expect("logged in");
+    let ana = anonymous.logged_in(login, PASSWORD).await.expect("logged in");
+    let (session, revoked) = (&ana.tokens().session_id, &other.tokens().session_id);
+    ana.try_revoke_session(revoked).await.expect("revoked");
+    ana.change_password(PASSWORD, "a new password").await;
+    let old = &ana.tokens().refresh_token;
+    let second = ana.refresh(old).await;
+    let third = ana.refresh(&second.refresh_token).await;
+    assert_unauthenticated(ana.try_refresh(old).await, "REFRESH_TOKEN_REUSED");
+    let again = anonymous.logged_in(login, "a new password").await.expect("logged in");
+    again.try_delete_user("me", "").await.expect("deleted");
+
+    server.wait_for_line("user_deleted").await;
+    let output = server.output();
+    let trail: Vec<_> = output.lines().filter(|line| line.contains("fast_zero::audit")).collect();
+    let count = |event: &str, ids: &[&str]| {
+        let event = format!("\"event\":\"{event}\"");
+        let tells = |line: &&&str| line.contains(&event) && ids.iter().all(|id| line.contains(id));
+        trail.iter().filter(tells).count()
+    };
+    for (event, ids, times) in [
+        ("sign_up", &[&*user_id][..], 1),
+        ("login_failed", &[&*user_id], 10),
+        ("login_failed", &[], 20),
+        ("login_locked", &[&*user_id], 1),
+        ("login_locked", &[], 2),
+        ("login", &[&*user_id, &**session], 1),
+        ("login", &[&*user_id], 3),
+        ("session_revoked", &[&*user_id, &**revoked], 1),
+        ("password_changed", &[&*user_id, &**session], 1),
+        ("refresh_reused", &[&*user_id, &**session], 1),
+        ("user_deleted", &[&*user_id], 1),
+    ] {
+        assert_eq!(count(event, ids), times, "{event} {ids:?}:\n{output}");
+    }
+    for line in trail {
+        assert!(line.contains("\"client_ip\":\"127.0.0.1\""), "{line}");
+        for secret in
+            ["\"ana", "@example.com", "nobody", "password\"", old, &third.refresh_token, PASSWORD]
+        {
+            assert!(!line.contains(secret), "{secret} is in {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_outage_of_the_database_is_told_and_passes() {
+    let database = TestDatabase::create().await;
+    let way = Proxy::reserve_address().await;
+    let through = proxy::options_via(way, &database.options);
+    let open = Proxy::open(way, &database.options).await;
+    let app = App::start_via(database, through, config()).await;
+    let ana = app.signed_up("ana").await;
+    let get = async || ana.users().get_user(GetUserRequest { id: "me".into() }).await;
+    get().await.expect("answered");
+
+    drop(open);
+    let mut health = app.watch("").await;
+    health.wait_until_not_serving().await;
+    let begun = Instant::now();
+    assert_status(get().await, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    assert!(begun.elapsed() < Duration::from_secs(5));
+
+    let _open = Proxy::open(way, &app.database.options).await;
+    health.wait_until_serving().await;
+    get().await.expect("answered again");
+}

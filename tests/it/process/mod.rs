@@ -1,0 +1,9 @@
+//! The binary: settings, startup, shutdown, TLS and the embedded PostgreSQL.
+
+#[cfg(feature = "embedded")]
+mod embedded;
+mod lifecycle;
+mod settings;
+mod shutdown;
+mod startup;
+mod tls;

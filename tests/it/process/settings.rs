@@ -1,0 +1,220 @@
+//! Settings: where they come from, and what is said of bad ones.
+
+use clap::Args;
+use fast_zero::Config;
+
+use crate::support::{app::SECRET_KEY, postgres::TestDatabase, process::Binary, readme::README};
+
+const USAGE: Option<i32> = Some(64);
+const CONFIG: Option<i32> = Some(78);
+
+/// All settings, by their variable.
+fn variables() -> Vec<String> {
+    let settings = Config::augment_args(clap::Command::new("settings"));
+    let variables = settings.get_arguments().filter_map(|setting| setting.get_env());
+    variables.map(|variable| variable.to_str().expect("text").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn the_help_names_every_setting() {
+    let (code, help) = Binary::new(&["--help"]).output().await;
+    assert_eq!(code, Some(0));
+    // There is one algorithm.
+    for variable in variables().into_iter().filter(|variable| variable != "ALGORITHM") {
+        // A secret's value is not shown.
+        let named = [format!("[env: {variable}="), format!("[env: {variable}]")];
+        assert!(named.iter().any(|text| help.contains(text)), "{variable} is not in:\n{help}");
+        let flag = format!("--{}", variable.to_lowercase().replace('_', "-"));
+        assert!(help.contains(&flag), "{flag} is not in:\n{help}");
+    }
+}
+
+#[test]
+fn the_readme_and_the_example_name_every_setting_and_no_other() {
+    let variables = variables();
+    let table = README.split("\n## Settings\n").nth(1).expect("a section");
+    let table = table.split("\n## ").next().expect("its text");
+    for variable in &variables {
+        assert!(table.contains(&format!("`{variable}`")), "the README has no {variable}");
+    }
+    let example = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/.env.example"));
+    let assigned: Vec<_> = example
+        .lines()
+        .filter_map(|line| line.strip_prefix('#').unwrap_or(line).split_once('='))
+        .map(|(name, _)| name)
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_'))
+        .collect();
+    for variable in &variables {
+        // A secret in a file of its own is for containers; there is one algorithm.
+        let is_special = variable.ends_with("_FILE") && !variable.starts_with("TLS_");
+        let is_named = assigned.contains(&&**variable);
+        assert!(is_named || is_special || variable == "ALGORITHM", "no {variable} in .env.example");
+    }
+    // What else compose reads.
+    for name in assigned {
+        let of_compose = name.starts_with("POSTGRES_") || name == "FASTZERO_PORT";
+        assert!(of_compose || variables.iter().any(|known| known == name), "{name} is no setting");
+    }
+}
+
+#[tokio::test]
+async fn the_version_names_the_commit() {
+    let (code, version) = Binary::new(&["--version"]).output().await;
+    assert_eq!(code, Some(0));
+    let (name, commit) = version.trim().split_once(" (").expect("a commit in parentheses");
+    assert_eq!(name, concat!("fast-zero ", env!("CARGO_PKG_VERSION")));
+    let commit = commit.strip_suffix(')').expect("a commit in parentheses");
+    assert!(commit == "unknown" || commit.len() >= 7, "{commit}");
+}
+
+#[tokio::test]
+async fn bad_usage_and_bad_values_have_codes_of_their_own() {
+    for arguments in [&["--no-such-flag"][..], &["no-such-command"], &["serve", "more"]] {
+        let (code, output) = Binary::new(arguments).output().await;
+        assert_eq!(code, USAGE, "{arguments:?}: {output}");
+    }
+    for (variable, value, allowed) in [
+        ("LISTEN_ADDR", "localhost", "127.0.0.1:50051"),
+        ("METRICS_ADDR", "9464", "an IP address and a port"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "http://localhost:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost", "http://localhost:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://", "http://localhost:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://collector:4317", "http://localhost:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/v1/traces", "a gRPC URL"),
+        ("ALGORITHM", "none", "HS256"),
+        ("ACCESS_TOKEN_EXPIRE_MINUTES", "0", "1..="),
+        ("REFRESH_TOKEN_EXPIRE_DAYS", "-1", "1..="),
+        ("HASHING_THREADS", "many", "invalid digit"),
+        ("DATABASE_MAX_CONNECTIONS", "70000", "1..="),
+        ("SIGN_UPS_PER_PEER_PER_MINUTE", "0", "1.."),
+        ("MIGRATE_ON_START", "perhaps", "true, false"),
+        ("REFLECTION", "2", "true, false"),
+        ("DATABASE_WAIT_SECONDS", "99999", "0..="),
+        ("SHUTDOWN_GRACE_SECONDS", "1.5", "invalid digit"),
+        ("LOG_FORMAT", "xml", "pretty, json"),
+        ("RUST_LOG", "fast_zero=loud", "invalid"),
+    ] {
+        let (code, output) = Binary::new(&[]).env(variable, value).output().await;
+        assert_eq!(code, CONFIG, "{variable}={value}: {output}");
+        for part in [variable, value, allowed] {
+            assert!(output.contains(part), "{part} is not in: {output}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bad_secret_is_named_but_not_shown() {
+    let database = "postgres://localhost/db";
+    for (name, run) in [
+        ("SECRET_KEY", Binary::new(&[]).env("SECRET_KEY", "15-bytes-of-key")),
+        ("SECRET_KEY", Binary::new(&["--secret-key", "15-bytes-of-key"])),
+        (
+            "SECRET_KEY",
+            Binary::new(&[]).file("key", "15-bytes-of-key\n").env("SECRET_KEY_FILE", "key"),
+        ),
+        (
+            "SECRET_KEY_PREVIOUS",
+            Binary::new(&[])
+                .env("SECRET_KEY", SECRET_KEY)
+                .env("SECRET_KEY_PREVIOUS", "15-bytes-of-key"),
+        ),
+    ] {
+        let (code, output) = run.env("DATABASE_URL", database).output().await;
+        assert_eq!(code, CONFIG, "{output}");
+        assert!(output.contains(name) && output.contains("32 random bytes"), "{output}");
+        assert!(!output.contains("15-bytes-of-key"), "{output}");
+    }
+    for url in ["mysql://ana:hidden@db/app", "hidden", "postgres://ana:hidden@db:port/app"] {
+        let run = Binary::new(&[]).env("DATABASE_URL", url).env("SECRET_KEY", SECRET_KEY);
+        let (code, output) = run.output().await;
+        assert_eq!(code, CONFIG, "{output}");
+        assert!(output.contains("DATABASE_URL must be like postgresql://"), "{output}");
+        assert!(!output.contains("hidden"), "{output}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_key_is_required_with_a_database_of_ones_own() {
+    for run in [Binary::new(&[]), Binary::new(&[]).env("SECRET_KEY", "")] {
+        let (code, output) = run.env("DATABASE_URL", "postgres://localhost/db").output().await;
+        assert_eq!(code, CONFIG, "{output}");
+        assert!(output.contains("SECRET_KEY must be set"), "{output}");
+    }
+}
+
+#[tokio::test]
+async fn secrets_come_from_files_without_their_trailing_newline() {
+    let database = TestDatabase::create().await;
+    let server = Binary::new(&[])
+        .file("url", &format!("{}\n", database.url()))
+        .file("key", &format!("{SECRET_KEY}\n"))
+        .env("DATABASE_URL_FILE", "url")
+        .env("SECRET_KEY_FILE", "key")
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .start();
+    server.address().await;
+
+    let both =
+        Binary::server(&database.url()).file("key", SECRET_KEY).env("SECRET_KEY_FILE", "key");
+    let (code, output) = both.output().await;
+    assert_eq!(code, CONFIG, "{output}");
+    assert!(output.contains("SECRET_KEY and SECRET_KEY_FILE are both set"), "{output}");
+
+    let missing = Binary::new(&[])
+        .env("DATABASE_URL", &database.url())
+        .env("SECRET_KEY_FILE", "no-such-file");
+    let (code, output) = missing.output().await;
+    assert_eq!(code, CONFIG, "{output}");
+    assert!(output.contains("no-such-file"), "{output}");
+}
+
+#[tokio::test]
+async fn a_flag_comes_before_a_variable_and_a_variable_before_the_file() {
+    let bad = |source: &str| format!("from-{source}");
+    let file = format!("LISTEN_ADDR={}\n", bad("file"));
+    let from_file = Binary::new(&[]).file(".env", &file);
+    let from_variable = Binary::new(&[]).file(".env", &file).env("LISTEN_ADDR", &bad("variable"));
+    let from_flag = Binary::new(&["--listen-addr", &bad("flag")])
+        .file(".env", &file)
+        .env("LISTEN_ADDR", &bad("variable"));
+    for (run, source) in [(from_file, "file"), (from_variable, "variable"), (from_flag, "flag")] {
+        let (code, output) = run.output().await;
+        assert_eq!(code, CONFIG, "{output}");
+        assert!(output.contains(&bad(source)), "{source}: {output}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_variable_is_not_set() {
+    let database = TestDatabase::create().await;
+    let mut run = Binary::server(&database.url());
+    for variable in [
+        "HASHING_THREADS",
+        "LOG_FORMAT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "REFLECTION",
+        "RUST_LOG",
+        "TOKEN_ISSUER",
+    ] {
+        run = run.env(variable, "");
+    }
+    run.start().address().await;
+}
+
+#[tokio::test]
+async fn a_start_that_waits_for_nothing_still_starts() {
+    for migrate in ["true", "false"] {
+        let database = TestDatabase::create().await;
+        let run = Binary::server(&database.url()).env("DATABASE_WAIT_SECONDS", "0");
+        run.env("MIGRATE_ON_START", migrate).start().address().await;
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_env_file_is_named_but_not_shown() {
+    let run = Binary::new(&[]).file(".env", "SECRET_KEY='hidden\nthis is no assignment\n");
+    let (code, output) = run.output().await;
+    assert_eq!(code, CONFIG, "{output}");
+    assert!(output.contains(".env"), "{output}");
+    assert!(!output.contains("hidden") && !output.contains("assignment"), "{output}");
+}

@@ -1,0 +1,93 @@
+//! Graceful shutdown.
+
+use std::time::{Duration, Instant};
+
+use fast_zero::proto::todo::v1::Todo;
+use tokio::net::TcpStream;
+
+use crate::support::{
+    App,
+    app::config_with,
+    health::{LIVENESS_SERVICE, watch_readiness},
+    wait::with_timeout,
+};
+
+async fn stopped(app: &mut App) {
+    with_timeout("the end of the server", &mut app.server_task).await.expect("it stops");
+}
+
+#[tokio::test]
+async fn stopping_ends_watches_after_not_serving() {
+    let mut app = App::start_with(config_with(|config| {
+        config.lifecycle.shutdown_grace_seconds = 60;
+    }))
+    .await;
+    let mut watches = watch_readiness(&app).await;
+    let mut alive = app.watch(LIVENESS_SERVICE).await;
+    let _open = app.raw_client().await;
+    let begun = Instant::now();
+    app.shut_down();
+    for watch in &mut watches {
+        with_timeout("NOT_SERVING", watch.wait_until_not_serving()).await;
+        with_timeout("the end of a watch", watch.wait_until_ended()).await;
+    }
+    with_timeout("the end of a watch", alive.wait_until_ended()).await;
+    stopped(&mut app).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    TcpStream::connect(app.address).await.expect_err("nobody listens");
+}
+
+#[tokio::test]
+async fn the_grace_is_a_hard_end() {
+    let mut app = App::start_with(config_with(|config| {
+        config.lifecycle.shutdown_grace_seconds = 1;
+    }))
+    .await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("Held").await;
+    let mut lock = app.hold_lock("lock todos").await;
+    let held = tokio::spawn(async move { ana.try_delete_todo(&todo.id, "").await });
+    lock.wait_until_blocking().await;
+    let begun = Instant::now();
+    app.shut_down();
+    stopped(&mut app).await;
+    let took = begun.elapsed();
+    assert!((Duration::from_secs(1)..Duration::from_secs(2)).contains(&took), "{took:?}");
+    held.await.expect("no panic").expect_err("it was cut");
+}
+
+#[tokio::test]
+async fn connections_without_a_call_do_not_hold_the_stop() {
+    let mut app = App::start_with(config_with(|config| {
+        config.lifecycle.shutdown_grace_seconds = 60;
+    }))
+    .await;
+    let mut watch = app.watch("").await;
+    // It never sends what HTTP/2 begins with.
+    let _silent = TcpStream::connect(app.address).await.expect("connected");
+    let begun = Instant::now();
+    app.shut_down();
+    with_timeout("the end of a watch", watch.wait_until_ended()).await;
+    stopped(&mut app).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_call_under_way_is_answered_while_the_server_stops() {
+    let mut app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("old").await;
+    let mut held = app.lock_todo(&todo.id).await;
+    let mut watch = app.watch("").await;
+    let new = Todo { title: "new".into(), ..todo };
+    let update = tokio::spawn(async move { ana.update_todo(new, None).await });
+    held.wait_until_blocking().await;
+    app.shut_down();
+    with_timeout("the end of a watch", watch.wait_until_ended()).await;
+    assert!(!update.is_finished());
+    assert!(!app.server_task.is_finished());
+    held.release().await;
+    let updated = with_timeout("the answer", update).await.expect("answered");
+    assert_eq!(updated.title, "new");
+    stopped(&mut app).await;
+}

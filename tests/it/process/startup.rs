@@ -1,0 +1,111 @@
+//! Startup, before and after the migration.
+
+use std::net::SocketAddr;
+
+use fast_zero::{Config, Server, proto::todo::v1::ListTodosRequest};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_types::StatusExt;
+
+use crate::support::{
+    Client,
+    app::{config, config_with, connect},
+    assert::assert_status,
+    health::{LIVENESS_SERVICE, READINESS_SERVICES, check_health},
+    postgres::{MIGRATIONS, TestDatabase},
+    raw_client::RawClient,
+    wait::{wait_until, with_timeout},
+};
+
+/// A server from its first moment on, which may never serve.
+struct Starting {
+    address: SocketAddr,
+    running: JoinHandle<Result<(), Box<dyn std::error::Error + Send + Sync>>>,
+    _stop: DropGuard,
+}
+
+async fn begin(database: &TestDatabase, mut config: Config) -> Starting {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    config.database.database_url = Some(database.url().into());
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone().drop_guard();
+    let running = async move {
+        let server = Server::start(listener, &config).await?;
+        server.run(&config, |_| (), shutdown).await
+    };
+    Starting { address, running: tokio::spawn(running), _stop: stop }
+}
+
+#[tokio::test]
+async fn before_the_migration_the_server_lives_but_is_not_serving() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    let starting = begin(
+        &database,
+        config_with(|config| {
+            config.lifecycle.migrate_on_start = false;
+        }),
+    )
+    .await;
+    let channel = connect(starting.address).await;
+    for service in READINESS_SERVICES {
+        assert_eq!(check_health(&channel, service).await, ServingStatus::NotServing, "{service}");
+    }
+    assert_eq!(check_health(&channel, LIVENESS_SERVICE).await, ServingStatus::Serving);
+    let wire = RawClient::connect(starting.address).await;
+    let refused = wire.call("/fastzero.auth.v1.AuthService/Login", &[]).await;
+    let status = assert_status(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    assert!(status.get_details_retry_info().is_some());
+    let refused = wire.call("/fastzero.auth.v1.AuthService/Nothing", &[]).await;
+    assert_status(refused, Code::Unimplemented, "UNIMPLEMENTED");
+
+    MIGRATIONS.run(&mut database.connect().await).await.expect("migrated");
+    wait_until("the schema is noticed", async || {
+        check_health(&channel, "").await == ServingStatus::Serving
+    })
+    .await;
+    let listed = Client::new(channel).try_list_todos(ListTodosRequest::default()).await;
+    assert_status(listed, Code::Unauthenticated, "NOT_AUTHENTICATED");
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_hold_all_texts_is_refused() {
+    for encoding in ["LATIN1", "SQL_ASCII", "WIN1251", "EUC_JP"] {
+        let options = format!("template template0 encoding '{encoding}' locale 'C'");
+        let database = TestDatabase::create_empty(&options).await;
+        let starting = begin(&database, config()).await;
+        let ended = with_timeout("the refusal", starting.running).await;
+        let error = ended.expect("no panic").expect_err("refused").to_string();
+        // It says what is wrong, and not how the server stumbled over it.
+        assert!(error.contains(&format!("not {encoding}")), "{encoding}: {error}");
+        assert!(error.contains("must be UTF8"), "{encoding}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_a_newer_binary_migrated_is_accepted() {
+    let database = TestDatabase::create().await;
+    sqlx::raw_sql(
+        "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+         values (9999, 'due dates', true, '\\x00', 0)",
+    )
+    .execute(&mut database.connect().await)
+    .await
+    .expect("inserted");
+    for migrate_on_start in [true, false] {
+        let starting = begin(
+            &database,
+            config_with(|config| {
+                config.lifecycle.migrate_on_start = migrate_on_start;
+            }),
+        )
+        .await;
+        let channel = connect(starting.address).await;
+        wait_until("it serves", async || {
+            check_health(&channel, "").await == ServingStatus::Serving
+        })
+        .await;
+    }
+}

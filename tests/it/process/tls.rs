@@ -1,0 +1,292 @@
+//! TLS: who is served, what is shown, and how it changes while the server runs.
+
+use std::{fs, net::SocketAddr, path::Path};
+
+use tokio::{io::AsyncReadExt, net::TcpStream, process::Command};
+use tokio_rustls::{
+    client::TlsStream,
+    rustls::{
+        ProtocolVersion,
+        version::{TLS12, TLS13},
+    },
+};
+use tonic::transport::Channel;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::support::{
+    App, Client,
+    app::{config, config_with, connect, unique_name},
+    certificates::{CertificateAuthority, PemIdentity, TlsClient, TlsSecret},
+    http2::{PREFACE, connect_raw, read_until_closed},
+    postgres::TestDatabase,
+    process::Binary,
+    readme::{commands, has_grpcurl},
+    wait::{wait_until, with_timeout},
+};
+
+const CONFIG: Option<i32> = Some(78);
+
+/// A server that shows a certificate of this authority, and its files.
+async fn start(
+    authority: &CertificateAuthority,
+    client_ca: Option<&CertificateAuthority>,
+) -> (App, TlsSecret) {
+    let secret = TlsSecret::new(&authority.issue(), client_ca);
+    (App::start_with(secret.config(config())).await, secret)
+}
+
+/// Waits until the server ends what was TLS, in whatever way; what it said before.
+async fn until_ended(what: &str, stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
+    let mut said = Vec::new();
+    let _ = with_timeout(what, stream.read_to_end(&mut said)).await;
+    said
+}
+
+#[tokio::test]
+async fn calls_are_made_over_tls_1_3_and_1_2() {
+    let authority = CertificateAuthority::new();
+    let (app, _secret) = start(&authority, None).await;
+    for (version, expected) in
+        [(&TLS13, ProtocolVersion::TLSv1_3), (&TLS12, ProtocolVersion::TLSv1_2)]
+    {
+        let caller = TlsClient { version, ..authority.client() };
+        let stream = caller.handshake(app.address).await.expect("they agree");
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(expected));
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let channel = caller.connect(app.address).await.expect("connected");
+        let ana = Client::new(channel).signed_up(&unique_name("ana")).await;
+        ana.create_todo("over TLS").await;
+    }
+}
+
+#[tokio::test]
+async fn who_speaks_no_tls_is_closed() {
+    let authority = CertificateAuthority::new();
+    let (app, _secret) = start(&authority, None).await;
+    for said in [PREFACE, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
+        let answer = read_until_closed(&mut connect_raw(app.address, said).await).await;
+        // Nothing, or an alert of TLS.
+        assert!(answer.first().is_none_or(|kind| *kind == 0x15), "{answer:?}");
+    }
+    assert!(authority.client().can_call(app.address).await);
+}
+
+#[tokio::test]
+async fn who_asks_for_no_h2_is_refused() {
+    let authority = CertificateAuthority::new();
+    let (app, _secret) = start(&authority, None).await;
+    let other = TlsClient { alpn: &["http/1.1"], ..authority.client() };
+    let refused = other.handshake(app.address).await.expect_err("nothing in common");
+    assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
+    let both = TlsClient { alpn: &["http/1.1", "h2"], ..authority.client() };
+    assert!(both.can_call(app.address).await);
+
+    let none = TlsClient { alpn: &[], ..authority.client() };
+    let mut stream = none.handshake(app.address).await.expect("they agree on TLS");
+    assert_eq!(until_ended("the end without a wish", &mut stream).await, b"");
+    assert!(!none.can_call(app.address).await);
+}
+
+#[tokio::test]
+async fn a_handshake_that_does_not_end_is_closed() {
+    let authority = CertificateAuthority::new();
+    let (app, _secret) = start(&authority, None).await;
+    let receive =
+        async |said: &[u8]| read_until_closed(&mut connect_raw(app.address, said).await).await;
+    let silent = async {
+        let mut stream = authority.client().handshake(app.address).await.expect("they agree");
+        until_ended("the end after the handshake", &mut stream).await
+    };
+    // Nothing; the begin of a ClientHello; TLS, but then nothing.
+    let said = tokio::join!(receive(b""), receive(b"\x16\x03\x01\x02\x00\x01"), silent);
+    assert_eq!(said, (vec![], vec![], vec![]));
+}
+
+#[tokio::test]
+async fn with_an_authority_for_clients_only_theirs_are_served() {
+    let (authority, of_clients) = (CertificateAuthority::new(), CertificateAuthority::new());
+    let (app, _secret) = start(&authority, Some(&of_clients)).await;
+    let (known, stranger) = (of_clients.issue(), CertificateAuthority::new().issue());
+    for version in [&TLS13, &TLS12] {
+        let caller = TlsClient { version, ..authority.client() };
+        assert!(!caller.can_call(app.address).await, "no certificate");
+        let caller = |own| TlsClient { identity: Some(own), ..caller };
+        assert!(!caller(&stranger).can_call(app.address).await, "of another authority");
+        assert!(caller(&known).can_call(app.address).await);
+    }
+}
+
+async fn is_alive(channel: &Channel) -> bool {
+    let request = HealthCheckRequest::default();
+    HealthClient::new(channel.clone()).check(request).await.is_ok()
+}
+
+#[tokio::test]
+async fn new_files_are_for_new_connections_and_broken_ones_for_none() {
+    let (before, after) = (CertificateAuthority::new(), CertificateAuthority::new());
+    let secret = TlsSecret::new(&before.issue(), None);
+    let database = TestDatabase::create().await;
+    let server = server_with(&secret, &database).start();
+    let address: SocketAddr = server.address().await.parse().expect("an address");
+    let open = before.client().connect(address).await.expect("connected");
+    assert!(is_alive(&open).await);
+
+    let unmatched = PemIdentity { key: after.issue().key, ..before.issue() };
+    secret.replace(&unmatched, None);
+    let warning = server.wait_for_line("cannot be used").await;
+    assert!(warning.contains("WARN") && warning.contains("TLS_KEY_FILE"), "{warning}");
+    assert!(before.client().can_call(address).await, "the old one stays");
+
+    secret.replace(&after.issue(), None);
+    wait_until("the new one", async || after.client().can_call(address).await).await;
+    assert!(!before.client().can_call(address).await);
+    // Its caller does not trust the new certificate: it has not connected anew.
+    assert!(is_alive(&open).await);
+    assert!(!server.output().contains("PRIVATE"), "{}", server.output());
+}
+
+#[tokio::test]
+async fn a_new_authority_of_clients_ends_the_trust_in_the_one_before() {
+    let (authority, first, second) =
+        (CertificateAuthority::new(), CertificateAuthority::new(), CertificateAuthority::new());
+    let (app, secret) = start(&authority, Some(&first)).await;
+    let (old, new) = (first.issue(), second.issue());
+    let caller = |own| TlsClient { identity: Some(own), ..authority.client() };
+    assert!(caller(&old).can_call(app.address).await);
+    secret.replace(&authority.issue(), Some(&second));
+    wait_until("the new one", async || caller(&new).can_call(app.address).await).await;
+    assert!(!caller(&old).can_call(app.address).await);
+}
+
+fn server_with(secret: &TlsSecret, database: &TestDatabase) -> Binary {
+    with(Binary::server(&database.url()), secret)
+}
+
+fn with(run: Binary, secret: &TlsSecret) -> Binary {
+    secret.env_vars().into_iter().fold(run, |run, (name, path)| run.env(name, &path))
+}
+
+/// How `healthcheck` ends.
+async fn health(address: &str, arguments: &[&str], secret: Option<&TlsSecret>) -> Option<i32> {
+    let run = Binary::new(&[&["healthcheck", "--addr", address], arguments].concat());
+    let run = if let Some(secret) = secret { with(run, secret) } else { run };
+    let (code, _) = run.output().await;
+    code
+}
+
+#[tokio::test]
+async fn the_health_check_takes_the_certificate_of_its_settings_only() {
+    let authority = CertificateAuthority::new();
+    let (app, secret) = start(&authority, None).await;
+    let address = app.address.to_string();
+    assert_eq!(health(&address, &[], Some(&secret)).await, Some(0));
+    assert_eq!(health(&address, &["--service", "no.such"], Some(&secret)).await, Some(3));
+    let by_name = address.replace("127.0.0.1", "localhost");
+    assert_eq!(health(&by_name, &[], Some(&secret)).await, Some(0));
+    // Signed by the same authority, but another one.
+    let other = TlsSecret::new(&authority.issue(), None);
+    assert_eq!(health(&address, &[], Some(&other)).await, Some(2));
+    assert_eq!(health(&address, &[], None).await, Some(3), "in the clear");
+    let plain = App::start().await.address.to_string();
+    assert_eq!(health(&plain, &[], Some(&secret)).await, Some(2), "TLS where there is none");
+}
+
+#[tokio::test]
+async fn the_health_check_shows_the_server_s_certificate_or_its_own() {
+    let (authority, of_clients) = (CertificateAuthority::new(), CertificateAuthority::new());
+    let (app, secret) = start(&authority, Some(&authority)).await;
+    assert_eq!(health(&app.address.to_string(), &[], Some(&secret)).await, Some(0));
+
+    let (app, secret) = start(&authority, Some(&of_clients)).await;
+    let address = app.address.to_string();
+    assert_eq!(health(&address, &[], Some(&secret)).await, Some(3), "of no client");
+    let own = TlsSecret::new(&of_clients.issue(), None);
+    let (cert, key) = (own.path("cert.pem"), own.path("key.pem"));
+    let path = |path: &Path| path.to_str().expect("a plain name").to_owned();
+    let (cert, key) = (path(&cert), path(&key));
+    let arguments = ["--cert", &cert, "--key", &key];
+    assert_eq!(health(&address, &arguments, Some(&secret)).await, Some(0));
+    assert_eq!(health(&address, &arguments, None).await, CONFIG, "without TLS_CERT_FILE");
+    assert_eq!(health(&address, &arguments[..2], Some(&secret)).await, Some(64));
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_named_before_anything_starts() {
+    let (one, other) = (CertificateAuthority::new().issue(), CertificateAuthority::new().issue());
+    let cut = one.key[..one.key.len() / 2].to_owned();
+    for (variables, expected) in [
+        (&["TLS_CERT_FILE=cert"][..], "TLS_KEY_FILE must be set if TLS_CERT_FILE is set"),
+        (&["TLS_KEY_FILE=key"], "TLS_CERT_FILE must be set if TLS_KEY_FILE is set"),
+        (&["TLS_CLIENT_CA_FILE=cert"], "TLS_CERT_FILE must be set if TLS_CLIENT_CA_FILE is set"),
+        (&["TLS_CERT_FILE=none", "TLS_KEY_FILE=key"], "TLS_CERT_FILE none cannot be read"),
+        (&["TLS_CERT_FILE=cert", "TLS_KEY_FILE=none"], "TLS_KEY_FILE none cannot be read"),
+        (&["TLS_CERT_FILE=key", "TLS_KEY_FILE=key"], "TLS_CERT_FILE key holds no certificate"),
+        (&["TLS_CERT_FILE=junk", "TLS_KEY_FILE=key"], "TLS_CERT_FILE junk "),
+        (&["TLS_CERT_FILE=cert", "TLS_KEY_FILE=cert"], "TLS_KEY_FILE cert holds no private key"),
+        (&["TLS_CERT_FILE=cert", "TLS_KEY_FILE=cut"], "TLS_KEY_FILE cut holds no private key"),
+        (&["TLS_CERT_FILE=cert", "TLS_KEY_FILE=other"], "TLS_KEY_FILE other is not the key of"),
+        (
+            &["TLS_CERT_FILE=cert", "TLS_KEY_FILE=key", "TLS_CLIENT_CA_FILE=key"],
+            "TLS_CLIENT_CA_FILE key holds no certificate",
+        ),
+    ] {
+        // There is no database: whoever looks for one has not looked at the files.
+        let mut run = Binary::server("postgres://localhost:1/db")
+            .file("cert", &one.certificate)
+            .file("key", &one.key)
+            .file("other", &other.key)
+            .file("cut", &cut)
+            .file("junk", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        for (name, file) in variables.iter().filter_map(|variable| variable.split_once('=')) {
+            run = run.env(name, file);
+        }
+        let (code, output) = run.output().await;
+        assert_eq!(code, CONFIG, "{variables:?}: {output}");
+        assert!(output.contains(expected), "{variables:?}: {output}");
+        let secret = one.key.lines().nth(1).expect("a key of some lines");
+        assert!(!output.contains(&secret[..8]), "{output}");
+    }
+}
+
+#[tokio::test]
+async fn empty_variables_mean_no_tls() {
+    let empty = Some("".into());
+    let config = config_with(|config| {
+        config.tls.tls_cert_file = empty.clone();
+        config.tls.tls_key_file = empty;
+    });
+    let app = App::start_with(config).await;
+    assert!(is_alive(&connect(app.address).await).await);
+}
+
+#[tokio::test]
+async fn the_readme_s_certificate_is_good() {
+    let has_openssl = Command::new("openssl").arg("version").output().await.is_ok();
+    if !has_openssl || !has_grpcurl().await {
+        return;
+    }
+    let commands = commands("TLS");
+    let of = |program: &str| -> String {
+        let (_, rest) = commands.split_once(program).expect("it is there");
+        let ends =
+            rest.match_indices('\n').map(|(at, _)| at).find(|at| !rest[..*at].ends_with('\\'));
+        format!("{program}{}", &rest[..ends.unwrap_or(rest.len())])
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let shell = async |command: String| {
+        let shell = Command::new("bash").args(["-euc", &command]).current_dir(&folder).output();
+        let shell = shell.await.expect("bash is there");
+        let output = String::from_utf8_lossy(&[shell.stdout, shell.stderr].concat()).into_owned();
+        assert!(shell.status.success(), "{command}: {output}");
+        output
+    };
+    shell(of("openssl req")).await;
+    let read = |name| fs::read_to_string(folder.path().join(name)).expect("it is made");
+    let pair = PemIdentity { certificate: read("cert.pem"), key: read("key.pem") };
+    let secret = TlsSecret::new(&pair, None);
+    let app = App::start_with(secret.config(config())).await;
+    let call = of("grpcurl").replace(":50051", &format!(":{}", app.address.port()));
+    let answer = shell(call).await;
+    assert!(answer.contains("SERVING"), "{answer}");
+    assert_eq!(health(&app.address.to_string(), &[], Some(&secret)).await, Some(0));
+}

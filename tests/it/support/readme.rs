@@ -1,0 +1,25 @@
+//! The shell commands of the README.
+
+use tokio::process::Command;
+
+use super::postgres::print_line;
+
+/// The text of the README.
+pub const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+
+/// Returns the shell commands of a section.
+pub fn commands(section: &str) -> String {
+    let (_, rest) = README.split_once(&format!("\n## {section}\n")).expect("the section exists");
+    let section = rest.split("\n## ").next().unwrap_or(rest);
+    let blocks = section.split("```sh\n").skip(1);
+    blocks.filter_map(|block| block.split("\n```").next()).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns `true` if grpcurl is installed. Otherwise prints that the test is skipped.
+pub async fn has_grpcurl() -> bool {
+    let is_installed = Command::new("grpcurl").arg("--version").output().await.is_ok();
+    if !is_installed {
+        print_line("SKIPPED: the README's commands: grpcurl is not on the PATH");
+    }
+    is_installed
+}

@@ -1,0 +1,78 @@
+//! Getting and deleting todos by ID.
+
+use fast_zero::proto::todo::v1::{ListTodosRequest, Todo};
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::support::{
+    App,
+    assert::{assert_invalid, assert_status},
+    todos::{discard_message, todo_titled},
+};
+
+#[tokio::test]
+async fn a_deleted_todo_is_gone_for_good() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let (gone, kept) = (ana.create_todo("gone").await, ana.create_todo("kept").await);
+    ana.try_delete_todo(&gone.id, "").await.expect("deleted");
+
+    assert_status(ana.try_get_todo(&gone.id).await, Code::NotFound, "TODO_NOT_FOUND");
+    assert_status(ana.try_delete_todo(&gone.id, "").await, Code::NotFound, "TODO_NOT_FOUND");
+    assert_eq!(ana.list_todos(ListTodosRequest::default()).await.todos, [kept]);
+    assert_eq!(app.fetch_scalar::<i64>("select count(*) from todos").await, 1);
+}
+
+#[tokio::test]
+async fn another_users_todo_is_like_one_that_never_was() {
+    let app = App::start().await;
+    let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
+    let todo = ana.create_todo("ana's").await;
+    let never = Todo { id: Uuid::now_v7().to_string(), ..todo.clone() };
+    for Todo { id, etag, .. } in [&todo, &never] {
+        let update = |etag: &str| Todo { id: id.clone(), etag: etag.to_owned(), ..todo.clone() };
+        for refused in [
+            bob.try_get_todo(id).await.map(discard_message),
+            bob.try_update_todo(Some(update("")), None).await.map(discard_message),
+            bob.try_update_todo(Some(update(etag)), None).await.map(discard_message),
+            bob.try_update_todo(Some(update("x")), Some(&["*"])).await.map(discard_message),
+            bob.try_delete_todo(id, "").await.map(discard_message),
+            bob.try_delete_todo(id, etag).await.map(discard_message),
+            bob.try_delete_todo(id, "x").await.map(discard_message),
+        ] {
+            let status = assert_status(refused, Code::NotFound, "TODO_NOT_FOUND");
+            assert_eq!(status.message(), "Task not found.");
+        }
+    }
+    assert_eq!(ana.get_todo(&todo.id).await, todo);
+    assert_eq!(ana.list_todos(ListTodosRequest::default()).await.todos, [todo]);
+    assert_eq!(bob.list_todos(ListTodosRequest::default()).await.todos, []);
+}
+
+#[tokio::test]
+async fn an_id_has_one_spelling() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let id = ana.create_todo("a").await.id;
+    for bad in [
+        "",
+        "me",
+        "1",
+        "99999999999999999999",
+        &id.to_uppercase(),
+        &id.replace('-', ""),
+        &format!("{{{id}}}"),
+        &format!("urn:uuid:{id}"),
+        &format!(" {id}"),
+        &format!("{id}\n"),
+        &format!("{id}0"),
+        &id[..35],
+        &id.replace('-', "\u{2010}"),
+    ] {
+        assert_invalid(ana.try_get_todo(bad).await, &["id"]);
+        assert_invalid(ana.try_delete_todo(bad, "").await, &["id"]);
+        let todo = Todo { id: bad.to_owned(), ..todo_titled("b") };
+        assert_invalid(ana.try_update_todo(Some(todo), None).await, &["todo.id"]);
+    }
+    assert_eq!(ana.get_todo(&id).await.title, "a");
+}

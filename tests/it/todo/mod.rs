@@ -1,0 +1,8 @@
+//! Todos.
+
+mod creation;
+mod filters;
+mod lookup;
+mod order;
+mod pages;
+mod updates;

@@ -1,0 +1,10 @@
+//! Accounts.
+
+mod deletion;
+mod lists;
+mod lookup;
+mod races;
+mod sign_up;
+mod updates;
+
+const NOBODY: &str = "01890000-0000-7000-8000-000000000000";

@@ -1,0 +1,252 @@
+//! Updating accounts.
+
+use std::collections::BTreeSet;
+
+use fast_zero::proto::{auth::v1::LogoutScope, user::v1::User};
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::support::{
+    App, PASSWORD,
+    assert::{assert_invalid, assert_status},
+    time::to_system_time,
+    users::own_user,
+};
+
+#[tokio::test]
+async fn an_update_changes_what_its_mask_names_or_else_what_it_sets() {
+    let app = App::start().await;
+    for (n, (mask, username, email, changed)) in [
+        (None, "new", "", "username"),
+        (None, "", "new", "email"),
+        (None, "new", "new", "both"),
+        (Some(&[][..]), "new", "", "username"),
+        (Some(&[]), "new", "new", "both"),
+        (Some(&["username"]), "new", "", "username"),
+        (Some(&["username"]), "new", "new", "username"),
+        (Some(&["email"]), "new", "new", "email"),
+        (Some(&["email", "username"]), "new", "new", "both"),
+        (Some(&["*"]), "new", "new", "both"),
+        // What the mask does not name may be anything.
+        (Some(&["username"]), "new", "bad@", "username"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let ana = app.signed_up(&format!("ana{n}")).await;
+        let old = ana.get_user("me").await;
+        let new_username = format!("New.{n}");
+        let new_email = format!("New.{n}@example.com");
+        let user = own_user(
+            if username.is_empty() { "" } else { &new_username },
+            match email {
+                "new" => &new_email,
+                other => other,
+            },
+        );
+        let updated = ana.update_user(user, mask).await;
+        let is_changed = |field| changed == field || changed == "both";
+        let username = if is_changed("username") { &new_username } else { &old.username };
+        let email = if is_changed("email") { &new_email } else { &old.email };
+        assert_eq!((&updated.username, &updated.email), (username, email), "{n}");
+        assert_eq!((&updated.id, updated.create_time), (&old.id, old.create_time));
+        assert_eq!(ana.get_user("me").await, updated);
+    }
+}
+
+#[tokio::test]
+async fn an_update_without_a_mask_ignores_read_only_fields() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let old = ana.get_user("me").await;
+    let user = User {
+        create_time: Some(<_>::default()),
+        update_time: Some(<_>::default()),
+        ..own_user("new", "")
+    };
+    let updated = ana.update_user(user, None).await;
+    assert_eq!((&*updated.username, updated.create_time), ("new", old.create_time));
+    assert!(to_system_time(updated.update_time) > to_system_time(old.update_time));
+}
+
+/// AIP-203: a client may send back what it read.
+#[tokio::test]
+async fn read_only_fields_in_a_mask_are_ignored() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let mask = ["id", "username", "create_time", "update_time"];
+    let updated = ana.update_user(own_user("new", ""), Some(&mask)).await;
+    assert_eq!(&*updated.username, "new");
+}
+
+#[tokio::test]
+async fn every_bad_field_of_an_update_is_named_at_once_and_nothing_changes() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let long = "a".repeat(33);
+    for (mask, username, email, bad) in [
+        (None, "", "", &["update_mask"][..]),
+        (Some(&[][..]), "", "", &["update_mask"]),
+        (Some(&["id"]), "new", "", &["update_mask"]),
+        (Some(&["create_time"]), "new", "", &["update_mask"]),
+        (Some(&["update_time"]), "new", "", &["update_mask"]),
+        (Some(&["etag"]), "new", "", &["update_mask"]),
+        (Some(&["password"]), "new", "", &["update_mask"]),
+        (Some(&["id", "nothing"]), "new", "", &["update_mask"]),
+        (Some(&["user.username"]), "new", "", &["update_mask"]),
+        (Some(&["Username"]), "new", "", &["update_mask"]),
+        (Some(&["username", ""]), "new", "", &["update_mask"]),
+        (Some(&["*", "username"]), "new", "", &["update_mask"]),
+        (Some(&["username", "*"]), "new", "new@example.com", &["update_mask"]),
+        (Some(&["username"]), "", "", &["user.username"]),
+        (Some(&["email"]), "", "", &["user.email"]),
+        (Some(&["*"]), "new", "", &["user.email"]),
+        (Some(&["*"]), "", "", &["user.username", "user.email"]),
+        (None, &long, "new", &["user.username", "user.email"]),
+        (None, "josé", "", &["user.username"]),
+        (None, "ana🦀", "", &["user.username"]),
+        (None, "", "Ana <new@example.com>", &["user.email"]),
+    ] {
+        let refused = ana.try_update_user(Some(own_user(username, email)), mask).await;
+        assert_invalid(refused, bad);
+    }
+    let all_bad = User { id: "x".into(), ..own_user("a", "a") };
+    let refused = ana.try_update_user(Some(all_bad), Some(&["*"])).await;
+    assert_invalid(refused, &["user.id", "user.username", "user.email"]);
+
+    for (mask, bad) in [
+        (None, &["user"][..]),
+        (Some(&["username"][..]), &["user"]),
+        (Some(&["id"]), &["user", "update_mask"]),
+    ] {
+        assert_invalid(ana.try_update_user(None, mask).await, bad);
+    }
+    assert_eq!(Some(ana.get_user("me").await), ana.user);
+}
+
+#[tokio::test]
+async fn ones_own_current_value_is_no_clash_but_anothers_is_in_any_case() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    app.anonymous().sign_up("Bob", "José@example.com", PASSWORD).await;
+    for (username, email) in [
+        ("ana", "ana@example.com"),
+        ("ANA", "ANA@example.com"),
+        ("ana", ""),
+        ("", "ana@EXAMPLE.com"),
+    ] {
+        ana.update_user(own_user(username, email), None).await;
+    }
+    let before = ana.get_user("me").await;
+    assert_eq!((&*before.username, &*before.email), ("ana", "ana@example.com"));
+    for (username, email, reason, message) in [
+        ("Bob", "", "USERNAME_EXISTS", "Username already exists"),
+        ("bOB", "new@example.com", "USERNAME_EXISTS", "Username already exists"),
+        ("", "José@example.com", "EMAIL_EXISTS", "Email already exists"),
+        ("new", "JOSÉ@Example.Com", "EMAIL_EXISTS", "Email already exists"),
+        ("bob", "josé@example.com", "USERNAME_EXISTS", "Username already exists"),
+    ] {
+        let refused = ana.try_update_user(Some(own_user(username, email)), None).await;
+        let refused = assert_status(refused, Code::AlreadyExists, reason);
+        assert_eq!(refused.message(), message);
+    }
+    assert_eq!(ana.get_user("me").await, before);
+}
+
+#[tokio::test]
+async fn only_ones_own_account_can_be_changed_or_deleted() {
+    let app = App::start().await;
+    let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
+    for id in [bob.user_id(), Uuid::now_v7().to_string()] {
+        // Permission comes before conflicts and etags, but after validation.
+        for (username, etag) in [("new", ""), ("bob", ""), ("ana", "garbage")] {
+            let user = User { id: id.clone(), etag: etag.into(), ..own_user(username, "") };
+            let refused = ana.try_update_user(Some(user), None).await;
+            let refused = assert_status(refused, Code::PermissionDenied, "NOT_ENOUGH_PERMISSIONS");
+            assert_eq!(refused.message(), "Not enough permissions");
+            let refused = ana.try_delete_user(&id, etag).await;
+            let refused = assert_status(refused, Code::PermissionDenied, "NOT_ENOUGH_PERMISSIONS");
+            assert_eq!(refused.message(), "Not enough permissions");
+        }
+        let user = User { id, ..own_user("x", "") };
+        assert_invalid(ana.try_update_user(Some(user), None).await, &["user.username"]);
+    }
+    assert_eq!(Some(bob.get_user("me").await), bob.user);
+}
+
+#[tokio::test]
+async fn an_etag_that_does_not_match_stops_updates_and_deletions() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let stale = ana.get_user("me").await.etag;
+    let user = ana.update_user(User { etag: stale.clone(), ..own_user("new", "") }, None).await;
+    let good = user.etag.clone();
+    for etag in [
+        stale,
+        "garbage".into(),
+        " ".into(),
+        "0".into(),
+        "-1".into(),
+        "\0".into(),
+        "🦀".into(),
+        "99999999999999999999".into(),
+        format!("{good} "),
+        format!("0{good}"),
+        format!("+{good}"),
+        format!("\"{good}\""),
+        format!("{good}{good}"),
+    ] {
+        let other = User { etag: etag.clone(), ..own_user("other", "") };
+        let refused = ana.try_update_user(Some(other), None).await;
+        assert_status(refused, Code::Aborted, "ETAG_MISMATCH");
+        let refused = ana.try_delete_user("me", &etag).await;
+        assert_status(refused, Code::Aborted, "ETAG_MISMATCH");
+    }
+    assert_eq!(ana.get_user("me").await, user);
+    ana.try_delete_user("me", &good).await.expect("it matches");
+    assert!(!ana.is_session_active().await);
+}
+
+#[tokio::test]
+async fn every_update_is_a_change_even_if_the_values_stay() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let mut last = ana.get_user("me").await;
+    let mut etags = BTreeSet::from([last.etag.clone()]);
+    for (username, email) in
+        [("new", ""), ("new", ""), ("", "new@example.com"), ("ana", "ana@example.com")]
+    {
+        let user = ana.update_user(own_user(username, email), None).await;
+        assert!(to_system_time(user.update_time) > to_system_time(last.update_time));
+        assert!(etags.insert(user.etag.clone()), "{} again", user.etag);
+        last = user;
+    }
+}
+
+#[tokio::test]
+async fn a_new_address_neither_ends_sessions_nor_revives_any() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let (other, gone) = (app.logged_in("ana").await, app.logged_in("ana").await);
+    gone.log_out(LogoutScope::ThisSession).await;
+    ana.update_user(own_user("", "new@example.com"), None).await;
+
+    // The old address now is somebody else's.
+    let bob = app.anonymous().sign_up("bob", "ana@example.com", PASSWORD).await;
+    for session in [&ana, &other] {
+        let user = session.get_user("me").await;
+        assert_eq!((user.id, &*user.email), (ana.user_id(), "new@example.com"));
+    }
+    let refreshed = other.refresh(&other.tokens().refresh_token).await;
+    assert_eq!(
+        other.clone().with_token(&refreshed.access_token).get_user("me").await.username,
+        "ana"
+    );
+    assert!(!gone.is_session_active().await);
+    assert_eq!(app.logged_in("ana@example.com").await.get_user("me").await, bob);
+    assert_eq!(app.logged_in("new@example.com").await.get_user("me").await.id, ana.user_id());
+
+    // The first address again: what ended stays ended.
+    ana.update_user(own_user("", "ana2@example.com"), None).await;
+    assert!(!gone.is_session_active().await);
+}
