@@ -18,7 +18,7 @@ RUN --mount=type=cache,id=fast-zero-registry,target=/usr/local/cargo/registry,sh
 FROM gcr.io/distroless/cc-debian13:nonroot
 ARG FASTZERO_COMMIT=unknown
 LABEL org.opencontainers.image.title="fast-zero" \
-      org.opencontainers.image.description="Users, authentication and to-dos over gRPC, on PostgreSQL" \
+      org.opencontainers.image.description="Users, authentication and todos over gRPC, on PostgreSQL" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
       org.opencontainers.image.revision=$FASTZERO_COMMIT
 COPY --from=ghcr.io/grpc-ecosystem/grpc-health-probe:v0.4.56 /ko-app/grpc-health-probe /bin/grpc_health_probe

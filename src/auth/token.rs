@@ -15,13 +15,13 @@ use crate::{
     types::id::{SessionId, UserId},
 };
 
-/// How far the clocks of replicas may differ, in seconds.
+/// The maximum difference between the clocks of replicas, in seconds.
 const LEEWAY_SECONDS: i64 = 5;
 
 /// The `typ` of an access token (RFC 9068, section 2.1).
 const ACCESS_TOKEN_TYPE: &str = "at+jwt";
 
-/// Makes and reads access tokens.
+/// Issues and verifies access tokens.
 pub struct AccessTokens {
     header: Header,
     signing: EncodingKey,
@@ -32,7 +32,7 @@ pub struct AccessTokens {
     lifetime: Duration,
 }
 
-/// What an access token says.
+/// The claims of an access token.
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
     iss: String,
@@ -45,7 +45,8 @@ struct Claims {
 }
 
 impl AccessTokens {
-    /// Signs with the keyring's current secret as it is, verifies with all.
+    /// Creates an issuer that signs with the raw current secret of the keyring and verifies
+    /// with all of its secrets.
     #[must_use]
     pub fn new(keyring: &Keyring, issuer: &str, audience: &str, lifetime: Duration) -> Self {
         let mut header = Header::new(Algorithm::HS256);
@@ -58,7 +59,8 @@ impl AccessTokens {
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.leeway = LEEWAY_SECONDS.unsigned_abs();
         validation.validate_nbf = true;
-        // Checked last, so that only a token that is good otherwise is called expired.
+        // `verify` checks `exp` last, so that only an otherwise valid token is reported as
+        // expired.
         validation.validate_exp = false;
 
         Self {
@@ -75,7 +77,7 @@ impl AccessTokens {
         }
     }
 
-    /// Makes a token; answers also when it expires.
+    /// Issues a token. Returns the token and the time when it expires.
     pub fn issue(
         &self,
         caller: Caller,
@@ -96,14 +98,18 @@ impl AccessTokens {
         Ok((token, OffsetDateTime::from_unix_timestamp(exp).map_err(Error::internal)?))
     }
 
-    /// Checks all of a token but its session. [`Error::TokenInvalid`] or
-    /// [`Error::TokenExpired`].
+    /// Verifies a token, but not whether its session is active.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TokenExpired`] if an otherwise valid token is expired, and
+    /// [`Error::TokenInvalid`] for all other invalid tokens.
     pub fn verify(&self, token: &str, now: OffsetDateTime) -> Result<VerifiedToken, Error> {
         let decode = |key| jsonwebtoken::decode::<Claims>(token, key, &self.validation).ok();
         let data = self.verification_keys.iter().find_map(decode).ok_or(Error::TokenInvalid)?;
         let typ = data.header.typ.as_deref().unwrap_or_default();
-        // No extension is known here, and one that is critical must be (RFC 7515, section
-        // 4.1.11).
+        // A token with `crit` is invalid, because the service supports no extension (RFC 7515,
+        // section 4.1.11).
         if !typ.eq_ignore_ascii_case(ACCESS_TOKEN_TYPE) || data.header.crit.is_some() {
             return Err(Error::TokenInvalid);
         }
@@ -129,18 +135,18 @@ impl std::fmt::Debug for AccessTokens {
     }
 }
 
-/// Makes and reads refresh tokens. One consists of the user's id, the session's id, the
-/// count of the session's refresh tokens, and a message authentication code of these:
-/// 256 bits that nobody can guess or find in the database.
+/// Issues and verifies refresh tokens. A refresh token consists of the user ID, the session
+/// ID, the generation, and a message authentication code of the three: 256 bits that an
+/// attacker can neither guess nor find in the database.
 #[derive(Clone, Debug)]
 pub struct RefreshTokens(MacKeys);
 
-/// A refresh token that this service made.
+/// The contents of a refresh token that this service issued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RefreshToken {
-    /// Whose session it belongs to.
+    /// The user and the session that the token belongs to.
     pub caller: Caller,
-    /// How many the session had before it.
+    /// The number of refresh tokens that the session had before this one.
     pub generation: i32,
 }
 
@@ -148,13 +154,13 @@ const ID_BYTES: usize = 16;
 const GENERATION_BYTES: usize = 4;
 
 impl RefreshTokens {
-    /// With a key of their own.
+    /// Creates an issuer whose keys are derived for refresh tokens only.
     #[must_use]
     pub fn new(keyring: &Keyring) -> Self {
         Self(keyring.derive("refresh tokens"))
     }
 
-    /// Makes the token of a generation: the same one whenever it is asked for.
+    /// Issues the token of a generation. The same input always yields the same token.
     #[must_use]
     pub fn issue(&self, token: RefreshToken) -> String {
         let user_id = token.caller.user_id.as_uuid();
@@ -165,7 +171,7 @@ impl RefreshTokens {
         URL_SAFE_NO_PAD.encode([&payload[..], &mac].concat())
     }
 
-    /// Reads a token; `None` if this service did not make it.
+    /// Verifies a token. Returns `None` if the token was not issued by this service.
     #[must_use]
     pub fn verify(&self, token: &str) -> Option<RefreshToken> {
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
@@ -207,14 +213,17 @@ mod tests {
     }
 
     #[test]
-    fn an_access_token_is_good_until_it_expires() {
+    fn an_access_token_is_valid_until_it_expires() {
         let (tokens, caller, now) = (tokens(), caller(), clock::now());
         let (token, expires_at) = tokens.issue(caller, now).expect("a token");
-        assert_eq!(tokens.verify(&token, now).expect("good"), VerifiedToken { caller, expires_at });
+        assert_eq!(
+            tokens.verify(&token, now).expect("valid"),
+            VerifiedToken { caller, expires_at }
+        );
         let just_before = expires_at + Duration::seconds(LEEWAY_SECONDS - 1);
         assert!(tokens.verify(&token, just_before).is_ok());
-        let then = expires_at + Duration::seconds(LEEWAY_SECONDS);
-        assert!(matches!(tokens.verify(&token, then), Err(Error::TokenExpired)));
+        let after_leeway = expires_at + Duration::seconds(LEEWAY_SECONDS);
+        assert!(matches!(tokens.verify(&token, after_leeway), Err(Error::TokenExpired)));
     }
 
     #[test]
@@ -236,14 +245,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_refresh_token_is_read_back(generation: i32) {
+        fn issued_refresh_tokens_are_valid(generation: i32) {
             let tokens = RefreshTokens::new(&keyring());
             let token = RefreshToken { caller: caller(), generation };
             prop_assert_eq!(tokens.verify(&tokens.issue(token)), Some(token));
         }
 
         #[test]
-        fn a_changed_refresh_token_is_refused(at: prop::sample::Index, flip in 1u8..) {
+        fn a_modified_refresh_token_is_invalid(at: prop::sample::Index, flip in 1u8..) {
             let tokens = RefreshTokens::new(&keyring());
             let token = tokens.issue(RefreshToken { caller: caller(), generation: 0 });
             let mut bytes = URL_SAFE_NO_PAD.decode(&token).expect("our own token");
@@ -253,55 +262,55 @@ mod tests {
         }
 
         #[test]
-        fn an_access_token_is_read_back(user: u128, session: u128, lived in 0_i64..30 * 60) {
+        fn issued_access_tokens_are_valid(user: u128, session: u128, age in 0_i64..30 * 60) {
             let caller = Caller {
                 user_id: UserId::from_uuid(Uuid::from_u128(user)),
                 session_id: SessionId::from_uuid(Uuid::from_u128(session)),
             };
             let (tokens, now) = (tokens(), clock::now());
             let (token, expires_at) = tokens.issue(caller, now).expect("a token");
-            let verified = tokens.verify(&token, now + Duration::seconds(lived)).expect("good");
+            let verified = tokens.verify(&token, now + Duration::seconds(age)).expect("valid");
             prop_assert_eq!(verified, VerifiedToken { caller, expires_at });
         }
 
         #[test]
-        fn a_changed_access_token_is_refused(at: prop::sample::Index, byte in "[-A-Za-z0-9_.=é]") {
+        fn a_modified_access_token_is_invalid(at: prop::sample::Index, byte in "[-A-Za-z0-9_.=é]") {
             let (tokens, now) = (tokens(), clock::now());
             let (token, _) = tokens.issue(caller(), now).expect("a token");
             let at = at.index(token.len());
-            let changed = format!("{}{byte}{}", &token[..at], &token[at + 1..]);
-            prop_assert_eq!(tokens.verify(&changed, now).is_ok(), changed == token);
-            let added = format!("{}{byte}{}", &token[..at], &token[at..]);
-            prop_assert!(tokens.verify(&added, now).is_err());
+            let modified = format!("{}{byte}{}", &token[..at], &token[at + 1..]);
+            prop_assert_eq!(tokens.verify(&modified, now).is_ok(), modified == token);
+            let extended = format!("{}{byte}{}", &token[..at], &token[at..]);
+            prop_assert!(tokens.verify(&extended, now).is_err());
         }
 
         #[test]
-        fn what_a_signed_token_says_is_taken_or_refused(
-            exp in prop_oneof![any::<i64>(), -10_i64..10], sub: String, sid: String, good: bool
+        fn signed_claims_are_accepted_or_rejected(
+            exp in prop_oneof![any::<i64>(), -10_i64..10], sub: String, sid: String, valid: bool
         ) {
             let (tokens, now) = (tokens(), clock::now());
             let exp = if (-10..10).contains(&exp) { now.unix_timestamp() + exp } else { exp };
             let id = || Uuid::now_v7().to_string();
-            let (sub, sid) = if good { (id(), id()) } else { (sub, sid) };
+            let (sub, sid) = if valid { (id(), id()) } else { (sub, sid) };
             let (iss, aud) = ("fast-zero".to_owned(), "fast-zero".to_owned());
             let claims = Claims { iss, aud, sub, sid, jti: String::new(), iat: i64::MIN, exp };
             let token = jsonwebtoken::encode(&tokens.header, &claims, &tokens.signing);
-            let is_a_time = OffsetDateTime::from_unix_timestamp(exp).is_ok();
+            let is_valid_time = OffsetDateTime::from_unix_timestamp(exp).is_ok();
             match tokens.verify(&token.expect("a token"), now) {
                 Ok(verified) => {
-                    prop_assert!(good && exp > now.unix_timestamp() - LEEWAY_SECONDS);
+                    prop_assert!(valid && exp > now.unix_timestamp() - LEEWAY_SECONDS);
                     prop_assert_eq!(verified.expires_at.unix_timestamp(), exp);
                 }
                 Err(Error::TokenExpired) => {
-                    prop_assert!(good && exp <= now.unix_timestamp() - LEEWAY_SECONDS);
+                    prop_assert!(valid && exp <= now.unix_timestamp() - LEEWAY_SECONDS);
                 }
-                Err(Error::TokenInvalid) => prop_assert!(!(good && is_a_time)),
+                Err(Error::TokenInvalid) => prop_assert!(!(valid && is_valid_time)),
                 Err(other) => prop_assert!(false, "{other}"),
             }
         }
 
         #[test]
-        fn garbage_is_no_token(text in "\\PC{0,120}") {
+        fn garbage_is_not_a_token(text in "\\PC{0,120}") {
             prop_assert_eq!(RefreshTokens::new(&keyring()).verify(&text), None);
             prop_assert!(tokens().verify(&text, clock::now()).is_err());
         }

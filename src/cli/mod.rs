@@ -57,7 +57,7 @@ enum Command {
     Methods,
     /// Run the embedded PostgreSQL alone: print its URL, and stay until a signal
     #[cfg(feature = "embedded")]
-    Postgres(postgres::PostgresArgs),
+    Postgres(Box<postgres::PostgresArgs>),
 }
 
 /// Why the process exits, by exit code (sysexits.h).
@@ -152,7 +152,7 @@ fn try_run() -> Result<ExitCode, ExitError> {
         Command::Methods => Ok(methods::run().map(|()| ExitCode::SUCCESS)?),
         // Has a runtime of its own, which starts after it has switched the user.
         #[cfg(feature = "embedded")]
-        Command::Postgres(args) => with_log(&args.log.clone(), || postgres::run(args)),
+        Command::Postgres(args) => with_log(&args.log.clone(), || postgres::run(*args)),
     }
 }
 

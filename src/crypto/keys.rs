@@ -1,38 +1,38 @@
-//! The service's secret, and the keys that are derived from it.
+//! The service's secret and the keys derived from it.
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, hkdf, hmac};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretString};
 
-/// The least length of a secret, in bytes: that of the hash of HS256 (RFC 7518,
-/// section 3.2).
+/// The minimum length of a secret, in bytes: the output length of SHA-256, which RFC 7518
+/// (section 3.2) requires for HS256.
 pub const MIN_SECRET_BYTES: usize = 32;
 
-/// A secret of at least [`MIN_SECRET_BYTES`].
+/// A secret of at least [`MIN_SECRET_BYTES`] bytes.
 #[derive(Clone, Debug)]
 pub struct SigningKey(SecretString);
 
 impl SigningKey {
-    /// `None` if the secret is too short.
+    /// Wraps a secret. Returns `None` if it is shorter than [`MIN_SECRET_BYTES`].
     #[must_use]
     pub fn new(secret: SecretString) -> Option<Self> {
         (secret.expose_secret().len() >= MIN_SECRET_BYTES).then_some(Self(secret))
     }
 
-    /// The secret as it is, to sign access tokens with.
+    /// Returns the raw secret, with which access tokens are signed.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.0.expose_secret().as_bytes()
     }
 
-    /// Names the key without telling it: what a token's `kid` says.
+    /// Returns the ID of the key for a token's `kid`. It does not reveal the secret.
     #[must_use]
     pub fn key_id(&self) -> String {
         let tag = hmac::sign(&self.derive("key id"), b"");
         URL_SAFE_NO_PAD.encode(&tag.as_ref()[..8])
     }
 
-    /// HKDF (RFC 5869) without a salt: the secret is random already.
+    /// Derives a key with HKDF (RFC 5869), without a salt because the secret is random.
     fn derive(&self, purpose: &'static str) -> hmac::Key {
         hkdf::Salt::new(hkdf::HKDF_SHA256, &[])
             .extract(self.as_bytes())
@@ -42,29 +42,29 @@ impl SigningKey {
     }
 }
 
-/// The key that signs, and the one before it, which still verifies.
+/// The current key, which signs, and the previous key, which still verifies.
 #[derive(Clone, Debug)]
 pub struct Keyring {
-    /// Signs.
+    /// The key that signs and verifies.
     pub current: SigningKey,
-    /// Verifies as well as the current one.
+    /// The key before the last rotation, which only verifies.
     pub previous: Option<SigningKey>,
 }
 
 impl Keyring {
-    /// Both keys.
+    /// Creates a keyring from both keys.
     #[must_use]
     pub const fn new(current: SigningKey, previous: Option<SigningKey>) -> Self {
         Self { current, previous }
     }
 
-    /// All keys that verify.
+    /// Returns the keys that verify, the current key first.
     pub fn verification_keys(&self) -> impl Iterator<Item = &SigningKey> {
         std::iter::once(&self.current).chain(&self.previous)
     }
 
-    /// Keys for one purpose, from which the secrets and the keys for other purposes
-    /// cannot be told.
+    /// Derives the keys for one purpose. They reveal neither the secrets nor the keys for
+    /// other purposes.
     #[must_use]
     pub fn derive(&self, purpose: &'static str) -> MacKeys {
         MacKeys {
@@ -74,8 +74,8 @@ impl Keyring {
     }
 }
 
-/// Keys for message authentication codes (HMAC-SHA256): the current one makes them,
-/// the previous one still verifies.
+/// Keys for message authentication codes (HMAC-SHA256). The current key signs, the previous
+/// key still verifies.
 #[derive(Clone, Debug)]
 pub struct MacKeys {
     current: hmac::Key,
@@ -86,7 +86,7 @@ pub struct MacKeys {
 pub const MAC_BYTES: usize = 32;
 
 impl MacKeys {
-    /// Authenticates the parts, in this order.
+    /// Computes the message authentication code of the parts, in this order.
     #[must_use]
     pub fn sign(&self, parts: &[&[u8]]) -> [u8; MAC_BYTES] {
         let mut mac = [0; MAC_BYTES];
@@ -94,7 +94,8 @@ impl MacKeys {
         mac
     }
 
-    /// Whether one of the keys made `mac` of the parts; in constant time.
+    /// Returns `true` if `mac` is the code of the parts under one of the keys. Compares in
+    /// constant time.
     #[must_use]
     pub fn verify(&self, parts: &[&[u8]], mac: &[u8]) -> bool {
         std::iter::once(&self.current)
@@ -103,7 +104,8 @@ impl MacKeys {
     }
 }
 
-/// Each part is preceded by its length, so that no two lists of parts are alike.
+/// Prefixes each part with its length, so that different lists of parts never produce the
+/// same message.
 fn tag(key: &hmac::Key, parts: &[&[u8]]) -> hmac::Tag {
     let mut context = hmac::Context::with_key(key);
     for part in parts {
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn short_secrets_are_refused() {
+    fn short_secrets_are_rejected() {
         assert!(SigningKey::new("x".repeat(MIN_SECRET_BYTES - 1).into()).is_none());
         assert!(SigningKey::new("x".repeat(MIN_SECRET_BYTES).into()).is_some());
     }
@@ -138,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mac_is_good_for_its_purpose_and_parts_only() {
+    fn a_mac_is_valid_for_its_purpose_and_parts_only() {
         let keyring = Keyring::new(key('a'), None);
         let keys = keyring.derive("test");
         let mac = keys.sign(&[b"ab", b"c"]);

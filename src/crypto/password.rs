@@ -1,4 +1,4 @@
-//! Passwords: what they may be, and argon2id on a bounded number of threads.
+//! Password rules, and argon2id hashing on a bounded number of threads.
 
 use std::{
     fmt,
@@ -19,42 +19,46 @@ use crate::types::{
     text::{self, LineMode},
 };
 
-/// Passwords, in characters.
+/// The length of a password, in characters.
 const PASSWORD_LEN: std::ops::RangeInclusive<usize> = 8..=128;
 
-/// Passwords that may wait for each hashing thread. One hash takes some 25 ms, so the last
-/// in the queue waits for under half a second, and for two where all processors are busy.
+/// The number of passwords that may wait for each hashing thread. One hash takes about
+/// 25 ms, so the last password in the queue waits less than 500 ms, or 2 s if all CPUs are
+/// busy.
 const QUEUE_LEN_PER_THREAD: usize = 16;
 
-/// The most memory, in KiB, and passes that the hash of a row may ask for: a row
-/// that somebody tampered with must not exhaust the service.
+/// The maximum memory of a stored hash, in KiB: a row that an attacker tampered with must
+/// not exhaust the service.
 const MAX_STORED_MEMORY_KIB: u32 = 256 * 1024;
+/// The maximum number of passes of a stored hash, for the same reason.
 const MAX_STORED_PASSES: u32 = 16;
 
-/// The least memory that is reserved for a hash, in blocks of 1 KiB; only what a hash
-/// writes to becomes resident. glibc keeps freed memory of up to 32 MiB for itself,
-/// once for each thread that ever hashed, but gives larger pieces back at once.
+/// The minimum capacity of a hashing buffer, in blocks of 1 KiB. Only blocks that a hash
+/// writes to become resident. glibc retains freed allocations of up to 32 MiB for each
+/// thread that ever hashed, but returns larger allocations to the system at once.
 const MIN_BUFFER_BLOCKS: usize = 33 * 1024;
 
-/// How much nicer a hashing thread is than others: where both want a processor, it has a
-/// quarter of it. A hash takes as long as a hundred other calls, which would wait for it.
+/// The nice value that is added for a hashing thread. A hashing thread that competes with
+/// another thread for a CPU gets a quarter of the CPU time. A hash takes as long as about
+/// 100 other calls, which would otherwise wait for it.
 const NICENESS: i32 = 5;
 
 const SALT_BYTES: usize = 16;
 const OUTPUT_BYTES: usize = 32;
 
-/// The cost of a hash: OWASP's floor for argon2id (19 MiB, two passes, one lane).
+/// Returns the default argon2 parameters: OWASP's minimum for argon2id (19 MiB, two passes,
+/// one lane).
 #[must_use]
 pub fn default_params() -> Params {
     Params::DEFAULT
 }
 
-/// A password that may be set. It can only be hashed, not stored.
+/// A valid new password. It can only be hashed, not stored.
 #[derive(Clone, Debug)]
 pub struct NewPassword(SecretString);
 
 impl NewPassword {
-    /// 8 to 128 characters after NFC, of any kind but control characters.
+    /// Parses a password: 8 to 128 characters after NFC, without control characters.
     pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
         text::reject_control_chars(raw, LineMode::Single)?;
         let password = text::nfc(raw);
@@ -62,7 +66,7 @@ impl NewPassword {
         Ok(Self(password.as_ref().into()))
     }
 
-    /// Refuses a password that is one of the user's names, in any case.
+    /// Rejects a password that equals one of the user's names, compared case-insensitively.
     pub fn check_differs_from(&self, names: &[&str]) -> Result<(), InvalidValue> {
         let folded = text::fold_case(self.0.expose_secret());
         if names.iter().any(|name| text::fold_case(name) == folded) {
@@ -71,20 +75,24 @@ impl NewPassword {
         Ok(())
     }
 
-    /// Whether both are the same.
+    /// Returns `true` if both passwords are the same.
     #[must_use]
-    pub fn equals(&self, attempt: &CandidatePassword) -> bool {
-        attempt.0.as_ref().is_some_and(|attempt| attempt.expose_secret() == self.0.expose_secret())
+    pub fn equals(&self, candidate: &CandidatePassword) -> bool {
+        candidate
+            .0
+            .as_ref()
+            .is_some_and(|candidate| candidate.expose_secret() == self.0.expose_secret())
     }
 }
 
-/// A password that somebody claims to be theirs. `None` when it cannot be one.
+/// A password that a client presents to prove an identity. `None` if no password can have
+/// this text.
 #[derive(Clone, Debug)]
 pub struct CandidatePassword(Option<SecretString>);
 
 impl CandidatePassword {
-    /// Any text; one that could not have been set as a password is wrong, after the
-    /// same work as any other.
+    /// Accepts any text. A text that is no valid password is a mismatch, after the same work
+    /// as any other.
     #[must_use]
     pub fn new(raw: &str) -> Self {
         Self(NewPassword::parse(raw).ok().map(|password| password.0))
@@ -96,13 +104,13 @@ impl CandidatePassword {
 pub struct PasswordHash(String);
 
 impl PasswordHash {
-    /// A hash from the database.
+    /// Wraps a hash from the database.
     #[must_use]
     pub fn from_stored(phc: String) -> Self {
         Self(phc)
     }
 
-    /// As the database keeps it.
+    /// Returns the hash as the database stores it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -115,16 +123,16 @@ impl fmt::Debug for PasswordHash {
     }
 }
 
-/// Why a password could not be hashed or checked.
+/// An error of hashing or verifying a password.
 #[derive(Debug, thiserror::Error)]
 pub enum HashingError {
-    /// Too many passwords wait already.
+    /// The queue has no free slot.
     #[error("the password hashing queue is full")]
     QueueFull,
-    /// The stored hash is no hash, or asks for more memory or passes than are allowed.
+    /// The stored hash is malformed, or its parameters are out of bounds.
     #[error("a stored password hash is damaged or out of bounds")]
     StoredHash(#[source] Option<BoxError>),
-    /// The hashing itself failed.
+    /// The hash could not be computed.
     #[error("password hashing failed")]
     Failed(#[source] BoxError),
 }
@@ -135,40 +143,40 @@ impl HashingError {
     }
 }
 
-/// What comes of checking a password.
+/// The result of verifying a password.
 #[derive(Debug)]
 pub enum PasswordCheck {
-    /// It is another one, or there was none to compare it with.
+    /// The password differs from the stored one, or there is no stored hash.
     Mismatch,
-    /// It is the right one. `rehashed` is there when the cost of hashes has changed
-    /// since it was set.
+    /// The password matches. `rehashed` is `Some` if the stored hash has other argon2
+    /// parameters than the current ones.
     Match {
-        /// A hash of the same password with today's cost.
+        /// A hash of the same password with the current argon2 parameters.
         rehashed: Option<PasswordHash>,
     },
 }
 
-/// Hashes and checks passwords, on a few threads at a time.
+/// A bounded pool of threads that hash and verify passwords.
 #[derive(Clone, Debug)]
 pub struct HashingPool(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     cost: Params,
-    /// Compared with when there is no user: takes as long, and is never right.
+    /// Verified if there is no user: takes the same time and never matches.
     dummy_hash: PasswordHash,
-    /// One permit for each password that is hashed or waits.
+    /// One permit for each password that is hashed or queued.
     queue_slots: Arc<Semaphore>,
     queue_capacity: usize,
     /// One permit for each password that is hashed.
-    thread_permit: Arc<Semaphore>,
-    /// Memory that the next hash finds ready, while passwords wait: 19 MiB of fresh
-    /// pages are a page fault for every four blocks.
+    thread_permits: Arc<Semaphore>,
+    /// Buffers that are reused while the queue is not empty: 19 MiB of fresh memory cost a
+    /// page fault for every four blocks.
     spare_buffers: Mutex<Vec<Vec<Block>>>,
 }
 
 impl HashingPool {
-    /// Hashes with `cost`, `threads` passwords at a time.
+    /// Creates a pool that hashes up to `threads` passwords at a time with `cost`.
     #[must_use]
     pub fn new(threads: usize, cost: Params) -> Self {
         let queue_capacity = threads * (1 + QUEUE_LEN_PER_THREAD);
@@ -178,35 +186,35 @@ impl HashingPool {
             dummy_hash: dummy_hash.expect("random bytes of these lengths make a hash"),
             queue_slots: Arc::new(Semaphore::new(queue_capacity)),
             queue_capacity,
-            thread_permit: Arc::new(Semaphore::new(threads)),
+            thread_permits: Arc::new(Semaphore::new(threads)),
             spare_buffers: Mutex::default(),
         }))
     }
 
-    /// Takes a place in the queue, before anything else is done for the call;
-    /// [`HashingError::QueueFull`] when it is full.
+    /// Acquires a slot in the queue, before any other work for the call. Returns
+    /// [`HashingError::QueueFull`] if there is none.
     pub fn try_enqueue(&self) -> Result<QueueSlot, HashingError> {
         let permit = self.0.queue_slots.clone().try_acquire_owned();
         let permit = permit.map_err(|_| HashingError::QueueFull)?;
         Ok(QueueSlot { shared: self.0.clone(), permit: Some(permit) })
     }
 
-    /// How many passwords are hashed or wait.
+    /// Returns the number of passwords that are hashed or queued.
     #[must_use]
     pub fn queue_len(&self) -> usize {
         self.0.queue_capacity.saturating_sub(self.0.queue_slots.available_permits())
     }
 }
 
-/// A place in the queue, for one password.
+/// A slot in the queue, for one password.
 #[derive(Debug)]
 pub struct QueueSlot {
     shared: Arc<Shared>,
-    /// Taken when it is dropped.
+    /// `Some` until the slot is dropped.
     permit: Option<OwnedSemaphorePermit>,
 }
 
-/// The last one gives the memory back: an idle service holds none.
+/// Frees the spare buffers with the last slot, so that an idle service holds none.
 impl Drop for QueueSlot {
     fn drop(&mut self) {
         self.permit.take();
@@ -217,71 +225,71 @@ impl Drop for QueueSlot {
 }
 
 impl QueueSlot {
-    /// Hashes a password that is to be set.
+    /// Hashes a new password.
     pub async fn hash(self, password: NewPassword) -> Result<PasswordHash, HashingError> {
-        let turn = self.wait_for_thread().await?;
-        turn.run(move |shared| shared.hash(&password.0)).await
+        let hashing_thread = self.wait_for_thread().await?;
+        hashing_thread.run(move |shared| shared.hash(&password.0)).await
     }
 
-    /// Waits until a thread is free. Who goes away before that has cost nothing.
+    /// Waits until a thread is free. A call that is dropped before that has cost no hash.
     pub async fn wait_for_thread(self) -> Result<HashingThread, HashingError> {
         let thread_permit = self
             .shared
-            .thread_permit
+            .thread_permits
             .clone()
             .acquire_owned()
             .await
             .map_err(HashingError::failed)?;
-        Ok(HashingThread { place: self, thread_permit })
+        Ok(HashingThread { queue_slot: self, thread_permit })
     }
 }
 
-/// The use of a thread, for one password.
+/// A permit to hash one password on a thread.
 #[derive(Debug)]
 pub struct HashingThread {
-    place: QueueSlot,
+    queue_slot: QueueSlot,
     thread_permit: OwnedSemaphorePermit,
 }
 
 impl HashingThread {
-    /// Checks a password against the stored hash, or, with the same work, against
-    /// none.
+    /// Verifies a password against the stored hash. Does the same work if there is none.
     pub async fn verify(
         self,
-        attempt: CandidatePassword,
+        candidate: CandidatePassword,
         stored: Option<PasswordHash>,
     ) -> Result<PasswordCheck, HashingError> {
-        self.run(move |shared| shared.verify(&attempt, stored.as_ref())).await
+        self.run(move |shared| shared.verify(&candidate, stored.as_ref())).await
     }
 
-    /// Runs on a thread of its own. The turn goes along: a call that is dropped
-    /// does not stop its hash, which must still count.
+    /// Runs `work` on a thread of its own, which holds the permits until the end: dropping
+    /// the call does not stop the hash, which must still count.
     async fn run<T: Send + 'static>(
         self,
         work: impl FnOnce(&Shared) -> Result<T, HashingError> + Send + 'static,
     ) -> Result<T, HashingError> {
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let hashing = move || {
-            let Self { place, thread_permit } = self;
+            let Self { queue_slot, thread_permit } = self;
             lower_priority();
-            let result = work(&place.shared);
-            // The thread before the place, whose end may give the memory back.
-            drop((thread_permit, place));
-            // Nobody may wait for it any more.
-            let _ = tell.send(result);
+            let result = work(&queue_slot.shared);
+            // Release the thread before the queue slot: dropping the slot may free the
+            // spare buffers.
+            drop((thread_permit, queue_slot));
+            // The call that waits for the result may have been dropped.
+            let _ = sender.send(result);
         };
-        // One of the runtime's would be as nice for ever, to whatever it does next.
+        // A thread of the runtime would keep the lower priority for its next work.
         thread::Builder::new()
             .name("hash".into())
             .spawn(hashing)
             .map_err(|_| HashingError::QueueFull)?;
-        told.await.map_err(HashingError::failed)?
+        receiver.await.map_err(HashingError::failed)?
     }
 }
 
-/// Lets others go first. Where that is not allowed, it is as fair as before.
+/// Lowers the priority of this thread. If the system forbids it, the priority stays.
 fn lower_priority() {
-    // Elsewhere it would be the whole process.
+    // On other systems, `nice` would apply to the whole process.
     if cfg!(target_os = "linux") {
         let _ = rustix::process::nice(NICENESS);
     }
@@ -296,11 +304,11 @@ impl Shared {
 
     fn verify(
         &self,
-        attempt: &CandidatePassword,
+        candidate: &CandidatePassword,
         stored: Option<&PasswordHash>,
     ) -> Result<PasswordCheck, HashingError> {
-        let nobody = SecretString::default();
-        let password = attempt.0.as_ref().unwrap_or(&nobody);
+        let empty_password = SecretString::default();
+        let password = candidate.0.as_ref().unwrap_or(&empty_password);
         let hash = phc::PasswordHash::new(stored.unwrap_or(&self.dummy_hash).as_str())
             .map_err(|error| HashingError::StoredHash(Some(error.into())))?;
         let (cost, salt, expected) = parse_stored(&hash).ok_or(HashingError::StoredHash(None))?;
@@ -308,7 +316,7 @@ impl Shared {
         let output =
             Output::new(&self.argon2(password, &salt, &cost)?).map_err(HashingError::failed)?;
         // `Output` compares in constant time.
-        if output != expected || stored.is_none() || attempt.0.is_none() {
+        if output != expected || stored.is_none() || candidate.0.is_none() {
             return Ok(PasswordCheck::Mismatch);
         }
         let outdated = !same_cost(&cost, &self.cost);
@@ -352,7 +360,7 @@ fn same_cost(one: &Params, other: &Params) -> bool {
     (one.m_cost(), one.t_cost(), one.p_cost()) == (other.m_cost(), other.t_cost(), other.p_cost())
 }
 
-/// The parts of a hash that are needed to compare with it, if they are within bounds.
+/// Returns the parts of a hash that a comparison needs, or `None` if they are out of bounds.
 fn parse_stored(hash: &phc::PasswordHash) -> Option<(Params, Salt, Output)> {
     let output = hash.hash?;
     let stored = Params::try_from(hash).ok()?;

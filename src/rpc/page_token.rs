@@ -1,5 +1,5 @@
-//! Pages (AIP-158): their size, and the tokens by which a list goes on where the page
-//! before ended, by key and not by count.
+//! Pagination (AIP-158): page sizes, and page tokens for keyset pagination, which contain
+//! the sort key of a row and not an offset.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
@@ -9,66 +9,66 @@ use crate::{
     types::{id::UserId, invalid::InvalidValue},
 };
 
-/// Rows of a page for which no size is given.
+/// The page size if the request gives none.
 pub const DEFAULT_PAGE_SIZE: i32 = 100;
 
-/// Rows of a page at the most: what a caller can be expected to take in at once.
+/// The maximum page size, in rows: one response that a client can be expected to process.
 pub const MAX_PAGE_SIZE: i32 = 1_000;
 
-/// Which rows of a list to answer with. `C` names the last row of the page before.
+/// A validated request for one page. `C` is the cursor of the list.
 #[derive(Debug)]
 pub struct PageRequest<C> {
-    /// Rows at the most, from 1 to [`MAX_PAGE_SIZE`].
+    /// The maximum number of rows, from 1 to [`MAX_PAGE_SIZE`].
     pub size: i64,
-    /// Rows to leave out first.
+    /// The number of rows to skip first.
     pub skip: i64,
-    /// The row after which the page begins; `None` for the first page.
+    /// The row after which the page starts; `None` for the first page.
     pub after: Option<C>,
 }
 
-/// The fields of a list request that say which page it wants.
+/// The pagination fields of a list request.
 #[derive(Debug)]
 pub struct PageParams<'a> {
-    /// `page_size`
+    /// The field `page_size`.
     pub size: i32,
-    /// `skip`
+    /// The field `skip`.
     pub skip: i32,
-    /// `page_token`
+    /// The field `page_token`.
     pub token: &'a str,
 }
 
-/// What a page token is bound to: the list's name, whose it is, and what was asked
-/// for, in bytes.
+/// The scope of a page token: the method, the owner, and the query. A token is invalid in
+/// any other scope.
 #[derive(Debug)]
 pub struct PageTokenScope<'a> {
-    /// Names the rpc.
+    /// The name of the RPC.
     pub list: &'static str,
-    /// Whose list it is.
+    /// The owner of the list.
     pub owner_id: UserId,
-    /// Filter and order.
+    /// The encoded filter and order.
     pub query: &'a [u8],
 }
 
-/// A place in a list: the sort key of a row.
+/// A position in a list: the sort key of a row.
 pub trait Cursor: Sized {
-    /// For a page token.
+    /// Encodes the cursor for a page token.
     fn to_bytes(&self) -> Vec<u8>;
-    /// From a page token that this service made for the same list.
+    /// Decodes the cursor from a page token that this service issued for the same list.
     fn from_bytes(bytes: &[u8]) -> Option<Self>;
 }
 
-/// Makes and reads page tokens: a cursor, authenticated together with its scope.
+/// Encodes and decodes page tokens: a cursor, authenticated together with its scope.
 #[derive(Clone, Debug)]
 pub struct PageTokenCodec(MacKeys);
 
 impl PageTokenCodec {
-    /// With a key of their own.
+    /// Creates a codec whose keys are derived for page tokens only.
     #[must_use]
     pub fn new(keyring: &Keyring) -> Self {
         Self(keyring.derive("page tokens"))
     }
 
-    /// Reads the page that a request asks for.
+    /// Parses the pagination fields of a request. Records what is invalid in `violations`.
     pub fn parse<C: Cursor>(
         &self,
         fields: &PageParams<'_>,
@@ -81,7 +81,7 @@ impl PageTokenCodec {
         Some(PageRequest { size: size?, skip: skip?, after: after? })
     }
 
-    /// The token of the page that begins after `cursor`.
+    /// Returns the token of the page that starts after `cursor`.
     #[must_use]
     pub fn encode(&self, cursor: &impl Cursor, scope: &PageTokenScope<'_>) -> String {
         let cursor = cursor.to_bytes();
@@ -155,28 +155,28 @@ mod tests {
         }
     }
 
-    fn tokens() -> PageTokenCodec {
+    fn codec() -> PageTokenCodec {
         let key = SigningKey::new("k".repeat(32).into()).expect("long enough");
         PageTokenCodec::new(&Keyring::new(key, None))
     }
 
     proptest! {
         #[test]
-        fn a_token_opens_in_its_scope_only(
+        fn a_token_is_valid_in_its_scope_only(
             cursor: Vec<u8>, query: Vec<u8>, other: Vec<u8>, at: prop::sample::Index
         ) {
-            let (tokens, owner_id) = (tokens(), UserId::generate());
+            let (codec, owner_id) = (codec(), UserId::generate());
             let scope = PageTokenScope { list: "a", owner_id, query: &query };
-            let token = tokens.encode(&Bytes(cursor.clone()), &scope);
-            prop_assert_eq!(tokens.decode(&token, &scope), Ok(Some(Bytes(cursor))));
+            let token = codec.encode(&Bytes(cursor.clone()), &scope);
+            prop_assert_eq!(codec.decode(&token, &scope), Ok(Some(Bytes(cursor))));
 
             let other_list = PageTokenScope { list: "b", ..scope };
-            prop_assert!(tokens.decode::<Bytes>(&token, &other_list).is_err());
+            prop_assert!(codec.decode::<Bytes>(&token, &other_list).is_err());
             let other_owner = PageTokenScope { list: "a", owner_id: UserId::generate(), query: &query };
-            prop_assert!(tokens.decode::<Bytes>(&token, &other_owner).is_err());
+            prop_assert!(codec.decode::<Bytes>(&token, &other_owner).is_err());
             if other != query {
                 let other_query = PageTokenScope { list: "a", owner_id, query: &other };
-                prop_assert!(tokens.decode::<Bytes>(&token, &other_query).is_err());
+                prop_assert!(codec.decode::<Bytes>(&token, &other_query).is_err());
             }
 
             let scope = PageTokenScope { list: "a", owner_id, query: &query };
@@ -184,18 +184,18 @@ mod tests {
             let at = at.index(garbled.len());
             garbled[at] = if garbled[at] == b'A' { b'B' } else { b'A' };
             let garbled = String::from_utf8(garbled).expect("still ASCII");
-            prop_assert!(tokens.decode::<Bytes>(&garbled, &scope).is_err());
+            prop_assert!(codec.decode::<Bytes>(&garbled, &scope).is_err());
         }
 
         #[test]
-        fn garbage_is_refused(token in "\\PC{1,80}") {
+        fn garbage_is_rejected(token in "\\PC{1,80}") {
             let scope = PageTokenScope { list: "a", owner_id: UserId::generate(), query: b"" };
-            prop_assert!(tokens().decode::<Bytes>(&token, &scope).is_err());
+            prop_assert!(codec().decode::<Bytes>(&token, &scope).is_err());
         }
     }
 
     #[test]
-    fn sizes_have_a_default_and_a_ceiling() {
+    fn page_sizes_have_a_default_and_a_maximum() {
         assert_eq!(parse_size(0), Ok(100));
         assert_eq!(parse_size(1), Ok(1));
         assert_eq!(parse_size(1_000), Ok(1_000));

@@ -1,4 +1,4 @@
-//! The log: what is written, and how. Each call's one line is written by [`crate::call`].
+//! Logging to standard error. [`crate::call`] writes the one line of each call.
 
 use std::{
     fmt::{self, Write},
@@ -29,27 +29,27 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// Lines that wait to be written, at the most, in some 2 MiB at the level of info. Who reads
-/// the log may stop, as a full pipe does; calls go on then, and further lines are lost.
+/// The maximum number of buffered lines, about 2 MiB at level INFO. If the reader of the log
+/// stalls and the pipe is full, calls continue and further lines are dropped.
 const MAX_BUFFERED_LINES: usize = 4_096;
 
-/// How long lines gather, to be written together: one that finds the thread of the log asleep
-/// has to wake it, which takes longer than to make the line.
+/// How long lines are collected before one write. A line that finds the log thread asleep has
+/// to wake it, which takes longer than to format the line.
 const BATCH_WINDOW: Duration = Duration::from_millis(5);
 
 /// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     Pretty,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// Starts the log, on standard error. To be called once; later calls change nothing. What
-/// waits is written when the guard is dropped.
+/// Initializes logging to standard error. Call it once; later calls have no effect. Dropping
+/// the guard writes the buffered lines.
 #[must_use = "the log ends when it is dropped"]
 pub fn init(targets: Targets, format: Option<LogFormat>) -> WorkerGuard {
     let is_terminal = io::stderr().is_terminal();
@@ -72,7 +72,8 @@ pub fn init(targets: Targets, format: Option<LogFormat>) -> WorkerGuard {
     guard
 }
 
-/// Lets lines gather after what waited is written.
+/// A writer that pauses for [`BATCH_WINDOW`] after each flush, so that lines are written in
+/// batches.
 struct BatchingWriter<W: io::Write>(BufWriter<W>);
 
 impl<W: io::Write> io::Write for BatchingWriter<W> {
@@ -87,24 +88,24 @@ impl<W: io::Write> io::Write for BatchingWriter<W> {
     }
 }
 
-/// A way of its own to standard error: where nobody reads there, the log waits alone, and not
-/// with the lock that a panic's message needs.
+/// Duplicates standard error. If its reader stalls, a blocked write of the log does not hold
+/// the lock that a panic message needs.
 fn dup_stderr() -> Box<dyn io::Write + Send> {
     match io::stderr().as_fd().try_clone_to_owned() {
-        Ok(own) => Box::new(File::from(own)),
+        Ok(fd) => Box::new(File::from(fd)),
         Err(_) => Box::new(io::stderr()),
     }
 }
 
-/// How many lines were lost because too many waited.
+/// Returns the number of lines dropped because the buffer was full.
 #[must_use]
 pub fn dropped_lines() -> usize {
     DROPPED.get().map_or(0, ErrorCounter::dropped_lines)
 }
 
-/// Writes each event as an object on a line of its own, with the fields of its span in
-/// `span`. What a span has is written once, as it will stand in every line: tracing's own
-/// format makes a tree of it, and again for each line.
+/// The JSON format: one object per event and line, with the fields of the event's span in
+/// `span`. It formats the fields of a span once for all lines, whereas the JSON format of
+/// `tracing-subscriber` parses them into a tree for each line.
 struct JsonFormat;
 
 impl<'writer> FormatFields<'writer> for JsonFormat {
@@ -113,9 +114,9 @@ impl<'writer> FormatFields<'writer> for JsonFormat {
         mut writer: Writer<'writer>,
         fields: F,
     ) -> fmt::Result {
-        let mut entries = JsonVisitor { writer: &mut writer, result: Ok(()) };
-        fields.record(&mut entries);
-        entries.result
+        let mut visitor = JsonVisitor { writer: &mut writer, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
     }
 }
 
@@ -143,7 +144,7 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> FormatEvent<S, Self> for Json
     }
 }
 
-/// Writes fields as entries of an object, each with the comma before it.
+/// A visitor that writes fields as members of an object, each preceded by a comma.
 struct JsonVisitor<'a> {
     writer: &'a mut dyn Write,
     result: fmt::Result,
@@ -167,7 +168,7 @@ impl JsonVisitor<'_> {
 
 impl Visit for JsonVisitor<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // JSON has no others.
+        // JSON has no NaN and no infinities.
         if value.is_finite() {
             self.add(field, format_args!("{value}"));
         }
@@ -194,12 +195,12 @@ impl Visit for JsonVisitor<'_> {
     }
 }
 
-/// Writes text as it stands within a string of JSON (RFC 8259, section 7).
+/// A writer that escapes text for a JSON string (RFC 8259, section 7).
 struct JsonEscape<'a>(&'a mut dyn Write);
 
 impl Write for JsonEscape<'_> {
     fn write_str(&mut self, mut text: &str) -> fmt::Result {
-        // Each is one byte, and so no part of another character.
+        // These bytes are never part of a multi-byte character.
         let is_special = |byte| matches!(byte, b'"' | b'\\' | 0..=0x1f);
         while let Some(at) = text.bytes().position(is_special) {
             self.0.write_str(&text[..at])?;
@@ -219,7 +220,7 @@ mod tests {
 
     use super::*;
 
-    /// Where a log is written that is looked at.
+    /// A writer that captures the log for the test.
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_is_an_object_whatever_the_texts_are() {
+    fn every_line_is_a_json_object_for_any_field_value() {
         let lines = Lines::default();
         let writer = lines.clone();
         let log = tracing_subscriber::fmt()

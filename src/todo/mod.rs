@@ -1,4 +1,4 @@
-//! To-dos: what they are made of, and how they are listed.
+//! Todos: their fields, filters, orders and cursors.
 
 use std::collections::BTreeSet;
 
@@ -35,24 +35,24 @@ pub fn statements() -> Vec<(String, &'static str)> {
         .collect()
 }
 
-/// Something to do, seen by its owner.
+/// A todo as its owner sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Todo {
-    /// Names the to-do for ever.
+    /// The ID of the todo, which never changes.
     pub id: TodoId,
-    /// One line.
+    /// The title, a single line.
     pub title: String,
-    /// Any number of lines.
+    /// The description, which may have several lines.
     pub description: String,
-    /// How far it has come.
+    /// The workflow state.
     pub state: TodoState,
-    /// When it was last changed.
+    /// The time when the todo was last updated.
     pub updated_at: OffsetDateTime,
-    /// Counts its changes.
+    /// The number of the current version, which increases with each update.
     pub version: i64,
 }
 
-/// How far a to-do has come; the numbers are the contract's and the database's.
+/// The workflow state of a todo. The API and the database use the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum TodoState {
@@ -66,156 +66,155 @@ pub enum TodoState {
 impl TodoState {
     const ALL: [Self; 5] = [Self::Draft, Self::Todo, Self::Doing, Self::Done, Self::Trash];
 
-    /// Reads a state as a request or the database numbers it.
+    /// Parses the number of a state, from a request or from the database.
     pub fn parse(number: i32) -> Result<Self, InvalidValue> {
         let state = Self::ALL.into_iter().find(|state| i32::from(state.number()) == number);
         state.ok_or(InvalidValue::new("must be DRAFT, TODO, DOING, DONE or TRASH"))
     }
 
-    /// Its number.
+    /// Returns the number of the state in the API and in the database.
     #[must_use]
     pub const fn number(self) -> i16 {
         self as i16
     }
 }
 
-/// 1 to 200 characters on one line.
+/// A title: 1 to 200 characters on a single line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Title(String);
 
 impl Title {
-    /// Reads a title.
+    /// Parses a title by the rules of [`text::parse`].
     pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
         text::parse(raw, LineMode::Single, 1..=200).map(Self)
     }
 
-    /// As kept.
+    /// Returns the title as it is stored.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// For searching and ordering.
+    /// Returns the case-folded title, for searching and ordering.
     #[must_use]
     pub fn folded(&self) -> String {
         text::fold_case(&self.0)
     }
 }
 
-/// Up to 10 000 characters on any number of lines.
+/// A description: up to 10,000 characters on any number of lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description(String);
 
 impl Description {
-    /// Reads a description.
+    /// Parses a description by the rules of [`text::parse`].
     pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
         text::parse(raw, LineMode::Multi, 0..=10_000).map(Self)
     }
 
-    /// As kept.
+    /// Returns the description as it is stored.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// For searching.
+    /// Returns the case-folded description, for searching.
     #[must_use]
     pub fn folded(&self) -> String {
         text::fold_case(&self.0)
     }
 }
 
-/// A to-do that is to be added.
+/// A todo to be created.
 #[derive(Debug)]
 pub struct NewTodo {
-    /// The new to-do's id.
+    /// The ID of the new todo.
     pub id: TodoId,
-    /// Its title.
+    /// The title.
     pub title: Title,
-    /// Its description.
+    /// The description.
     pub description: Description,
-    /// Its state.
+    /// The workflow state.
     pub state: TodoState,
 }
 
-/// What an update changes.
+/// The fields that an update changes.
 #[derive(Debug)]
 pub struct TodoPatch {
-    /// The new title, if it changes.
+    /// The new title, or `None` if it does not change.
     pub title: Option<Title>,
-    /// The new description, if it changes.
+    /// The new description, or `None` if it does not change.
     pub description: Option<Description>,
-    /// The new state, if it changes.
+    /// The new state, or `None` if it does not change.
     pub state: Option<TodoState>,
 }
 
-/// Which of the owner's to-dos a list holds.
+/// The filter of a list of todos. A todo matches if it meets all conditions.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TodoFilter {
-    /// Folded text that the title contains.
+    /// The case-folded text that the title contains.
     pub title: Option<String>,
-    /// Folded text that the description contains.
+    /// The case-folded text that the description contains.
     pub description: Option<String>,
-    /// The numbers of the states, one of which is the to-do's; `None` for all.
+    /// The numbers of the accepted states; `None` for all states.
     pub states: Option<Vec<i16>>,
 }
 
-/// Filters, in characters.
+/// The maximum length of a filter text, in characters.
 const MAX_FILTER_LENGTH: usize = 100;
 
 impl TodoFilter {
-    /// All of them.
+    /// The filter that matches all todos.
     pub const UNFILTERED: Self = Self { title: None, description: None, states: None };
 
-    /// Reads a text that titles are searched for.
+    /// Parses the text to search for in titles.
     pub fn parse_title(raw: &str) -> Result<Option<String>, InvalidValue> {
         text::parse_filter(raw, LineMode::Single, MAX_FILTER_LENGTH)
     }
 
-    /// Reads a text that descriptions are searched for.
+    /// Parses the text to search for in descriptions.
     pub fn parse_description(raw: &str) -> Result<Option<String>, InvalidValue> {
         text::parse_filter(raw, LineMode::Multi, MAX_FILTER_LENGTH)
     }
 
-    /// Reads the states to list.
+    /// Parses the states to list. Returns `None` if there are none, which matches all states.
     pub fn parse_states(numbers: &[i32]) -> Result<Option<Vec<i16>>, InvalidValue> {
         let states: Result<BTreeSet<_>, _> =
             numbers.iter().map(|number| TodoState::parse(*number).map(TodoState::number)).collect();
-        // Each once, however often the request names it: the database compares every row
-        // with all of them.
+        // Remove duplicates: the database compares every row with all of these states.
         let numbers: Vec<_> = states?.into_iter().collect();
         Ok((!numbers.is_empty()).then_some(numbers))
     }
 
-    /// Whether it asks for something of titles and for nothing else.
+    /// Returns `true` if the filter has a condition on the title and no other.
     #[must_use]
     pub fn is_title_only(&self) -> bool {
         self.title.is_some() && self.description.is_none() && self.states.is_none()
     }
 }
 
-/// What a list is ordered by.
+/// The order of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OrderBy {
     /// The time of creation.
     CreateTime(SortDirection),
-    /// The time of the last patch.
+    /// The time of the last update.
     UpdateTime(SortDirection),
-    /// The title without its case, then its code points.
+    /// The case-folded title, then the code points of the title.
     Title(SortDirection),
 }
 
-/// Which end of a list comes first.
+/// The direction of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SortDirection {
-    /// The least.
+    /// The smallest value first.
     Ascending,
-    /// The greatest.
+    /// The greatest value first.
     Descending,
 }
 
 impl OrderBy {
-    /// Reads `order_by` (AIP-132).
+    /// Parses `order_by` (AIP-132).
     pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
         use SortDirection::{Ascending, Descending};
         let mut words = raw.split_ascii_whitespace();
@@ -235,7 +234,7 @@ impl OrderBy {
         Ok(order)
     }
 
-    /// The place of a to-do in a list of this order.
+    /// Returns the cursor of a todo in a list of this order.
     #[must_use]
     pub fn cursor(self, todo: &Todo) -> TodoCursor {
         let key = match self {
@@ -247,16 +246,16 @@ impl OrderBy {
     }
 }
 
-/// A place in a list of to-dos: after the to-do with this id and sort key.
+/// A position in a list of todos: after the todo with this ID and sort key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TodoCursor {
-    /// The to-do's id.
+    /// The ID of the todo.
     pub id: TodoId,
-    /// What the list is ordered by.
+    /// The sort key of the todo.
     pub key: SortKey,
 }
 
-/// The sort key of a to-do, besides its id.
+/// The sort key of a todo, without the ID, which breaks ties.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SortKey {
     CreateTime,
@@ -264,7 +263,7 @@ pub enum SortKey {
     Title(String),
 }
 
-/// A byte for the kind of the key, the id, the key.
+/// Encoded as one byte for the kind of the key, the ID, and the key.
 impl Cursor for TodoCursor {
     fn to_bytes(&self) -> Vec<u8> {
         let (kind, key) = match &self.key {
@@ -299,7 +298,7 @@ mod tests {
     use crate::types::clock;
 
     #[test]
-    fn states_have_the_contracts_numbers() {
+    fn states_have_the_numbers_of_the_api() {
         use crate::rpc::proto::todo::v1 as pb;
         for (state, number) in [
             (TodoState::Draft, pb::TodoState::Draft),
@@ -310,20 +309,20 @@ mod tests {
         ] {
             assert_eq!(TodoState::parse(number.into()), Ok(state));
         }
-        for bad in [0, -1, 6, i32::MAX, 65_537] {
-            assert!(TodoState::parse(bad).is_err(), "{bad}");
+        for invalid in [0, -1, 6, i32::MAX, 65_537] {
+            assert!(TodoState::parse(invalid).is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn states_to_list_count_once() {
+    fn duplicate_states_are_removed() {
         assert_eq!(TodoFilter::parse_states(&[]), Ok(None));
         assert_eq!(TodoFilter::parse_states(&[4, 1, 4, 4, 1]), Ok(Some(vec![1, 4])));
         assert!(TodoFilter::parse_states(&[4, 0]).is_err());
     }
 
     #[test]
-    fn orders_are_read() {
+    fn orders_are_parsed() {
         use SortDirection::{Ascending, Descending};
         for (raw, order) in [
             ("", OrderBy::CreateTime(Ascending)),
@@ -336,21 +335,22 @@ mod tests {
         ] {
             assert_eq!(OrderBy::parse(raw), Ok(order), "{raw}");
         }
-        for bad in ["desc", "id", "title asc", "title desc desc", "title, create_time", "Title"] {
-            assert!(OrderBy::parse(bad).is_err(), "{bad}");
+        for invalid in ["desc", "id", "title asc", "title desc desc", "title, create_time", "Title"]
+        {
+            assert!(OrderBy::parse(invalid).is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn a_place_survives_its_page_token() {
+    fn cursors_are_encoded_and_decoded() {
         let id = TodoId::generate();
         for key in [
             SortKey::CreateTime,
             SortKey::UpdateTime(clock::now()),
             SortKey::Title("Ação 🦀".into()),
         ] {
-            let place = TodoCursor { id, key };
-            assert_eq!(TodoCursor::from_bytes(&place.to_bytes()), Some(place));
+            let cursor = TodoCursor { id, key };
+            assert_eq!(TodoCursor::from_bytes(&cursor.to_bytes()), Some(cursor));
         }
         assert_eq!(TodoCursor::from_bytes(&[]), None);
         assert_eq!(TodoCursor::from_bytes(&[3; 17]), None);
@@ -358,7 +358,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_order_is_read_or_refused(
+        fn orders_are_parsed_or_rejected(
             raw in prop_oneof![any::<String>(), "(create_time|update_time|title|desc|,| |\t|\0){0,4}"]
         ) {
             if OrderBy::parse(&raw).is_ok() {
@@ -368,20 +368,20 @@ mod tests {
         }
 
         #[test]
-        fn any_place_survives_its_page_token(id: u128, title: String) {
+        fn title_cursors_are_encoded_and_decoded(id: u128, title: String) {
             let id = TodoId::from_uuid(uuid::Uuid::from_u128(id));
-            let place = TodoCursor { id, key: SortKey::Title(title) };
-            prop_assert_eq!(TodoCursor::from_bytes(&place.to_bytes()), Some(place));
+            let cursor = TodoCursor { id, key: SortKey::Title(title) };
+            prop_assert_eq!(TodoCursor::from_bytes(&cursor.to_bytes()), Some(cursor));
         }
 
         #[test]
-        fn any_bytes_are_a_place_or_none(
+        fn any_bytes_are_a_cursor_or_none(
             kind in 0_u8..4, bytes in prop::collection::vec(any::<u8>(), 14..35)
         ) {
             let bytes = [&[kind], &bytes[..]].concat();
-            if let Some(place) = TodoCursor::from_bytes(&bytes) {
-                let again = TodoCursor::from_bytes(&place.to_bytes());
-                prop_assert_eq!(again, Some(place));
+            if let Some(cursor) = TodoCursor::from_bytes(&bytes) {
+                let decoded = TodoCursor::from_bytes(&cursor.to_bytes());
+                prop_assert_eq!(decoded, Some(cursor));
             }
         }
     }

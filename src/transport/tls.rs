@@ -1,8 +1,9 @@
-//! TLS: what the server shows and asks for, and how that changes while it runs.
+//! TLS configuration of the server and of clients, with certificate reload.
 //!
-//! The files are looked at again and again. Their contents are compared and not their
-//! times: a secret of Kubernetes is a symlink that is swapped, and other tools keep times
-//! as they were. What cannot be used changes nothing but the log.
+//! The server polls the files for changes. It compares their contents and not their
+//! modification times: a Kubernetes secret is a symlink that is swapped, and other tools
+//! preserve modification times. If the new files are invalid, the server logs a warning and
+//! continues with the current certificate.
 
 use std::{
     fmt, fs, io,
@@ -39,49 +40,51 @@ use tokio_rustls::{
 };
 use tower::Service;
 
-/// What is spoken over TLS: HTTP/2 (RFC 9113, section 3.2) and nothing else.
+/// The only ALPN protocol that is offered: HTTP/2 (RFC 9113, section 3.2).
 const ALPN: &[u8] = b"h2";
 
-/// Nothing older: RFC 8996.
+/// The supported TLS versions. RFC 8996 deprecates all older versions.
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 
-/// How often the files are looked at. Shorter than two health checks are apart, which are
-/// strict about the certificate: at most one of them sees a new file with an old server.
+/// The interval at which the files are polled. It is shorter than the interval of health
+/// checks, which pin the certificate in the file: at most one health check fails because the
+/// server has not yet reloaded a new file.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A file, and the setting that says which.
+/// A file in PEM, and the setting that names it.
 #[derive(Clone, Debug)]
 pub struct PemFile {
-    /// The variable or the flag.
+    /// The environment variable or the flag.
     pub setting: &'static str,
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
 }
 
-/// A certificate and its key.
+/// The files of a certificate and its private key.
 #[derive(Clone, Debug)]
 pub struct IdentityFiles {
-    /// The certificate, and those between it and the authority, in PEM.
+    /// The certificate chain, in PEM.
     pub certificate: PemFile,
-    /// Its private key, in PEM, not encrypted.
+    /// The unencrypted private key, in PEM.
     pub key: PemFile,
 }
 
-/// What TLS is made of.
+/// The files of the server's TLS configuration.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
-    /// What the server shows.
+    /// The server's certificate and key.
     pub server: IdentityFiles,
-    /// Who vouches for clients, in PEM; without it, they show no certificate.
+    /// The CA bundle that verifies client certificates (mTLS), in PEM. If `None`, the server
+    /// does not request client certificates.
     pub client_ca: Option<PemFile>,
 }
 
-/// A file that cannot be used. It shows nothing of what the file holds.
+/// An error of a TLS file. It does not reveal the contents of the file.
 #[derive(Debug)]
 pub struct TlsFileError {
-    /// The setting that says which file.
+    /// The setting that names the file.
     pub setting: &'static str,
-    /// What is wrong, beginning with the file's path.
+    /// The description of the error, which starts with the path of the file.
     pub message: String,
 }
 
@@ -93,25 +96,25 @@ impl fmt::Display for TlsFileError {
 
 impl std::error::Error for TlsFileError {}
 
-/// The server's side of TLS.
+/// The server's TLS configuration, reloaded when the files change.
 #[derive(Debug)]
 pub struct ReloadingTls {
     files: TlsFiles,
-    /// In force for new connections.
+    /// The configuration for new connections.
     current: RwLock<Arc<ServerConfig>>,
-    /// What the last reload_if_changed at the files found, for better or worse.
+    /// The result of the last poll, valid or not.
     last_state: Mutex<FileState>,
 }
 
 #[derive(Debug, PartialEq)]
 enum FileState {
-    /// A digest of the files: a copy of the key would be one more.
+    /// The digest of the files, which avoids another copy of the private key in memory.
     Digest(Vec<u8>),
     Fault(String),
 }
 
 impl ReloadingTls {
-    /// Reads the files, and tells what is wrong with them.
+    /// Loads the files. Returns an error for the first file that is invalid.
     pub fn load(files: TlsFiles) -> Result<Self, TlsFileError> {
         let contents = PemContents::read(&files)?;
         let current = RwLock::new(Arc::new(contents.server_config(&files)?));
@@ -119,26 +122,26 @@ impl ReloadingTls {
         Ok(Self { files, current, last_state })
     }
 
-    /// Shakes hands, and refuses who does not ask for HTTP/2.
+    /// Performs the TLS handshake. Rejects clients that do not negotiate HTTP/2.
     pub async fn accept(
         &self,
         stream: TcpStream,
     ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
         let stream = TlsAcceptor::from(current).accept(stream).await?;
-        // Without any wish the handshake succeeds.
+        // The handshake also succeeds if the client offers no ALPN protocol.
         if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the client asks for no h2"));
         }
         Ok(stream)
     }
 
-    /// Follows the files, for ever. Connections that are open stay as they are.
+    /// Polls the files and reloads them, without end. Open connections are not affected.
     pub async fn watch(self: Arc<Self>) {
         loop {
             sleep(RELOAD_INTERVAL).await;
             let this = self.clone();
-            // A disk may take its time. A panic here would not be the last reload_if_changed.
+            // Reading from disk may block. A panic in one poll does not prevent later polls.
             let _ = spawn_blocking(move || this.reload_if_changed()).await;
         }
     }
@@ -156,7 +159,8 @@ impl ReloadingTls {
         *last_state = now;
         match read.and_then(|contents| contents.server_config(&self.files)) {
             Ok(config) => {
-                // With it go the sessions that could be resumed without a certificate.
+                // Replacing the configuration also discards the TLS sessions that clients could
+                // resume without a certificate.
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
                 tracing::info!("the files of TLS have changed: new connections get the new ones");
             }
@@ -169,9 +173,10 @@ impl ReloadingTls {
 }
 
 impl TlsFiles {
-    /// The side of a client that asks the very server which shows the certificate in these
-    /// files: no other one is taken, whatever the name and whoever signed it. A server that
-    /// asks for a certificate is shown `client_identity`, or that of these files.
+    /// Returns the configuration of a client of this server. The client accepts only the
+    /// certificate in these files (pinned certificate), whatever its name and issuer. If the
+    /// server requests a client certificate, the client presents `client_identity`, or the
+    /// server's own certificate if that is `None`.
     pub fn client_config(
         &self,
         client_identity: Option<&IdentityFiles>,
@@ -195,18 +200,18 @@ impl TlsFiles {
     }
 }
 
-/// The side of a client of servers that a public authority vouches for.
+/// Returns the configuration of a client that trusts the public CAs.
 pub fn webpki_client_config() -> Result<ClientConfig, rustls::Error> {
-    let authorities = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let ca_roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
         .with_protocol_versions(&VERSIONS)?
-        .with_root_certificates(authorities)
+        .with_root_certificates(ca_roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
 }
 
-/// Opens connections with TLS to where URLs lead.
+/// Returns a service that opens TLS connections to the hosts of URLs.
 #[must_use]
 pub fn connector(
     config: ClientConfig,
@@ -220,12 +225,13 @@ async fn connect(uri: Uri, tls: TlsConnector) -> io::Result<TokioIo<TlsStream<Tc
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
-    // The frames of a call are small, and each waits for the answer to the one before.
+    // Disable Nagle's algorithm: frames are small, and a frame may depend on the response to
+    // the previous one.
     stream.set_nodelay(true)?;
     Ok(TokioIo::new(tls.connect(name, stream).await?))
 }
 
-/// What the files hold.
+/// The contents of the files.
 struct PemContents {
     certificate: Vec<u8>,
     key: Vec<u8>,
@@ -257,9 +263,9 @@ impl PemContents {
             .map_err(|error| files.server.certificate.error(&error))?;
         let builder = match files.client_ca.as_ref().zip(self.client_ca.as_deref()) {
             Some((file, pem)) => {
-                let authorities = Arc::new(file.root_store(pem)?);
+                let ca_roots = Arc::new(file.root_store(pem)?);
                 let verifier =
-                    WebPkiClientVerifier::builder_with_provider(authorities, provider).build();
+                    WebPkiClientVerifier::builder_with_provider(ca_roots, provider).build();
                 builder.with_client_cert_verifier(verifier.map_err(|error| file.error(&error))?)
             }
             None => builder.with_no_client_auth(),
@@ -273,10 +279,10 @@ impl PemContents {
 }
 
 impl IdentityFiles {
-    /// What is proved with the two, of which this is what they hold.
+    /// Returns the certificate chain with its private key, from the contents of both files.
     fn certified_key(&self, certificate: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsFileError> {
         let chain = self.certificate.certificates(certificate)?;
-        // The reader's error could show a line of the key.
+        // The parser's error could reveal a line of the key.
         let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|_| self.key.error(&"holds no private key in PEM that is not encrypted"))?;
         CertifiedKey::from_der(chain, key, &provider::default_provider()).map_err(|error| {
@@ -304,26 +310,27 @@ impl PemFile {
         }
     }
 
-    /// At least one.
+    /// Returns the certificates in `pem`, at least one.
     fn certificates(&self, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
         let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
         match certificates {
             Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-            // The reader's error could show a line of what may be a key.
+            // The parser's error could reveal a line of the file, which may be a key.
             _ => Err(self.error(&"holds no certificate in PEM, or a damaged one")),
         }
     }
 
     fn root_store(&self, pem: &[u8]) -> Result<RootCertStore, TlsFileError> {
-        let mut authorities = RootCertStore::empty();
+        let mut ca_roots = RootCertStore::empty();
         for certificate in self.certificates(pem)? {
-            authorities.add(certificate).map_err(|error| self.error(&error))?;
+            ca_roots.add(certificate).map_err(|error| self.error(&error))?;
         }
-        Ok(authorities)
+        Ok(ca_roots)
     }
 }
 
-/// Takes one certificate, from whoever proves to have its key.
+/// A verifier that accepts only the pinned certificate. The handshake signature proves that
+/// the server has its key.
 #[derive(Debug)]
 struct PinnedCertVerifier {
     pinned: CertificateDer<'static>,
@@ -333,13 +340,13 @@ struct PinnedCertVerifier {
 impl ServerCertVerifier for PinnedCertVerifier {
     fn verify_server_cert(
         &self,
-        shown: &CertificateDer<'_>,
+        end_entity: &CertificateDer<'_>,
         _intermediates: &[CertificateDer<'_>],
         _name: &ServerName<'_>,
         _ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if *shown == self.pinned {
+        if *end_entity == self.pinned {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(CertificateError::ApplicationVerificationFailure.into())
@@ -349,19 +356,19 @@ impl ServerCertVerifier for PinnedCertVerifier {
     fn verify_tls12_signature(
         &self,
         message: &[u8],
-        shown: &CertificateDer<'_>,
+        cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, shown, signature, &self.algorithms)
+        verify_tls12_signature(message, cert, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
         &self,
         message: &[u8],
-        shown: &CertificateDer<'_>,
+        cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, shown, signature, &self.algorithms)
+        verify_tls13_signature(message, cert, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

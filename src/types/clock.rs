@@ -1,9 +1,9 @@
-//! The time of day, read in one place and passed on as a value.
+//! The system clock, read in one place and passed on as a value.
 
 use time::OffsetDateTime;
 
-/// Now, in whole microseconds: what PostgreSQL keeps, so that a time that was
-/// answered equals the one that is read later.
+/// Returns the current time in whole microseconds. PostgreSQL stores microseconds, so a
+/// time in a response equals the time that a later query returns.
 #[must_use]
 pub fn now() -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();

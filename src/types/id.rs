@@ -1,4 +1,4 @@
-//! Ids: UUIDv7 (RFC 9562, section 5.7), one type for each kind of thing.
+//! IDs: UUIDv7 (RFC 9562, section 5.7), one type for each kind of resource.
 
 use std::fmt;
 
@@ -14,30 +14,30 @@ macro_rules! id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// Makes an id that is greater than all this process made before.
+            /// Generates an ID that is greater than all IDs this process generated before.
             #[must_use]
             pub fn generate() -> Self {
                 Self(Uuid::now_v7())
             }
 
-            /// Reads an id as callers write it: in lower case with hyphens.
+            /// Parses the canonical form of an ID: lowercase with hyphens.
             pub fn parse(text: &str) -> Result<Self, InvalidValue> {
                 parse(text).map(Self)
             }
 
-            /// The id that the database holds.
+            /// Wraps an ID from the database.
             #[must_use]
             pub const fn from_uuid(uuid: Uuid) -> Self {
                 Self(uuid)
             }
 
-            /// The id as the database holds it.
+            /// Returns the ID as the database stores it.
             #[must_use]
             pub const fn as_uuid(self) -> Uuid {
                 self.0
             }
 
-            /// The instant at which the id was made, in milliseconds.
+            /// Returns the time when the ID was generated, with millisecond precision.
             #[must_use]
             pub fn create_time(self) -> OffsetDateTime {
                 create_time(self.0)
@@ -53,15 +53,15 @@ macro_rules! id {
 }
 
 id! {
-    /// Names a user.
+    /// The ID of a user.
     UserId
 }
 id! {
-    /// Names a session of a user.
+    /// The ID of a user's session.
     SessionId
 }
 id! {
-    /// Names a to-do of an owner.
+    /// The ID of a todo.
     TodoId
 }
 
@@ -74,7 +74,8 @@ fn parse(text: &str) -> Result<Uuid, InvalidValue> {
     if uuid.hyphenated().encode_lower(&mut buffer) == text { Ok(uuid) } else { Err(ALLOWED) }
 }
 
-/// Ids that this service did not make may hold no instant: they count from 1970.
+/// Returns the Unix epoch for UUIDs without a timestamp, which this service does not
+/// generate.
 fn create_time(uuid: Uuid) -> OffsetDateTime {
     let (seconds, nanoseconds) = uuid.get_timestamp().map_or((0, 0), |time| time.to_unix());
     let nanoseconds = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_rise_and_hold_their_instant() {
+    fn ids_are_ascending_and_contain_their_creation_time() {
         let before = OffsetDateTime::now_utc();
         let ids: Vec<_> = (0..10_000).map(|_| TodoId::generate()).collect();
         assert!(ids.is_sorted_by(|a, b| a < b));
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_have_one_spelling() {
+    fn ids_have_one_canonical_form() {
         let id = TodoId::generate();
         let text = id.to_string();
         assert_eq!(TodoId::parse(&text), Ok(id));
@@ -113,15 +114,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_id_is_read_back(number: u128) {
+        fn formatted_ids_parse_back(number: u128) {
             let id = TodoId::from_uuid(Uuid::from_u128(number));
             prop_assert_eq!(TodoId::parse(&id.to_string()), Ok(id));
-            // Also of an id that holds no instant.
+            // Must not panic for an ID without a timestamp.
             let _ = id.create_time();
         }
 
         #[test]
-        fn what_is_taken_for_an_id_is_spelled_like_one(
+        fn accepted_ids_are_in_canonical_form(
             text in prop_oneof![any::<String>(), "[0-9a-fA-F{}:urnid-]{32,45}",
                 "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"]
         ) {

@@ -1,5 +1,5 @@
-//! The rules for texts that callers write: NFC, then trimmed of white space, then
-//! measured in characters. Control characters are refused before trimming.
+//! Validation of texts from clients: NFC, then trimming of whitespace, then the length in
+//! characters. Control characters are rejected before trimming.
 
 use std::{borrow::Cow, ops::RangeInclusive};
 
@@ -8,7 +8,7 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use crate::types::invalid::InvalidValue;
 
-/// Whether a text may have more than one line.
+/// The number of lines that a text may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineMode {
     /// No control characters at all.
@@ -17,7 +17,7 @@ pub enum LineMode {
     Multi,
 }
 
-/// A text by the rules above.
+/// Parses a text by the rules of this module.
 pub fn parse(
     raw: &str,
     mode: LineMode,
@@ -31,8 +31,8 @@ pub fn parse(
     Ok(text.to_owned())
 }
 
-/// A text to search for, folded: by the rules above, but not trimmed. `None` when it
-/// is empty, which finds everything.
+/// Parses a text to search for, by the rules of this module but without trimming, and folds
+/// its case. Returns `None` if the text is empty, which matches everything.
 pub fn parse_filter(raw: &str, mode: LineMode, max: usize) -> Result<Option<String>, InvalidValue> {
     let raw = normalize_line_breaks(raw, mode);
     reject_control_chars(&raw, mode)?;
@@ -41,7 +41,8 @@ pub fn parse_filter(raw: &str, mode: LineMode, max: usize) -> Result<Option<Stri
     Ok((!text.is_empty()).then(|| fold_case(&text)))
 }
 
-/// The text in normalisation form C (UAX #15): one spelling for what looks the same.
+/// Returns the text in normalization form C (UAX #15), in which canonically equivalent texts
+/// are equal.
 #[must_use]
 pub fn nfc(text: &str) -> Cow<'_, str> {
     match is_nfc_quick(text.chars()) {
@@ -50,9 +51,9 @@ pub fn nfc(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The text without its case, for comparing: texts that are alike without regard to
-/// case are equal when folded (Unicode's full case folding, then NFC). It needs no
-/// database, so it is the same with every locale.
+/// Returns the case-folded text, for case-insensitive comparison (Unicode's full case
+/// folding, then NFC). Does not use the database, so the result is independent of its
+/// locale.
 #[must_use]
 pub fn fold_case(text: &str) -> String {
     let folded = UniCase::unicode(text).to_folded_case();
@@ -62,7 +63,7 @@ pub fn fold_case(text: &str) -> String {
     }
 }
 
-/// Refuses control characters (Unicode's general category Cc).
+/// Rejects control characters (Unicode's general category Cc).
 pub fn reject_control_chars(text: &str, mode: LineMode) -> Result<(), InvalidValue> {
     let (allowed, message): (&[char], _) = match mode {
         LineMode::Single => (&[], "must not contain control characters"),
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folding_forgets_case_and_nothing_else() {
+    fn folding_removes_case_and_nothing_else() {
         for (one, other) in [
             ("Ç", "ç"),
             ("STRASSE", "straße"),
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_are_refused_before_trimming() {
+    fn control_characters_are_rejected_before_trimming() {
         for text in ["a\n", "\ta", "a\0b", "a\u{7f}", "\u{85}a", "a\rb", "a\r\n"] {
             assert!(parse(text, LineMode::Single, 1..=10).is_err(), "{text:?}");
         }
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn length_is_counted_in_characters_after_normalising_and_trimming() {
+    fn length_is_counted_in_characters_after_normalizing_and_trimming() {
         let crabs = "🦀".repeat(10);
         assert_eq!(parse(&crabs, LineMode::Single, 1..=10).as_deref(), Ok(&*crabs));
         assert!(parse(&"🦀".repeat(11), LineMode::Single, 1..=10).is_err());
@@ -144,22 +145,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parsing_twice_is_parsing_once(text in "\\PC{0,40}") {
+        fn parsing_is_idempotent(text in "\\PC{0,40}") {
             if let Ok(once) = parse(&text, LineMode::Single, 1..=200) {
                 prop_assert_eq!(parse(&once, LineMode::Single, 1..=200), Ok(once));
             }
         }
 
         #[test]
-        fn what_is_taken_keeps_the_rules(
+        fn accepted_texts_follow_the_rules(
             text in prop_oneof![any::<String>(), "[a\u{301}é \u{3000}\u{2000}\r\n\t\0]{0,8}"],
-            many: bool, min in 0_usize..3, max in 3_usize..12,
+            multi_line: bool, min in 0_usize..3, max in 3_usize..12,
         ) {
             let (mode, allowed) =
-                if many { (LineMode::Multi, "\n\t") } else { (LineMode::Single, "") };
+                if multi_line { (LineMode::Multi, "\n\t") } else { (LineMode::Single, "") };
             if let Ok(text) = parse(&text, mode, min..=max) {
-                let refused = |char: char| char.is_control() && !allowed.contains(char);
-                prop_assert!(!text.contains(refused));
+                let is_disallowed = |char: char| char.is_control() && !allowed.contains(char);
+                prop_assert!(!text.contains(is_disallowed));
                 prop_assert_eq!(text.trim(), &text);
                 prop_assert_eq!(text.nfc().collect::<String>(), &*text);
                 prop_assert!((min..=max).contains(&text.chars().count()));
@@ -168,32 +169,32 @@ mod tests {
         }
 
         #[test]
-        fn what_a_text_is_searched_for_is_taken_as_the_text_is(
-            text in prop_oneof![any::<String>(), "[a\u{301}é \r\n\t\0]{0,8}"], many: bool
+        fn filters_are_normalized_like_texts(
+            text in prop_oneof![any::<String>(), "[a\u{301}é \r\n\t\0]{0,8}"], multi_line: bool
         ) {
-            let mode = if many { LineMode::Multi } else { LineMode::Single };
-            let kept = parse(&text, mode, 0..=200);
+            let mode = if multi_line { LineMode::Multi } else { LineMode::Single };
+            let stored = parse(&text, mode, 0..=200);
             match parse_filter(&text, mode, 200) {
-                // Not trimmed, so it may be longer than what is kept.
-                Ok(wanted) => {
-                    let wanted = wanted.unwrap_or_default();
-                    prop_assert!(wanted.contains(&fold_case(&kept.expect("it fits"))));
+                // The filter is not trimmed, so it may be longer than the stored text.
+                Ok(filter) => {
+                    let filter = filter.unwrap_or_default();
+                    prop_assert!(filter.contains(&fold_case(&stored.expect("it fits"))));
                 }
                 Err(_) => prop_assert!(
-                    kept.is_err() || nfc(&text).chars().count() > 200,
+                    stored.is_err() || nfc(&text).chars().count() > 200,
                     "{text:?}"
                 ),
             }
         }
 
         #[test]
-        fn folding_twice_is_folding_once(text in "\\PC{0,40}") {
+        fn folding_is_idempotent(text in "\\PC{0,40}") {
             let once = fold_case(&nfc(&text));
             prop_assert_eq!(fold_case(&once), once);
         }
 
         #[test]
-        fn what_a_text_contains_it_contains_in_any_case(
+        fn substring_matches_ignore_case(
             before in "[a-zA-Zéßſ]{0,8}", needle in "[a-zA-ZçÇ]{1,8}", after in "[a-zA-Z]{0,8}"
         ) {
             let text = fold_case(&format!("{before}{needle}{after}"));

@@ -1,4 +1,4 @@
-//! Users: who may sign up, and under which names.
+//! Users, and the validation of usernames and email addresses.
 
 use email_address::{EmailAddress, Options};
 use time::OffsetDateTime;
@@ -19,65 +19,65 @@ pub(crate) mod store;
 /// An account, without its password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// Names the user for ever.
+    /// The ID of the user, which never changes.
     pub id: UserId,
-    /// As written by the user.
+    /// The username, in the user's spelling.
     pub username: String,
-    /// With its domain in lower case.
+    /// The email address, with its domain in lowercase.
     pub email: String,
-    /// When username or e-mail were last changed.
+    /// The time when the username or the email address was last updated.
     pub updated_at: OffsetDateTime,
-    /// Counts those changes.
+    /// The number of the current version, which increases with each of these updates.
     pub version: i64,
 }
 
 impl User {
-    /// The account as another user sees it.
+    /// Removes the email address, which other users must not see.
     #[must_use]
     pub fn redact_email(self) -> Self {
         Self { email: String::new(), ..self }
     }
 }
 
-/// 3 to 32 of `A-Z a-z 0-9 . _ -`, the first a letter or digit.
+/// A username: 3 to 32 characters of `A-Z a-z 0-9 . _ -`, starting with a letter or digit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Username(String);
 
 impl Username {
-    /// Reads a username; it is kept as written.
+    /// Parses a username and preserves its spelling.
     pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
         let allowed = |char: char| char.is_ascii_alphanumeric() || ".-_".contains(char);
-        let good = (3..=32).contains(&raw.len())
+        let valid = (3..=32).contains(&raw.len())
             && raw.starts_with(|char: char| char.is_ascii_alphanumeric())
             && raw.chars().all(allowed);
-        good.then(|| Self(raw.to_owned())).ok_or(InvalidValue::new(
+        valid.then(|| Self(raw.to_owned())).ok_or(InvalidValue::new(
             "must have 3 to 32 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit",
         ))
     }
 
-    /// As written.
+    /// Returns the username in the user's spelling.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// For comparing.
+    /// Returns the case-folded form, for case-insensitive comparison.
     #[must_use]
     pub fn folded(&self) -> String {
         text::fold_case(&self.0)
     }
 }
 
-/// What a mail server takes as an address, in characters (RFC 5321, section 4.5.3.1.3,
-/// less the angle brackets).
+/// The maximum length of an email address, in characters (RFC 5321, section 4.5.3.1.3,
+/// without the angle brackets).
 pub const MAX_EMAIL_LENGTH: usize = 254;
 
-/// A plain e-mail address (RFC 5321, with the letters of RFC 6531).
+/// A plain email address (RFC 5321, with the international characters of RFC 6531).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Email(String);
 
 impl Email {
-    /// Reads an address: trimmed, its domain in lower case.
+    /// Parses an address. Trims it and converts its domain to lowercase.
     pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
         const ALLOWED: InvalidValue = InvalidValue::new(
             "must be a plain e-mail address like name@domain.example of at most 254 characters",
@@ -86,54 +86,54 @@ impl Email {
         let address = text::parse(raw, LineMode::Single, 1..=MAX_EMAIL_LENGTH)?;
         let (local, domain) = address.rsplit_once('@').ok_or(ALLOWED)?;
         let address = format!("{local}@{}", domain.to_lowercase());
-        // Lower case may be longer, or no longer in the normalisation form.
+        // The lowercase form may be longer, or not in NFC.
         let address = text::parse(&address, LineMode::Single, 1..=MAX_EMAIL_LENGTH)?;
         let options =
             Options::default().with_required_tld().without_domain_literal().without_display_text();
         let parsed = EmailAddress::parse_with_options(&address, options).map_err(|_| ALLOWED)?;
-        // No top-level domain consists of digits: this is an IPv4 address.
-        let last = parsed.domain().rsplit('.').next().unwrap_or_default();
-        let is_ip = last.bytes().all(|byte| byte.is_ascii_digit());
+        // No top-level domain consists of digits only, so this is an IPv4 address.
+        let tld = parsed.domain().rsplit('.').next().unwrap_or_default();
+        let is_ip = tld.bytes().all(|byte| byte.is_ascii_digit());
         if parsed.local_part().starts_with('"') || is_ip {
             return Err(ALLOWED);
         }
         Ok(Self(address))
     }
 
-    /// As kept.
+    /// Returns the address as it is stored.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// For comparing.
+    /// Returns the case-folded form, for case-insensitive comparison.
     #[must_use]
     pub fn folded(&self) -> String {
         text::fold_case(&self.0)
     }
 }
 
-/// The names of a user-to-be.
+/// A user to be created, without the password.
 #[derive(Debug)]
 pub struct NewUser {
     /// The new user's id.
     pub id: UserId,
-    /// Not yet known to be free.
+    /// The username, which may already exist.
     pub username: Username,
-    /// Not yet known to be free.
+    /// The email address, which may already exist.
     pub email: Email,
 }
 
-/// What an update changes.
+/// The fields that an update changes.
 #[derive(Debug)]
 pub struct UserPatch {
-    /// The new username, if it changes.
+    /// The new username, or `None` if it does not change.
     pub username: Option<Username>,
-    /// The new address, if it changes.
+    /// The new email address, or `None` if it does not change.
     pub email: Option<Email>,
 }
 
-/// Users are listed by id.
+/// Lists of users are ordered by ID.
 impl Cursor for UserId {
     fn to_bytes(&self) -> Vec<u8> {
         self.as_uuid().as_bytes().to_vec()
@@ -151,26 +151,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usernames_are_plain() {
-        for good in ["abc", "Ana.Luz_99-x", "0day", &"a".repeat(32)] {
-            assert!(Username::parse(good).is_ok(), "{good}");
+    fn usernames_are_validated() {
+        for valid in ["abc", "Ana.Luz_99-x", "0day", &"a".repeat(32)] {
+            assert!(Username::parse(valid).is_ok(), "{valid}");
         }
-        for bad in ["", "ab", &"a".repeat(33), ".abc", "-abc", "_abc", "a b", "aé3", " abc", "a@b"]
+        for invalid in
+            ["", "ab", &"a".repeat(33), ".abc", "-abc", "_abc", "a b", "aé3", " abc", "a@b"]
         {
-            assert!(Username::parse(bad).is_err(), "{bad}");
+            assert!(Username::parse(invalid).is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn addresses_are_plain() {
-        for (raw, kept) in [
+    fn email_addresses_are_validated() {
+        for (raw, stored) in [
             ("ana@example.com", "ana@example.com"),
             (" Ana.Luz+todo@EXAMPLE.Com ", "Ana.Luz+todo@example.com"),
             ("josé@exämple.de", "josé@exämple.de"),
         ] {
-            assert_eq!(Email::parse(raw), Ok(Email(kept.to_owned())));
+            assert_eq!(Email::parse(raw), Ok(Email(stored.to_owned())));
         }
-        for bad in [
+        for invalid in [
             "",
             "ana",
             "@example.com",
@@ -188,34 +189,34 @@ mod tests {
             "ana\0@example.com",
             "a@b@example.com",
             &format!("ana@{}.com", "a.".repeat(130)),
-            // Its lower case has a combining dot, which no domain has.
+            // The lowercase form has a combining dot, which no domain may contain.
             "ana@İ.com",
         ] {
-            assert!(Email::parse(bad).is_err(), "{bad:?}");
+            assert!(Email::parse(invalid).is_err(), "{invalid:?}");
         }
     }
 
     #[test]
-    fn names_are_compared_without_case() {
+    fn email_addresses_are_compared_case_insensitively() {
         let folded = |raw| Email::parse(raw).map(|email| email.folded());
         assert_eq!(folded("JOSÉ@example.com"), folded("josé@EXAMPLE.com"));
     }
 
     proptest! {
         #[test]
-        fn a_username_is_taken_as_it_is_or_refused(
+        fn a_username_is_unchanged_or_rejected(
             raw in prop_oneof![any::<String>(), "[A-Za-z0-9._-]{0,40}", "[ -~é]{2,5}"]
         ) {
             if let Ok(username) = Username::parse(&raw) {
                 prop_assert_eq!(username.as_str(), &raw);
                 prop_assert!((3..=32).contains(&raw.len()) && raw.is_ascii());
-                // No login with it is taken for an address.
+                // A login with the username is never mistaken for one with an email address.
                 prop_assert!(!raw.contains('@'));
             }
         }
 
         #[test]
-        fn an_address_that_is_kept_is_taken_again(
+        fn a_parsed_address_parses_to_itself(
             raw in prop_oneof![
                 any::<String>(),
                 "[ ]?[a-zA-Z.+é\"]{1,8}@[a-zA-ZÉİΣß0-9.-]{1,12}\\.[a-zA-Z0-9İΣ]{1,4}[ ]?",

@@ -43,7 +43,7 @@ async fn a_bad_setting_ends_the_start_with_a_readable_line() {
     stack.compose(&["build"]).await;
     stack.compose(&["up", "--wait", DATABASE]).await;
     for (setting, code, line) in [
-        ("SECRET_KEY=short", 78, "error: SECRET_KEY is too short"),
+        ("SECRET_KEY=short", 78, "error: SECRET_KEY must have at least 32 random bytes"),
         ("SECRET_KEY=", 78, "error: SECRET_KEY must be set"),
         ("DATABASE_URL=", 78, "error: DATABASE_URL must be set"),
         ("DATABASE_URL=mysql://db", 78, "error: DATABASE_URL must be like postgresql://"),
