@@ -5,7 +5,7 @@ use tokio::process::Command;
 use crate::support::{
     App,
     postgres::print_line,
-    readme::{commands, has_grpcurl},
+    readme::{README, commands, has_grpcurl},
 };
 
 #[tokio::test]
@@ -15,7 +15,7 @@ async fn the_tour_works_as_pasted() {
     }
     let app = App::start().await;
     let address = app.address.to_string();
-    let tour = commands("A tour").replace("localhost:50051", &address);
+    let tour = commands(README, "A tour").replace("localhost:50051", &address);
     // As at a terminal, but ending at the first command that fails.
     let shell = Command::new("bash").args(["-euo", "pipefail", "-c", &tour]).output().await;
     let shell = shell.expect("bash is there");

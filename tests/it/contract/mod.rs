@@ -2,6 +2,7 @@
 
 mod access;
 mod deadlines;
+mod documentation;
 mod errors;
 mod fuzz;
 mod health;

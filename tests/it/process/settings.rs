@@ -3,7 +3,9 @@
 use clap::Args;
 use fast_zero::Config;
 
-use crate::support::{app::SECRET_KEY, postgres::TestDatabase, process::Binary, readme::README};
+use crate::support::{
+    app::SECRET_KEY, postgres::TestDatabase, process::Binary, readme::CONFIGURATION,
+};
 
 const USAGE: Option<i32> = Some(64);
 const CONFIG: Option<i32> = Some(78);
@@ -30,12 +32,12 @@ async fn the_help_names_every_setting() {
 }
 
 #[test]
-fn the_readme_and_the_example_name_every_setting_and_no_other() {
+fn the_documentation_and_the_example_name_every_setting_and_no_other() {
     let variables = variables();
-    let table = README.split("\n## Settings\n").nth(1).expect("a section");
+    let table = CONFIGURATION.split("\n## Settings\n").nth(1).expect("a section");
     let table = table.split("\n## ").next().expect("its text");
     for variable in &variables {
-        assert!(table.contains(&format!("`{variable}`")), "the README has no {variable}");
+        assert!(table.contains(&format!("`{variable}`")), "no {variable} in docs/configuration.md");
     }
     let example = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/.env.example"));
     let assigned: Vec<_> = example

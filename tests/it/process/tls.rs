@@ -20,7 +20,7 @@ use crate::support::{
     http2::{PREFACE, connect_raw, read_until_closed},
     postgres::TestDatabase,
     process::Binary,
-    readme::{commands, has_grpcurl},
+    readme::{TLS, commands, has_grpcurl},
     wait::{wait_until, with_timeout},
 };
 
@@ -260,12 +260,12 @@ async fn empty_variables_mean_no_tls() {
 }
 
 #[tokio::test]
-async fn the_readme_s_certificate_is_good() {
+async fn the_documented_certificate_works() {
     let has_openssl = Command::new("openssl").arg("version").output().await.is_ok();
     if !has_openssl || !has_grpcurl().await {
         return;
     }
-    let commands = commands("TLS");
+    let commands = commands(TLS, "Certificates");
     let of = |program: &str| -> String {
         let (_, rest) = commands.split_once(program).expect("it is there");
         let ends =

@@ -7,8 +7,11 @@ use tonic_types::StatusExt;
 
 use super::RpcResult;
 
-/// Asserts that the call fails with this code and reason, and with the details that every
-/// error has. Returns the status for further assertions.
+/// The documentation of the API.
+pub const API_DOC: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md"));
+
+/// Asserts that the call fails with this code and reason, with the details that every error
+/// has, and with a hint that `docs/api.md` lists for the reason. Returns the status for further assertions.
 #[track_caller]
 pub fn assert_status<T>(result: RpcResult<T>, code: Code, reason: &str) -> Status {
     let Err(status) = result else {
@@ -18,6 +21,9 @@ pub fn assert_status<T>(result: RpcResult<T>, code: Code, reason: &str) -> Statu
     let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
     assert_eq!((status.code(), &*info.reason), (code, reason), "{status:?}");
     assert_eq!(info.domain, "fastzero");
+    let hint = info.metadata.get("hint").unwrap_or_else(|| panic!("no hint in {status:?}"));
+    let row = |line: &str| line.contains(&format!("`{reason}`")) && line.contains(&**hint);
+    assert!(API_DOC.lines().any(row), "docs/api.md has no row with {reason} and: {hint}");
     let request = details.request_info().unwrap_or_else(|| panic!("no RequestInfo in {status:?}"));
     let returned = status.metadata().get("x-request-id").and_then(|id| id.to_str().ok());
     assert_eq!(Some(&*request.request_id), returned, "{status:?}");

@@ -1,4 +1,4 @@
-//! The shell commands of the README.
+//! The documentation, and its shell commands.
 
 use tokio::process::Command;
 
@@ -6,10 +6,21 @@ use super::postgres::print_line;
 
 /// The text of the README.
 pub const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+/// The text of `docs/configuration.md`.
+pub const CONFIGURATION: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md"));
+/// The text of `docs/deployment.md`.
+pub const DEPLOYMENT: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/deployment.md"));
+/// The text of `docs/observability.md`.
+pub const OBSERVABILITY: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/observability.md"));
+/// The text of `docs/tls.md`.
+pub const TLS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/tls.md"));
 
-/// Returns the shell commands of a section.
-pub fn commands(section: &str) -> String {
-    let (_, rest) = README.split_once(&format!("\n## {section}\n")).expect("the section exists");
+/// Returns the shell commands of a section of a document.
+pub fn commands(document: &str, section: &str) -> String {
+    let (_, rest) = document.split_once(&format!("\n## {section}\n")).expect("the section exists");
     let section = rest.split("\n## ").next().unwrap_or(rest);
     let blocks = section.split("```sh\n").skip(1);
     blocks.filter_map(|block| block.split("\n```").next()).collect::<Vec<_>>().join("\n")

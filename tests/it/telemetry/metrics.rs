@@ -16,7 +16,7 @@ use crate::support::{
     postgres::TestDatabase,
     process::Binary,
     proxy::{self, Proxy},
-    readme::README,
+    readme::OBSERVABILITY,
     wait::{wait_until, with_timeout},
 };
 
@@ -285,7 +285,7 @@ async fn what_is_documented_is_what_there_is() {
     app.create_user("ana").await;
     app.logged_in("ana").await;
     let scrape = app.scrape().await;
-    let (_, section) = README.split_once("\n## Metrics\n").expect("the section is there");
+    let (_, section) = OBSERVABILITY.split_once("\n## Metrics\n").expect("the section is there");
     let (documented, _) = mentioned(section.split("\n## ").next().unwrap_or_default());
     let parts = ["_bucket", "_sum", "_count"];
     let whole = |name: String| {

@@ -1,4 +1,4 @@
-//! The commands of the README.
+//! The commands of `docs/deployment.md` and of the tour of the README.
 
 use fast_zero::proto::todo::v1::ListTodosRequest;
 use tonic::Code;
@@ -7,24 +7,24 @@ use super::{BASE, login};
 use crate::support::{
     assert::assert_status,
     compose::{Stack, docker_command, expect_success, free_port, is_engine_available, run_command},
-    readme::{commands, has_grpcurl},
+    readme::{DEPLOYMENT, README, commands, has_grpcurl},
     todos::titles,
 };
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn the_commands_of_the_readme_work_as_pasted() {
+async fn the_commands_of_the_documentation_work_as_pasted() {
     if !is_engine_available() || !has_grpcurl().await {
         return;
     }
     let stack = Stack::without_env_file(&[BASE]);
     let alone = format!("{}-alone", stack.project);
-    let containers = commands("In containers");
+    let containers = commands(DEPLOYMENT, "Containers");
     // The tour comes where it is spoken of; what comes after the backup is not in it.
     let (before, after) = containers.split_once(BACKUP).expect("there is a backup");
     let (backup, after) = after.split_once('\n').expect("there is more");
     let commands =
-        [before, &commands("A tour"), "\n", BACKUP, backup, "\n", AFTER_THE_BACKUP, after];
+        [before, &commands(README, "A tour"), "\n", BACKUP, backup, "\n", AFTER_THE_BACKUP, after];
     let commands = commands
         .concat()
         .replace("docker compose down\n", NEW_VOLUME)
@@ -52,7 +52,7 @@ async fn the_commands_of_the_readme_work_as_pasted() {
     assert_status(refused, Code::Unauthenticated, "INCORRECT_CREDENTIALS");
 }
 
-/// How the backup of the README begins.
+/// How the backup of `docs/deployment.md` begins.
 const BACKUP: &str = "docker compose exec -T fastzero_database sh -c 'pg_dump";
 
 /// What a restored database does not have.
@@ -61,5 +61,5 @@ const AFTER_THE_BACKUP: &str = r#"grpcurl -plaintext \
     localhost:50051 fastzero.user.v1.UserService/CreateUser
 "#;
 
-/// What the README tells to do before a new major version starts.
+/// What `docs/deployment.md` says to do before a new major version starts.
 const NEW_VOLUME: &str = "docker compose down\nsed -i 's/pgdata/pgdata19/' compose.yaml\n";
