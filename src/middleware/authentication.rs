@@ -1,7 +1,6 @@
 //! Authentication: adds the caller to the request, by the policy of the method.
 
 use std::{
-    pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll},
 };
@@ -12,7 +11,7 @@ use tower::Service;
 use tracing::{Span, field};
 
 use super::{
-    Context,
+    BoxedResponse, Context,
     call::{Call, StreamCredential},
 };
 use crate::{
@@ -40,7 +39,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>;
+    type Future = BoxedResponse;
 
     fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(context)

@@ -140,26 +140,31 @@ impl<B> Call<B> {
         }
     }
 
+    /// Returns `true` if the response is a stream.
+    pub(super) fn is_stream(&self) -> bool {
+        self.method.is_some_and(|method| method.server_streaming)
+    }
+
     /// Returns the time when the client stops waiting, if it sent a timeout.
     pub(super) fn client_deadline(&self) -> Option<Instant> {
-        let timeout = self.timeout.as_ref().ok().copied().flatten()?;
-        Some(self.received_at + timeout)
+        Some(self.received_at + self.client_timeout()?)
+    }
+
+    fn client_timeout(&self) -> Option<Duration> {
+        self.timeout.as_ref().ok().copied().flatten()
     }
 
     /// Returns the time when the response headers are due: by the client's timeout or
     /// [`MAX_CALL_TIMEOUT`], whichever is shorter.
     pub(super) fn deadline(&self) -> Instant {
-        self.received_at + effective_timeout(self.timeout.as_ref().ok().copied().flatten())
+        self.received_at + effective_timeout(self.client_timeout())
     }
 
     /// Rejects a call with an invalid `grpc-timeout`.
     pub(super) fn check_timeout(&mut self) -> Result<(), Error> {
-        match std::mem::replace(&mut self.timeout, Ok(None)) {
-            Ok(timeout) => {
-                self.timeout = Ok(timeout);
-                Ok(())
-            }
-            Err(violations) => Err(violations.into()),
+        match &mut self.timeout {
+            Ok(_) => Ok(()),
+            Err(violations) => Err(std::mem::take(violations).into()),
         }
     }
 }

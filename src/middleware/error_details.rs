@@ -49,7 +49,7 @@ where
 
     fn call(&mut self, call: Call) -> Self::Future {
         let (request_id, calls_shed) = (call.request_id.clone(), self.calls_shed.clone());
-        let is_stream = call.method.is_some_and(|method| method.server_streaming);
+        let is_stream = call.is_stream();
         ErrorDetailsFuture { inner: self.inner.call(call), request_id, calls_shed, is_stream }
     }
 }

@@ -12,7 +12,6 @@
 
 use std::{
     future::{Ready, ready},
-    pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll},
 };
@@ -25,7 +24,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::{
-    Context,
+    BoxedResponse, Context,
     buffer::{buffer_request, buffer_response, to_kib},
     call::{Call, StreamGuards},
 };
@@ -101,10 +100,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = Either<
-        Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>,
-        Either<S::Future, Ready<Result<Response<Body>, Error>>>,
-    >;
+    type Future = Either<BoxedResponse, Either<S::Future, Ready<Result<Response<Body>, Error>>>>;
 
     fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(context)
@@ -155,11 +151,11 @@ where
         None
     };
     let permit = admission.acquire_call(&quota).await?;
-    let guards = (call.connection.clone(), call.in_flight.clone());
+    let (connection, in_flight) = (call.connection.clone(), call.in_flight.clone());
     let response = inner.call(call).await?;
     drop(permit);
     // The client may take its time to read the response from here on.
-    let guards = (guards.0.track_write(), guards.1);
+    let guards = (connection.track_write(), in_flight);
     buffer_response(response, admission, memory, large, guards).await
 }
 

@@ -34,7 +34,7 @@ mod stream;
 mod telemetry;
 
 use std::{
-    convert::Infallible,
+    pin::Pin,
     sync::{Arc, OnceLock},
 };
 
@@ -42,16 +42,19 @@ use http::Response;
 use ipnet::IpNet;
 use tokio_util::task::TaskTracker;
 use tonic::{body::Body, service::Routes};
-use tower::{Service, ServiceBuilder};
+use tower::ServiceBuilder;
 
 use crate::{
     limits::{admission::Admission, client_quota::ClientQuotas},
-    rpc::policy::MethodTable,
+    rpc::{error::Error, policy::MethodTable},
     telemetry::{metrics::Metrics, traces::CallTracer},
-    transport::Inbound,
+    transport::InboundService,
 };
 
 pub(crate) use self::routes::ApiRoutes;
+
+/// The future of a layer that runs as a whole, and not as a state machine of its own.
+type BoxedResponse = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>;
 
 /// What the layers share.
 #[derive(Debug)]
@@ -79,14 +82,7 @@ impl Context {
 
 /// Returns the layers, from the outermost to the routes. `system_routes` are those of health and
 /// reflection.
-pub(crate) fn stack(
-    context: &Arc<Context>,
-    system_routes: Routes,
-) -> impl Service<Inbound, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
-+ Clone
-+ Send
-+ Sync
-+ 'static {
+pub(crate) fn stack(context: &Arc<Context>, system_routes: Routes) -> impl InboundService {
     let context = || context.clone();
     ServiceBuilder::new()
         .layer_fn(|inner| request_id::RequestId::new(inner, context()))

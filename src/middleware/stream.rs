@@ -26,8 +26,12 @@ use tokio_util::{
 use tonic::{Status, body::Body};
 use tower::Service;
 
-use super::call::{Call, StreamCredential, StreamGuards};
+use super::{
+    BoxedResponse,
+    call::{Call, StreamCredential, StreamGuards},
+};
 use crate::{
+    auth::sessions::SessionWatch,
     rpc::{
         error::Error,
         policy::{MAX_REFLECTION_STREAM_AGE, System},
@@ -55,8 +59,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future =
-        Either<S::Future, Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>>;
+    type Future = Either<S::Future, BoxedResponse>;
 
     fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(context)
@@ -66,8 +69,7 @@ where
         let Some(guards) = call.stream_guards.take() else {
             return Either::Left(self.inner.call(call));
         };
-        let is_stream = call.method.is_some_and(|method| method.server_streaming);
-        let end = is_stream.then(|| StreamEnd::new(&mut call));
+        let end = call.is_stream().then(|| StreamEnd::new(&mut call));
         let connection = call.connection.clone();
         let response = self.inner.call(call);
         Either::Right(Box::pin(async move {
@@ -110,37 +112,30 @@ impl StreamEnd {
 
     /// Waits until the stream has to end, and returns why.
     async fn wait(self) -> Error {
-        let deadline = async {
-            match self.deadline {
-                Some(deadline) => sleep_until(deadline).await,
-                None => pending().await,
-            }
-        };
-        let (expiry, session) = match &self.credential {
-            Some(credential) => (Some(credential.token.expires_at), Some(&credential.session)),
-            None => (None, None),
-        };
-        let session = async {
-            match session {
-                Some(session) => session.ended().await,
-                None => pending().await,
-            }
-        };
+        let Self { deadline, credential, drain } = self;
+        let (token, session) = credential.map(|it| (it.token, it.session)).unzip();
         tokio::select! {
-            () = self.drain.cancelled() => Error::Stopping,
-            () = deadline => Error::DeadlineExceeded,
-            () = wait_until(expiry) => Error::TokenExpired,
-            () = session => Error::SessionRevoked,
+            () = drain.cancelled() => Error::Stopping,
+            () = or_never(deadline.map(sleep_until)) => Error::DeadlineExceeded,
+            () = or_never(token.map(|token| sleep(time_left(token.expires_at)))) => {
+                Error::TokenExpired
+            }
+            () = or_never(session.as_ref().map(SessionWatch::ended)) => Error::SessionRevoked,
         }
     }
 }
 
-/// Waits until a time of day, if there is one.
-async fn wait_until(time: Option<OffsetDateTime>) {
-    match time {
-        Some(time) => sleep(Duration::try_from(time - clock::now()).unwrap_or_default()).await,
+/// Waits for an event, or forever if it cannot happen.
+async fn or_never(event: Option<impl Future<Output = ()>>) {
+    match event {
+        Some(event) => event.await,
         None => pending().await,
     }
+}
+
+/// Returns the time from now until a time of day.
+fn time_left(until: OffsetDateTime) -> Duration {
+    Duration::try_from(until - clock::now()).unwrap_or_default()
 }
 
 /// The body of a stream.

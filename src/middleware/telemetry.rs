@@ -82,7 +82,7 @@ where
 
     fn call(&mut self, call: Call) -> Self::Future {
         let (recorder, span) = self.start(&call);
-        let is_stream = call.method.is_some_and(|method| method.server_streaming);
+        let is_stream = call.is_stream();
         // The layers below reject a call here, and log in its span.
         let inner = span.in_scope(|| self.inner.call(call));
         let inner = recorder.call_span.in_context(inner).instrument(span);
@@ -154,6 +154,7 @@ struct CallRecorder {
 }
 
 impl CallRecorder {
+    /// A method, so that a closure captures the whole recorder, and not a copy of the field.
     fn set_code(&mut self, code: Code) {
         self.code = code;
     }

@@ -1,14 +1,12 @@
 //! The accept loop.
 
 use std::{
-    convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use http::Response;
 use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
@@ -18,11 +16,9 @@ use tokio::{
     time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::body::Body;
-use tower::Service;
 
 use super::{
-    ConnectionState, Inbound,
+    ConnectionState, InboundService,
     connection::{Lifetime, handshake_plaintext, handshake_tls, serve_connection},
     tls::ReloadingTls,
 };
@@ -81,15 +77,7 @@ pub(crate) struct Acceptor<S> {
     pub(crate) force_close: CancellationToken,
 }
 
-impl<S> Acceptor<S>
-where
-    S: Service<Inbound, Response = Response<Body>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send + 'static,
-{
+impl<S: InboundService> Acceptor<S> {
     /// Accepts connections until `drain`, then waits for their end.
     pub(crate) async fn run(self, listener: TcpListener) {
         let slots = Arc::new(Semaphore::new(self.limits.max_connections));

@@ -1,7 +1,6 @@
 //! One HTTP/2 connection: handshake, limits, and the reasons for which it drains.
 
 use std::{
-    convert::Infallible,
     future::poll_fn,
     io::{self, Cursor},
     pin::{Pin, pin},
@@ -13,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use http::Response;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
@@ -21,10 +19,8 @@ use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
 };
-use tonic::body::Body;
-use tower::Service;
 
-use super::{ConnectionState, Inbound, io::ConnectionIo, tls::ReloadingTls};
+use super::{ConnectionState, Inbound, InboundService, io::ConnectionIo, tls::ReloadingTls};
 use crate::types::error_chain::BoxError;
 
 /// `SETTINGS_MAX_HEADER_LIST_SIZE`: the largest metadata of a request.
@@ -72,39 +68,23 @@ pub(crate) struct Lifetime {
 }
 
 /// Serves a connection until it has ended.
-pub(super) async fn serve_connection<S>(
+pub(super) async fn serve_connection(
     handshake: impl Future<Output = io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
     connection: Arc<ConnectionState>,
-    service: S,
+    service: impl InboundService,
     lifetime: Lifetime,
-) -> Result<(), BoxError>
-where
-    S: Service<Inbound, Response = Response<Body>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send + 'static,
-{
+) -> Result<(), BoxError> {
     let state = connection.clone();
     let serving = pin!(serve_http2(handshake, connection, service, lifetime));
     yield_before_poll(&state, serving).await
 }
 
-async fn serve_http2<S>(
+async fn serve_http2(
     handshake: impl Future<Output = io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
     connection: Arc<ConnectionState>,
-    service: S,
+    service: impl InboundService,
     lifetime: Lifetime,
-) -> Result<(), BoxError>
-where
-    S: Service<Inbound, Response = Response<Body>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send + 'static,
-{
+) -> Result<(), BoxError> {
     let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await??;
     let stream = ConnectionIo::new(stream, connection.clone());
     let started_calls = Arc::new(AtomicUsize::new(0));

@@ -12,10 +12,13 @@ mod io;
 pub(crate) mod stall;
 pub(crate) mod tls;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{convert::Infallible, net::IpAddr, sync::Arc};
 
+use http::Response;
 use hyper::body::Incoming;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::body::Body;
+use tower::Service;
 
 use self::stall::{StallDetector, StallGuard};
 use crate::limits::client_quota::ClientQuota;
@@ -25,6 +28,25 @@ use crate::limits::client_quota::ClientQuota;
 pub(crate) struct Inbound {
     pub(crate) request: http::Request<Incoming>,
     pub(crate) connection: Arc<ConnectionState>,
+}
+
+/// A service that handles the requests of all connections.
+pub(crate) trait InboundService:
+    Service<Inbound, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> InboundService for S where
+    S: Service<Inbound, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
 }
 
 /// What calls know about their connection, and the connection about its calls.

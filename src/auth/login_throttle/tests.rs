@@ -209,7 +209,7 @@ async fn concurrent_valid_logins_wait_up_to_the_limit_and_are_admitted_one_by_on
                 let attempt = admit(&throttle, "ana", CLIENT).await?;
                 tokio::task::yield_now().await;
                 attempt.record_success();
-                // As many may be under way again: it is as before.
+                // As many attempts may be in flight as before.
                 for _ in 0..9 {
                     throttle
                         .record_failure_for(Account::Login(&identifier("ana")), client_ip(CLIENT));
