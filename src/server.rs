@@ -147,8 +147,7 @@ impl Server {
         on_ready: impl FnOnce(SocketAddr),
         shutdown: CancellationToken,
     ) -> Result<(), BoxError> {
-        let options = config.database.connect_options()?;
-        let options = options.ok_or_else(|| ConfigError::missing("DATABASE_URL"))?;
+        let options = config.database.required_options()?;
         let keyring = config.tokens.keyring()?;
         let keyring = keyring.ok_or_else(|| ConfigError::missing("SECRET_KEY"))?;
         let prepared = tokio::select! {

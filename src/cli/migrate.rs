@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::ExitError;
+use super::{ExitError, source::DatabaseSource};
 use crate::{
     config::{DatabaseConfig, LogConfig},
     database::{connect, migrate},
@@ -20,32 +20,20 @@ pub(super) struct MigrateArgs {
     pub(super) log: LogConfig,
 }
 
-pub(super) async fn run(args: MigrateArgs) -> Result<ExitCode, ExitError> {
-    let timeout = args.database.wait();
-    #[cfg(feature = "embedded")]
-    let (options, embedded) = if let Some(options) = args.database.connect_options()? {
-        (options, None)
-    } else {
-        use secrecy::ExposeSecret;
+pub(super) async fn run(mut args: MigrateArgs) -> Result<ExitCode, ExitError> {
+    let source = DatabaseSource::open(&mut args.database).await?;
+    let migrated = migrate(&args.database).await;
+    source.close().await;
+    migrated?;
+    tracing::info!("schema is up to date");
+    Ok(ExitCode::SUCCESS)
+}
 
-        let data_dir = args.database.fastzero_data_dir.as_deref();
-        let postgres = super::embedded::start(data_dir).await?;
-        (connect::parse_url(postgres.url().expose_secret())?, Some(postgres))
-    };
-    #[cfg(not(feature = "embedded"))]
-    let options = args.database.connect_options()?;
-    #[cfg(not(feature = "embedded"))]
-    let options = options.ok_or_else(|| crate::config::ConfigError::missing("DATABASE_URL"))?;
+async fn migrate(config: &DatabaseConfig) -> Result<(), ExitError> {
+    let (options, timeout) = (config.required_options()?, config.wait());
     let migrated = async {
         connect::connect_and_check(&options, timeout).await?;
         migrate::migrate(&options, timeout).await
     };
-    let migrated = migrated.await.map_err(Error::into_source);
-    #[cfg(feature = "embedded")]
-    if let Some(postgres) = embedded {
-        postgres.stop().await;
-    }
-    migrated?;
-    tracing::info!("schema is up to date");
-    Ok(ExitCode::SUCCESS)
+    Ok(migrated.await.map_err(Error::into_source)?)
 }

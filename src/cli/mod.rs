@@ -144,23 +144,23 @@ fn try_run() -> Result<ExitCode, ExitError> {
     dotenv::load()?;
     let Arguments { config, command } = parse_arguments().map_err(ExitError::Usage)?;
     match command.unwrap_or_else(|| Command::Serve(Box::new(config))) {
-        Command::Serve(config) => with_log(&config.log.clone(), || block_on(serve::run(*config))),
-        Command::Migrate(args) => with_log(&args.log.clone(), || block_on(migrate::run(*args))),
+        Command::Serve(config) => with_log(config.log.clone(), || block_on(serve::run(*config))),
+        Command::Migrate(args) => with_log(args.log.clone(), || block_on(migrate::run(*args))),
         Command::Healthcheck(args) => {
-            with_log(&args.log.clone(), || block_on(healthcheck::run(*args)))
+            with_log(args.log.clone(), || block_on(healthcheck::run(*args)))
         }
         Command::Methods => Ok(methods::run().map(|()| ExitCode::SUCCESS)?),
         // Has a runtime of its own, which starts after it has switched the user.
         #[cfg(feature = "embedded")]
-        Command::Postgres(args) => with_log(&args.log.clone(), || postgres::run(*args)),
+        Command::Postgres(args) => with_log(args.log.clone(), || postgres::run(*args)),
     }
 }
 
 fn with_log(
-    config: &LogConfig,
+    config: LogConfig,
     run: impl FnOnce() -> Result<ExitCode, ExitError>,
 ) -> Result<ExitCode, ExitError> {
-    let _log = log::init(config.rust_log.clone(), config.log_format);
+    let _log = log::init(config.rust_log, config.log_format);
     run()
 }
 

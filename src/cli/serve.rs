@@ -26,9 +26,10 @@ pub(super) async fn run(mut config: Config) -> Result<ExitCode, ExitError> {
     })?;
     let server = Server::start(listener, &config).await?;
     let mut source = tokio::select! {
-        source = DatabaseSource::open(&mut config) => source?,
+        source = DatabaseSource::open(&mut config.database) => source?,
         () = shutdown.requested.cancelled() => return Ok(ExitCode::SUCCESS),
     };
+    source.provide_secret_key(&mut config)?;
     let result = serve(server, &config, &mut source, &shutdown).await;
     source.close().await;
     result

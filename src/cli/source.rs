@@ -1,12 +1,10 @@
 //! Where the data is: a configured database, or the embedded PostgreSQL.
 
 use super::ExitError;
-use crate::config::Config;
+use crate::config::{Config, DatabaseConfig};
 
 #[cfg(feature = "embedded")]
 use super::embedded::{self, EmbeddedPostgres};
-#[cfg(not(feature = "embedded"))]
-use crate::config::ConfigError;
 
 /// A database, with the embedded PostgreSQL behind it if none is configured.
 pub(super) struct DatabaseSource {
@@ -16,22 +14,27 @@ pub(super) struct DatabaseSource {
 
 #[cfg(feature = "embedded")]
 impl DatabaseSource {
-    /// Starts the embedded PostgreSQL if no database is configured, and adds what it provides to
-    /// the settings: the URL, and the signing key if none is configured.
-    pub(super) async fn open(config: &mut Config) -> Result<Self, ExitError> {
-        if config.database.connect_options()?.is_some() {
+    /// Starts the embedded PostgreSQL if no database is configured, and adds its URL to the
+    /// settings.
+    pub(super) async fn open(config: &mut DatabaseConfig) -> Result<Self, ExitError> {
+        if config.connect_options()?.is_some() {
             return Ok(Self { embedded: None });
         }
-        let data_dir = config.database.fastzero_data_dir.clone();
-        let postgres = embedded::start(data_dir.as_deref()).await?;
-        config.database.database_url = Some(postgres.url().clone());
-        if config.tokens.keyring()?.is_none() {
-            let secret_key = embedded::load_or_create_secret_key(data_dir.as_deref())?;
-            config.tokens.secret_key = Some(secret_key);
+        let postgres = embedded::start(config.fastzero_data_dir.as_deref()).await?;
+        config.database_url = Some(postgres.url().clone());
+        Ok(Self { embedded: Some(postgres) })
+    }
+
+    /// Adds the signing key of the embedded PostgreSQL's data directory to the settings, if none
+    /// is configured.
+    pub(super) fn provide_secret_key(&self, config: &mut Config) -> Result<(), ExitError> {
+        if self.is_embedded() && config.tokens.keyring()?.is_none() {
+            let data_dir = config.database.fastzero_data_dir.as_deref();
+            config.tokens.secret_key = Some(embedded::load_or_create_secret_key(data_dir)?);
             // Fails if the configured previous key cannot be used.
             config.tokens.keyring()?;
         }
-        Ok(Self { embedded: Some(postgres) })
+        Ok(())
     }
 
     /// Returns `true` if the database is the embedded one.
@@ -56,13 +59,20 @@ impl DatabaseSource {
 }
 
 #[cfg(not(feature = "embedded"))]
-#[expect(clippy::unused_async, clippy::unused_self, reason = "as with the embedded PostgreSQL")]
+#[expect(
+    clippy::unnecessary_wraps,
+    clippy::unused_async,
+    clippy::unused_self,
+    reason = "as with the embedded PostgreSQL"
+)]
 impl DatabaseSource {
-    pub(super) async fn open(config: &mut Config) -> Result<Self, ExitError> {
-        match config.database.connect_options()? {
-            Some(_) => Ok(Self {}),
-            None => Err(ConfigError::missing("DATABASE_URL").into()),
-        }
+    pub(super) async fn open(config: &mut DatabaseConfig) -> Result<Self, ExitError> {
+        config.required_options()?;
+        Ok(Self {})
+    }
+
+    pub(super) fn provide_secret_key(&self, _: &mut Config) -> Result<(), ExitError> {
+        Ok(())
     }
 
     pub(super) fn is_embedded(&self) -> bool {

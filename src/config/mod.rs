@@ -322,6 +322,11 @@ impl DatabaseConfig {
         url.map(|url| parse_database_url(url.expose_secret())).transpose()
     }
 
+    /// Returns how to connect to the database, which has to be configured.
+    pub(crate) fn required_options(&self) -> Result<PgConnectOptions, ConfigError> {
+        self.connect_options()?.ok_or_else(|| ConfigError::missing("DATABASE_URL"))
+    }
+
     /// Returns how long to wait for the database at startup.
     pub(crate) fn wait(&self) -> Duration {
         Duration::from_secs(self.database_wait_seconds.into())
