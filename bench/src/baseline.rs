@@ -120,8 +120,7 @@ impl TodoService for Baseline {
             &INITIAL_VERSION,
         ];
         let connection = self.connection().await?;
-        let statement =
-            connection.prepare_cached(sql::text(sql::INSERT)).await.map_err(internal)?;
+        let statement = connection.prepare_cached(&sql::INSERT).await.map_err(internal)?;
         connection.execute(&statement, parameters).await.map_err(internal)?;
         let todo = Todo { title: todo.title, description: todo.description, ..Todo::default() };
         let todo = complete(todo, id, state, now, INITIAL_VERSION);
@@ -134,7 +133,7 @@ impl TodoService for Baseline {
     ) -> Result<Response<GetTodoResponse>, Status> {
         let owner = self.authenticate(&request)?;
         let id = parse_id(&request.get_ref().id)?;
-        let todo = self.query_todo(sql::text(sql::GET), &[&owner, &id]).await?;
+        let todo = self.query_todo(&sql::GET, &[&owner, &id]).await?;
         Ok(Response::new(GetTodoResponse { todo: Some(todo) }))
     }
 
@@ -152,7 +151,7 @@ impl TodoService for Baseline {
             token => parse_id(token)?,
         };
         let connection = self.connection().await?;
-        let statement = connection.prepare_cached(sql::text(sql::LIST)).await.map_err(internal)?;
+        let statement = connection.prepare_cached(&sql::LIST).await.map_err(internal)?;
         let parameters: &[&(dyn ToSql + Sync)] =
             &[&owner, &title, &description, &states, &i64::from(request.skip), &limit, &after];
         let rows = connection.query(&statement, parameters).await.map_err(internal)?;
@@ -185,7 +184,7 @@ impl TodoService for Baseline {
         let now = OffsetDateTime::now_utc();
         let todo = self
             .query_todo(
-                sql::text(sql::UPDATE),
+                &sql::UPDATE,
                 &[
                     &owner,
                     &id,

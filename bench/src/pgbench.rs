@@ -131,15 +131,15 @@ fn script(scenario: Scenario, size: DatasetSize, has_uuidv7: bool) -> Option<Str
     let limit = (PAGE_SIZE + 1).to_string();
     let nil = "'00000000-0000-0000-0000-000000000000'";
     let (title, description) = ("'Water the plants'", "'All of them, before it gets hot'");
-    let (statement, parameters): (_, [&str; 9]) = match scenario {
-        Scenario::Get => (sql::GET, [&owner, &id, "", "", "", "", "", "", ""]),
-        Scenario::List => (sql::LIST, [&owner, "null", "null", "null", "0", &limit, nil, "", ""]),
+    let (statement, parameters): (&sql::Statement, [&str; 9]) = match scenario {
+        Scenario::Get => (&sql::GET, [&owner, &id, "", "", "", "", "", "", ""]),
+        Scenario::List => (&sql::LIST, [&owner, "null", "null", "null", "0", &limit, nil, "", ""]),
         Scenario::Update => (
-            sql::UPDATE,
+            &sql::UPDATE,
             [&owner, &id, "null", "null", "null", "null", "null", ":s::smallint", "now()"],
         ),
         Scenario::Create => (
-            sql::INSERT,
+            &sql::INSERT,
             [
                 &owner,
                 new_id,
@@ -154,7 +154,7 @@ fn script(scenario: Scenario, size: DatasetSize, has_uuidv7: bool) -> Option<Str
         ),
         _ => return None,
     };
-    let mut statement = sql::text(statement).to_owned();
+    let mut statement = statement.to_string();
     for (number, parameter) in (1..).zip(parameters) {
         statement = statement.replace(&format!("${number}"), parameter);
     }
