@@ -7,13 +7,13 @@
 //!                │
 //!         middleware, transport        the way of a call: middleware/mod.rs has the picture
 //!                │
-//!         user, auth, todo             a feature each: mod.rs, service.rs, store.rs
+//!         user, auth, todo             a feature each: mod.rs, service.rs, store
 //!                │
 //!            database ─ rpc ─ crypto ─ limits ─ telemetry ─ types
 //! ```
 //!
 //! Imports run down only, and a test holds that. A feature is a directory: `mod.rs` says what the
-//! things are, `service.rs` turns messages into calls and back, `store.rs` holds the SQL. `user`
+//! things are, `service.rs` turns messages into calls and back, `store` holds the SQL. `user`
 //! and `todo` do not know `auth`: they get a `Caller`.
 //!
 //! # Invariants
@@ -25,7 +25,7 @@
 //!   compared only.
 //! - Text from a request reaches a statement only through a type that has parsed it.
 //! - A write is one statement, or a transaction that no dropped call can cut in two.
-//! - Protobuf messages stop at `service.rs`, SQL at `store.rs`, statuses at `rpc::error`.
+//! - Protobuf messages stop at `service.rs`, SQL at `store`, statuses at `rpc::error`.
 //! - The source of an error goes to the log, never to the client; a secret goes to neither.
 //! - Every limit is a named constant or a setting, and its documentation names the test that
 //!   fails without it.

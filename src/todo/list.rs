@@ -19,7 +19,6 @@ use super::{
     row::{TODO_COLUMN_COUNT, TodoRow, todo_columns},
 };
 use crate::{
-    database::batch::BatchQuery,
     rpc::{error::Error, page_token::PageRequest},
     types::{id::UserId, text},
 };
@@ -28,20 +27,16 @@ use crate::{
 /// the framing.
 ///
 /// Test: `a_thousand_todos_come_in_pages_below_1_mib_whatever_their_size`.
-const MAX_PAGE_BYTES: i64 = 1_000_000;
+pub(super) const MAX_PAGE_BYTES: i64 = 1_000_000;
 
 /// The size of a todo besides its texts, in bytes: ID, times, etag, state and tags, rounded up.
-const TODO_OVERHEAD_BYTES: i32 = 160;
+pub(super) const TODO_OVERHEAD_BYTES: i32 = 160;
 
 /// The size of the largest todo, in bytes: 200 and 10,000 characters of four bytes.
 const MAX_TODO_BYTES: i64 = 4 * (200 + 10_000) + TODO_OVERHEAD_BYTES as i64;
 
 /// The largest page that never exceeds [`MAX_PAGE_BYTES`]. Its statement measures nothing.
-const MAX_UNMEASURED_PAGE_SIZE: i64 = MAX_PAGE_BYTES / MAX_TODO_BYTES;
-
-/// The largest page that shares a statement with others: none takes much longer than the others,
-/// which wait for it.
-const MAX_BATCHABLE_PAGE_SIZE: i64 = 100;
+pub(super) const MAX_UNMEASURED_PAGE_SIZE: i64 = MAX_PAGE_BYTES / MAX_TODO_BYTES;
 
 /// A page of todos.
 #[derive(Debug)]
@@ -215,7 +210,7 @@ pub(super) async fn list(
 impl TodoPage {
     /// Creates a page of at most `size` todos. `candidates` is the index of the column with the
     /// number of rows before the byte budget, if the statement measures.
-    fn new(rows: &[PgRow], size: i64, candidates: Option<usize>) -> Result<Self, Error> {
+    pub(super) fn new(rows: &[PgRow], size: i64, candidates: Option<usize>) -> Result<Self, Error> {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         let candidates = match (candidates, rows.first()) {
             (Some(index), Some(row)) => usize::try_from(row.try_get::<i64, _>(index)?),
@@ -228,126 +223,9 @@ impl TodoPage {
     }
 }
 
-/// A page that can share a statement with others: by creation, without a filter, not large. Most
-/// lists are like this.
-#[derive(Debug)]
-pub(super) struct BatchablePage {
-    owner_id: UserId,
-    page: PageRequest<TodoCursor>,
-}
-
-impl BatchablePage {
-    const ORDER_BY: OrderBy = OrderBy::CreateTime(SortDirection::Ascending);
-
-    /// Returns the page unchanged if it has to run alone.
-    pub(super) fn new(
-        owner_id: UserId,
-        filter: &TodoFilter,
-        order_by: OrderBy,
-        page: PageRequest<TodoCursor>,
-    ) -> Result<Self, PageRequest<TodoCursor>> {
-        let is_batchable = *filter == TodoFilter::UNFILTERED
-            && order_by == Self::ORDER_BY
-            && page.skip == 0
-            && page.size <= MAX_BATCHABLE_PAGE_SIZE;
-        if is_batchable { Ok(Self { owner_id, page }) } else { Err(page) }
-    }
-
-    fn start_after(&self) -> Uuid {
-        StartAfter::new(Self::ORDER_BY, self.page.after.as_ref()).id
-    }
-}
-
-/// Lists several batchable pages, each of its owner.
-const LIST_BATCH: &str = concat!(
-    "select ",
-    todo_columns!(),
-    ", candidates, ordinal
-     from unnest($1::uuid[], $2::uuid[], $3::bigint[]) with ordinality
-         as inputs (input_owner_id, start_after, size, ordinal)
-     cross join lateral (
-         select *,
-             count(*) over () as candidates,
-             row_number() over running as position,
-             sum(octet_length(title) + octet_length(description) + $5::int)
-                 over running as bytes
-         from (
-             select ",
-    todo_columns!(),
-    " from todos
-             where owner_id = input_owner_id and id > start_after
-             order by id
-             limit size
-         ) as page_rows
-         window running as (order by id rows unbounded preceding)
-     ) as page
-     where position = 1 or bytes <= $4"
-);
-
-/// The same for pages that never exceed the byte budget.
-const LIST_BATCH_UNMEASURED: &str = concat!(
-    "select page.*, ordinal
-     from unnest($1::uuid[], $2::uuid[], $3::bigint[]) with ordinality
-         as inputs (input_owner_id, start_after, size, ordinal)
-     cross join lateral (
-         select ",
-    todo_columns!(),
-    " from todos
-         where owner_id = input_owner_id and id > start_after
-         order by id
-         limit size
-     ) as page"
-);
-
-/// Lists batchable pages.
-#[derive(Debug)]
-pub(super) struct ListBatchablePages;
-
-impl BatchQuery for ListBatchablePages {
-    type Input = BatchablePage;
-    type Output = TodoPage;
-
-    async fn run_one(
-        connection: &mut PgConnection,
-        BatchablePage { owner_id, page }: &BatchablePage,
-    ) -> Result<TodoPage, Error> {
-        let (filter, order_by) = (TodoFilter::UNFILTERED, BatchablePage::ORDER_BY);
-        list(connection, *owner_id, &filter, order_by, page).await
-    }
-
-    async fn run_batch(
-        connection: &mut PgConnection,
-        inputs: &[BatchablePage],
-    ) -> Result<Vec<Option<TodoPage>>, Error> {
-        let owner_ids: Vec<_> = inputs.iter().map(|input| input.owner_id.as_uuid()).collect();
-        let start_after: Vec<_> = inputs.iter().map(BatchablePage::start_after).collect();
-        let limits: Vec<_> = inputs.iter().map(|input| input.page.size + 1).collect();
-        let measured = inputs.iter().any(|input| input.page.size > MAX_UNMEASURED_PAGE_SIZE);
-        let text = if measured { LIST_BATCH } else { LIST_BATCH_UNMEASURED };
-        let mut query = sqlx::query(text).bind(owner_ids).bind(start_after).bind(limits);
-        if measured {
-            query = query.bind(MAX_PAGE_BYTES).bind(TODO_OVERHEAD_BYTES);
-        }
-        let candidates = measured.then_some(TODO_COLUMN_COUNT);
-        let ordinal = TODO_COLUMN_COUNT + usize::from(measured);
-        let mut pages: Vec<_> = inputs.iter().map(|_| Vec::new()).collect();
-        for row in query.fetch_all(connection).await? {
-            let index = usize::try_from(row.try_get::<i64, _>(ordinal)? - 1);
-            let page = index.ok().and_then(|index| pages.get_mut(index));
-            page.ok_or_else(|| Error::internal("a row belongs to no page"))?.push(row);
-        }
-        let pages = pages.into_iter().zip(inputs).map(|(mut rows, input)| {
-            // The database promises no order of the rows of a join.
-            rows.sort_by_cached_key(|row: &PgRow| row.try_get::<Uuid, _>(0).ok());
-            TodoPage::new(&rows, input.page.size, candidates).ok()
-        });
-        Ok(pages.collect())
-    }
-}
-
 /// The sort key after which a page starts: that of the cursor, or one before all todos.
-struct StartAfter {
-    id: Uuid,
+pub(super) struct StartAfter {
+    pub(super) id: Uuid,
     time: OffsetDateTime,
     title: String,
 }
@@ -356,7 +234,7 @@ struct StartAfter {
 static AFTER_ALL_TITLES: LazyLock<String> = LazyLock::new(|| "\u{10ffff}".repeat(201));
 
 impl StartAfter {
-    fn new(order_by: OrderBy, cursor: Option<&TodoCursor>) -> Self {
+    pub(super) fn new(order_by: OrderBy, cursor: Option<&TodoCursor>) -> Self {
         let mut start = match ORDERS[Order::index_of(order_by)].direction {
             SortDirection::Ascending => {
                 Self { id: Uuid::nil(), time: datetime!(0001-01-01 0:00 UTC), title: String::new() }
@@ -405,12 +283,8 @@ pub(super) fn statements() -> impl Iterator<Item = (String, &'static str)> {
         "title_desc",
     ];
     const VARIANT_NAMES: [&str; 4] = ["", "_measured", "_by_title", "_by_title_measured"];
-    let lists = STATEMENTS.iter().zip(ORDER_NAMES).flat_map(|(texts, order)| {
+    STATEMENTS.iter().zip(ORDER_NAMES).flat_map(|(texts, order)| {
         let named = texts.iter().zip(VARIANT_NAMES);
         named.map(move |(text, variant)| (format!("todo_list_{order}{variant}"), &**text))
-    });
-    lists.chain([
-        ("todo_list_batch".to_owned(), LIST_BATCH_UNMEASURED),
-        ("todo_list_batch_measured".to_owned(), LIST_BATCH),
-    ])
+    })
 }

@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod list;
+mod list_batch;
 mod row;
 pub(crate) mod service;
 pub(crate) mod store;
@@ -28,11 +29,8 @@ pub fn statements() -> Vec<(String, &'static str)> {
         ("todo_insert", store::INSERT),
         ("todo_update", store::UPDATE),
     ];
-    named
-        .map(|(name, text)| (name.to_owned(), text))
-        .into_iter()
-        .chain(list::statements())
-        .collect()
+    let named = named.into_iter().chain(list_batch::STATEMENTS);
+    named.map(|(name, text)| (name.to_owned(), text)).chain(list::statements()).collect()
 }
 
 /// A todo as its owner sees it.

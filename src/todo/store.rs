@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::{
     Description, NewTodo, OrderBy, Title, Todo, TodoCursor, TodoFilter, TodoPatch, TodoState,
-    list::{self, BatchablePage, ListBatchablePages, TodoPage},
+    list::{self, TodoPage},
+    list_batch::{BatchablePage, ListBatchablePages},
     row::{TODO_COLUMN_COUNT, TodoRow, todo_columns},
 };
 use crate::{

@@ -38,10 +38,11 @@ const MAY_USE: [MayUse; 13] = [
     (
         "sqlx",
         &[
-            ("auth/store.rs", "sqlx"),
+            ("auth/store", "sqlx"),
             ("user/store.rs", "sqlx"),
             ("todo/store.rs", "sqlx"),
             ("todo/list.rs", "sqlx"),
+            ("todo/list_batch.rs", "sqlx"),
             ("todo/row.rs", "sqlx"),
             ("database/mod.rs", "sqlx"),
             ("database/batch.rs", "sqlx::PgConnection"),
@@ -63,9 +64,9 @@ const MAY_USE: [MayUse; 13] = [
         ],
     ),
     ("prometheus_client", &[("telemetry/metrics.rs", "prometheus_client")]),
-    ("opentelemetry", &[("telemetry/traces.rs", "opentelemetry")]),
-    ("opentelemetry_otlp", &[("telemetry/traces.rs", "opentelemetry_otlp")]),
-    ("opentelemetry_sdk", &[("telemetry/traces.rs", "opentelemetry_sdk")]),
+    ("opentelemetry", &[("telemetry/traces", "opentelemetry")]),
+    ("opentelemetry_otlp", &[("telemetry/traces", "opentelemetry_otlp")]),
+    ("opentelemetry_sdk", &[("telemetry/traces", "opentelemetry_sdk")]),
     // Settings are read with the arguments.
     ("std::env", &[("cli/mod.rs", "std::env")]),
     // What the embedded PostgreSQL needs to know of the service is in one file.
@@ -92,7 +93,7 @@ const RANKS: [&[&str]; 12] = [
 ];
 
 /// The most lines of a file: more have outgrown one idea.
-const MAX_LINES: usize = 530;
+const MAX_LINES: usize = 400;
 
 /// The most entries of `src/`: one sees the architecture at once.
 const MAX_ENTRIES: usize = 16;
@@ -121,8 +122,9 @@ impl Source {
         files.iter().map(|file| Self::read(&root, file)).collect()
     }
 
+    /// Returns `true` if this is the file, or a file in the directory.
     fn is(&self, name: &str) -> bool {
-        Path::new(&self.path).ends_with(name)
+        Path::new(&self.path).starts_with(name)
     }
 
     /// The paths that the code spells out, those of `use` in full.
@@ -336,7 +338,7 @@ fn statuses_are_made_of_errors_only() {
                 // Is a client.
                 ("cli/healthcheck.rs", "new"),
                 // A status of OpenTelemetry.
-                ("telemetry/traces.rs", "error"),
+                ("telemetry/traces", "error"),
             ];
             let is_allowed = may.iter().any(|(file, with)| source.is(file) && path.ends_with(with));
             if made.is_some() && !is_allowed {

@@ -1,5 +1,6 @@
-//! The statements on sessions and on the credentials of users. Each statement on sessions
-//! names the user, so that a caller cannot reach another user's.
+//! The statements on the credentials of users, and on [`sessions`].
+
+mod sessions;
 
 use std::time::Duration;
 
@@ -7,13 +8,16 @@ use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{LoginIdentifier, MAX_SESSIONS, REFRESH_GRACE_PERIOD, Session, token::RefreshToken};
+use self::sessions::{
+    FindSessionExpiry, delete_session, delete_sessions, insert_session, list_sessions,
+    prune_sessions, rotate,
+};
+use super::{LoginIdentifier, Session, token::RefreshToken};
 use crate::{
     crypto::password::PasswordHash,
     database::{
         Database,
-        batch::{BatchQuery, QueryBatcher, by_ordinal},
-        errors::is_foreign_key_violation,
+        batch::{BatchQuery, QueryBatcher},
     },
     rpc::{caller::Caller, error::Error},
     types::id::{SessionId, UserId},
@@ -88,26 +92,6 @@ pub(super) enum RevocationScope {
     This,
     Others,
     All,
-}
-
-struct SessionRow {
-    id: Uuid,
-    rotated_at: OffsetDateTime,
-    expires_at: OffsetDateTime,
-    user_agent: String,
-    peer: String,
-}
-
-impl From<SessionRow> for Session {
-    fn from(row: SessionRow) -> Self {
-        Self {
-            id: SessionId::from_uuid(row.id),
-            rotated_at: row.rotated_at,
-            expires_at: row.expires_at,
-            user_agent: row.user_agent,
-            peer: row.peer,
-        }
-    }
 }
 
 impl AuthStore {
@@ -245,17 +229,7 @@ impl AuthStore {
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
         self.database
-            .run(async |connection| {
-                let deleted = sqlx::query!(
-                    "delete from sessions where user_id = $1 and id = $2 and expires_at > $3",
-                    user_id.as_uuid(),
-                    session_id.as_uuid(),
-                    now,
-                )
-                .execute(connection)
-                .await?;
-                Ok(deleted.rows_affected() > 0)
-            })
+            .run(async |connection| delete_session(connection, user_id, session_id, now).await)
             .await
     }
 
@@ -265,22 +239,7 @@ impl AuthStore {
         user_id: UserId,
         now: OffsetDateTime,
     ) -> Result<Vec<Session>, Error> {
-        self.database
-            .run(async |connection| {
-                let rows = sqlx::query_as!(
-                    SessionRow,
-                    "select id, rotated_at, expires_at, user_agent, peer
-         from sessions where user_id = $1 and expires_at > $2
-         order by id desc limit $3",
-                    user_id.as_uuid(),
-                    now,
-                    MAX_SESSIONS,
-                )
-                .fetch_all(connection)
-                .await?;
-                Ok(rows.into_iter().map(Session::from).collect())
-            })
-            .await
+        self.database.run(async |connection| list_sessions(connection, user_id, now).await).await
     }
 
     /// Sets a password and deletes all sessions but the caller's, if the password that was
@@ -347,168 +306,4 @@ async fn find_credentials(
         }
     };
     Ok(row.map(Credentials::from))
-}
-
-/// Inserts a session, if the password that was verified still is the current one. The row of the
-/// user stays locked until the session is inserted, so that a change of the password comes
-/// before, and is seen, or after, and deletes the session.
-async fn insert_session(
-    connection: &mut PgConnection,
-    session: &NewSession,
-    password_version: i64,
-) -> Result<bool, Error> {
-    let inserted = sqlx::query!(
-        "insert into sessions as opened (
-             user_id, id, generation, rotated_at, expires_at, user_agent, peer
-         )
-         select $1, $3, 0, $4, $5, $6, $7
-         from users where users.id = $1 and password_version = $2
-         for share",
-        session.user_id.as_uuid(),
-        password_version,
-        session.id.as_uuid(),
-        session.now,
-        session.expires_at,
-        session.user_agent,
-        session.peer,
-    )
-    .execute(connection)
-    .await;
-    match inserted {
-        Ok(inserted) => Ok(inserted.rows_affected() > 0),
-        // The user was deleted concurrently.
-        Err(error) if is_foreign_key_violation(&error, "sessions_user_id_fkey") => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Deletes the user's expired sessions and the oldest ones beyond [`MAX_SESSIONS`]. Returns
-/// `true` if any row was deleted.
-async fn prune_sessions(
-    connection: &mut PgConnection,
-    user_id: UserId,
-    now: OffsetDateTime,
-) -> Result<bool, Error> {
-    let deleted = sqlx::query!(
-        "delete from sessions
-         where user_id = $1 and (
-             expires_at <= $2
-             or id in (
-                 select id from sessions
-                 where user_id = $1 and expires_at > $2
-                 order by id desc offset $3
-             )
-         )",
-        user_id.as_uuid(),
-        now,
-        MAX_SESSIONS,
-    )
-    .execute(connection)
-    .await?;
-    Ok(deleted.rows_affected() > 0)
-}
-
-/// Finds the times when sessions expire; `None` for those that do not exist.
-#[derive(Debug)]
-struct FindSessionExpiry;
-
-impl BatchQuery for FindSessionExpiry {
-    type Input = Caller;
-    type Output = Option<OffsetDateTime>;
-
-    async fn run_one(
-        connection: &mut PgConnection,
-        caller: &Caller,
-    ) -> Result<Option<OffsetDateTime>, Error> {
-        let expires_at = sqlx::query_scalar!(
-            "select expires_at from sessions where user_id = $1 and id = $2",
-            caller.user_id.as_uuid(),
-            caller.session_id.as_uuid(),
-        )
-        .fetch_optional(connection)
-        .await?;
-        Ok(expires_at)
-    }
-
-    async fn run_batch(
-        connection: &mut PgConnection,
-        callers: &[Caller],
-    ) -> Result<Vec<Option<Option<OffsetDateTime>>>, Error> {
-        let (user_ids, ids): (Vec<_>, Vec<_>) = callers
-            .iter()
-            .map(|caller| (caller.user_id.as_uuid(), caller.session_id.as_uuid()))
-            .unzip();
-        let rows = sqlx::query!(
-            r#"select question as "question!", expires_at
-               from unnest($1::uuid[], $2::uuid[]) with ordinality
-                   as questions (user_id, id, question)
-               join sessions using (user_id, id)"#,
-            &user_ids,
-            &ids,
-        )
-        .fetch_all(connection)
-        .await?;
-        let found = rows.into_iter().map(|row| (row.question, Ok(row.expires_at)));
-        Ok(by_ordinal(callers.len(), found))
-    }
-}
-
-/// One UPDATE that decides on the row itself: it waits for another rotation of the same session,
-/// and then sees what that one left.
-async fn rotate(
-    connection: &mut PgConnection,
-    token: RefreshToken,
-    now: OffsetDateTime,
-    expires_at: OffsetDateTime,
-) -> Result<RotationOutcome, Error> {
-    let row = sqlx::query!(
-        "update sessions set
-             generation = case when generation = $3 and expires_at > $4
-                 then generation + 1 else generation end,
-             rotated_at = case when generation = $3 and expires_at > $4
-                 then $4 else rotated_at end,
-             expires_at = case when generation = $3 and expires_at > $4
-                 then $5 else expires_at end
-         where user_id = $1 and id = $2
-         returning generation, rotated_at, expires_at",
-        token.caller.user_id.as_uuid(),
-        token.caller.session_id.as_uuid(),
-        token.generation,
-        now,
-        expires_at,
-    )
-    .fetch_optional(connection)
-    .await?;
-    let Some(row) = row else {
-        return Ok(RotationOutcome::SessionNotFound);
-    };
-    if row.expires_at <= now {
-        return Ok(RotationOutcome::Expired);
-    }
-    let is_predecessor = token.generation.checked_add(1) == Some(row.generation);
-    if is_predecessor && now < row.rotated_at + REFRESH_GRACE_PERIOD {
-        return Ok(RotationOutcome::Successor {
-            generation: row.generation,
-            expires_at: row.expires_at,
-        });
-    }
-    Ok(RotationOutcome::Reused)
-}
-
-async fn delete_sessions(
-    connection: &mut PgConnection,
-    caller: Caller,
-    scope: RevocationScope,
-) -> Result<(), Error> {
-    sqlx::query!(
-        "delete from sessions
-         where user_id = $1 and ((id = $2 and $3) or (id <> $2 and $4))",
-        caller.user_id.as_uuid(),
-        caller.session_id.as_uuid(),
-        scope != RevocationScope::Others,
-        scope != RevocationScope::This,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }

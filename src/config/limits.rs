@@ -1,0 +1,71 @@
+//! The limits that an operator can set.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::values::{default_hashing_threads, default_max_connections};
+use crate::transport::{accept::ConnectionLimits, connection::Lifetime};
+
+/// Well above the cores of a machine.
+const MAX_HASHING_THREADS: i64 = 1_024;
+/// Well above what one PostgreSQL serves well.
+const MAX_DATABASE_CONNECTIONS: i64 = 1_000;
+/// More than the ports of one address.
+const MAX_CONNECTIONS: i64 = 100_000;
+/// A day.
+const MAX_CONNECTION_SECONDS: i64 = 86_400;
+
+/// The limits of the server.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitConfig {
+    /// Calls in flight; as many wait for up to half a second, further ones are shed
+    #[arg(long, env, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_concurrent_calls: u16,
+
+    /// Open connections
+    #[arg(long, env, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
+    pub max_connections: u32,
+
+    /// Open connections per client IP address (IPv6: per /64)
+    #[arg(long, env, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
+    pub max_connections_per_peer: u32,
+
+    /// Idle timeout of a connection, in seconds
+    #[arg(long, env, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTION_SECONDS))]
+    pub connection_idle_seconds: u32,
+
+    /// Maximum age of a connection, with a jitter of a tenth, in seconds
+    #[arg(long, env, default_value_t = 1_800, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTION_SECONDS))]
+    pub connection_max_age_seconds: u32,
+
+    /// Sign-ups, and rejected changes of a username or email, per client IP address (IPv6: per /64) and minute
+    #[arg(long, env, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub sign_ups_per_peer_per_minute: u32,
+
+    /// Password hashing threads, 19 MiB each
+    #[arg(long, env, default_value_t = default_hashing_threads(), value_parser = clap::value_parser!(u16).range(1..=MAX_HASHING_THREADS))]
+    pub hashing_threads: u16,
+
+    /// Connections to the database
+    #[arg(long, env, default_value_t = default_max_connections(), value_parser = clap::value_parser!(u16).range(1..=MAX_DATABASE_CONNECTIONS))]
+    pub database_max_connections: u16,
+
+    /// Batch concurrent queries of the same kind into one statement
+    #[arg(long, env, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub coalescing: bool,
+}
+
+impl LimitConfig {
+    /// Returns the limits of connections.
+    pub(crate) fn connections(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            max_connections: self.max_connections as usize,
+            lifetime: Lifetime {
+                max_age: Duration::from_secs(self.connection_max_age_seconds.into()),
+                idle_timeout: Duration::from_secs(self.connection_idle_seconds.into()),
+            },
+        }
+    }
+}
