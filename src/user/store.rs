@@ -216,8 +216,8 @@ impl BatchQuery for FindUsers {
     ) -> Result<Vec<Option<Option<User>>>, Error> {
         let uuids: Vec<_> = ids.iter().copied().map(UserId::as_uuid).collect();
         let rows = sqlx::query!(
-            r#"select question as "question!", users.id, username, email, updated_at, version
-               from unnest($1::uuid[]) with ordinality as questions (id, question)
+            r#"select ordinal as "ordinal!", users.id, username, email, updated_at, version
+               from unnest($1::uuid[]) with ordinality as inputs (id, ordinal)
                join users using (id)"#,
             &uuids,
         )
@@ -226,7 +226,7 @@ impl BatchQuery for FindUsers {
         let users = rows.into_iter().map(|row| {
             let (id, username, email) = (row.id, row.username, row.email);
             let (updated_at, version) = (row.updated_at, row.version);
-            (row.question, Ok(UserRow { id, username, email, updated_at, version }.into()))
+            (row.ordinal, Ok(UserRow { id, username, email, updated_at, version }.into()))
         });
         Ok(by_ordinal(ids.len(), users))
     }

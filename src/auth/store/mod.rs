@@ -258,7 +258,7 @@ impl AuthStore {
                 let mut transaction = connection.begin().await?;
                 let changed = sqlx::query!(
                     "update users set password_hash = $3, password_version = password_version + 1
-         where id = $1 and password_version = $2",
+                     where id = $1 and password_version = $2",
                     caller.user_id.as_uuid(),
                     verified.password_version,
                     hash.as_str(),

@@ -126,16 +126,16 @@ impl BatchQuery for FindSessionExpiry {
             .map(|caller| (caller.user_id.as_uuid(), caller.session_id.as_uuid()))
             .unzip();
         let rows = sqlx::query!(
-            r#"select question as "question!", expires_at
+            r#"select ordinal as "ordinal!", expires_at
                from unnest($1::uuid[], $2::uuid[]) with ordinality
-                   as questions (user_id, id, question)
+                   as inputs (user_id, id, ordinal)
                join sessions using (user_id, id)"#,
             &user_ids,
             &ids,
         )
         .fetch_all(connection)
         .await?;
-        let found = rows.into_iter().map(|row| (row.question, Ok(row.expires_at)));
+        let found = rows.into_iter().map(|row| (row.ordinal, Ok(row.expires_at)));
         Ok(by_ordinal(callers.len(), found))
     }
 }
