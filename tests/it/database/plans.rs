@@ -24,89 +24,34 @@ const PAGE: u32 = 1_001;
 /// them at the most, and checks keys in two more.
 const MORE_BUFFERS: u64 = 24;
 
-/// What a statement is called with: the first entry whose words it has. The parameters are
-/// SQL, in which `OWNER` and `TODO` stand for ids.
-const ARGUMENTS: [(&str, &str); 41] = [
-    // To-dos.
+/// The arguments of the statements that the compiler checks, by words that they contain: the
+/// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `NEW` and `NONE` are ids.
+const ARGUMENTS: [(&str, &str); 23] = [
+    // Todos.
     ("delete from todos", "OWNER, TODO, null"),
-    (
-        "from unnest($1::uuid[], $2::uuid[]) with ordinality as questions (owner_id",
-        "array[OWNER], array[TODO]",
-    ),
-    (
-        "from unnest($1::uuid[], $2::uuid[], $3::bigint[]) with ordinality as questions (owner_id, begin",
-        "array[OWNER, OWNER], array[NONE, TODO], array[101, 11], 1000000, 160",
-    ),
-    ("from todos where owner_id = $1 and id = $2", "OWNER, TODO"),
-    ("update todos", "OWNER, TODO, null, 'a', 'a', null, null, 2::smallint, now()"),
-    (
-        "state, updated_at, version ) values",
-        "OWNER, NEW, 'a', 'a', 'b', 'b', 1::smallint, now(), 1",
-    ),
     (
         "insert into todos ( owner_id, id, title, title_folded, description, description_folded, state, updated_at, version ) select new",
         "array[OWNER], array[NEW], array['a'], array['a'], array['b'], array['b'], array[1::smallint], array[now()], 1",
     ),
-    // Lists of titles that contain something.
-    (
-        "and id > $9 order by id offset $5 limit $6 ))",
-        "OWNER, 'title 1', null, null, 0, 101, 1000000, 160, NONE",
-    ),
-    (
-        "and id < $9 order by id desc offset $5 limit $6 ))",
-        "OWNER, 'title 1', null, null, 0, 101, 1000000, 160, TODO",
-    ),
-    (
-        "(updated_at, id) > ($9, $10) order by updated_at, id offset $5 limit $6 ))",
-        "OWNER, 'none', null, null, 0, 101, 1000000, 160, '0001-01-01', NONE",
-    ),
-    (
-        "(updated_at, id) < ($9, $10) order by updated_at desc, id desc offset $5 limit $6 ))",
-        "OWNER, 'title 1', null, null, 0, 101, 1000000, 160, '9999-01-01', TODO",
-    ),
-    (
-        "(title_folded, title, id) > ($9, $10, $11) order by title_folded, title, id offset $5 limit $6 ))",
-        "OWNER, 'title 1', null, null, 0, 101, 1000000, 160, '', '', NONE",
-    ),
-    (
-        "(title_folded, title, id) < ($9, $10, $11) order by title_folded desc, title desc, id desc offset $5 limit $6 ))",
-        "OWNER, 'none', null, null, 5, 101, 1000000, 160, 'z', 'z', TODO",
-    ),
-    ("and id > $9 order by id offset", "OWNER, null, null, null, 0, 101, 1000000, 160, NONE"),
-    ("and id < $9 order by id desc offset", "OWNER, null, null, null, 0, 101, 1000000, 160, TODO"),
-    (
-        "(updated_at, id) > ($9, $10)",
-        "OWNER, null, null, null, 0, 101, 1000000, 160, '0001-01-01', NONE",
-    ),
-    (
-        "(updated_at, id) < ($9, $10)",
-        "OWNER, null, null, null, 0, 101, 1000000, 160, '9999-01-01', TODO",
-    ),
-    (
-        "(title_folded, title, id) > ($9, $10, $11)",
-        "OWNER, 'title', null, '{1,2}', 0, 101, 1000000, 160, '', '', NONE",
-    ),
-    (
-        "(title_folded, title, id) < ($9, $10, $11)",
-        "OWNER, null, 'about', null, 5, 101, 1000000, 160, 'z', 'z', TODO",
-    ),
     // Users.
-    ("from unnest($1::uuid[]) with ordinality as questions (id", "array[OWNER]"),
+    ("from unnest($1::uuid[]) with ordinality as inputs (id", "array[OWNER]"),
     ("version from users where id = $1", "OWNER"),
     ("from users where id > $1", "OWNER, 0, 101"),
     ("select from users where username_folded = $1", "'user 5', OWNER"),
     ("from users where username_folded = $1", "'user 5'"),
     ("from users where email_folded = $1", "'user 5@example.com'"),
-    ("password_version from users where id = $1", "OWNER"),
     ("insert into users", "NEW, 'a', 'a', 'a@b', 'a@b', 'x', 1, now(), 1"),
     ("update users set username", "OWNER, null, 'a', 'a', null, null, now()"),
     ("set password_hash = $3, password_version", "OWNER, 1, 'x'"),
     ("set password_hash = $3 where", "OWNER, 'x', 'y'"),
     ("delete from users", "OWNER, null"),
     // Sessions.
-    ("as questions (user_id", "array[OWNER], array[TODO]"),
+    ("as inputs (user_id", "array[OWNER], array[TODO]"),
     ("select expires_at from sessions", "OWNER, TODO"),
-    ("from sessions where user_id = $1 and expires_at > $2 order", "OWNER, now(), 101"),
+    (
+        "from sessions where user_id = $1 and expires_at > $2 order by id desc limit",
+        "OWNER, now(), 101",
+    ),
     ("insert into sessions", "OWNER, 1, NEW, now(), now(), '', ''"),
     ("update sessions", "OWNER, TODO, 0, now(), now()"),
     ("delete from sessions where user_id = $1 and ( expires_at", "OWNER, now(), 100"),
@@ -148,20 +93,83 @@ async fn filled(todos: u32) -> (TestDatabase, PgConnection) {
     (database, sql)
 }
 
-/// All statements in the sources.
-fn statements() -> Vec<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
-    let files = fs::read_dir(folder).expect("a folder").map(|file| file.expect("a file").path());
-    let text = files.map(|file| fs::read_to_string(file).expect("text"));
-    let json = text.map(|text| serde_json::from_str::<Value>(&text).expect("JSON"));
-    let query = |json: Value| json["query"].as_str().expect("a statement").to_owned();
-    json.map(|json| query(json).split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+fn on_one_line(statement: &str) -> String {
+    statement.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn arguments(statement: &str, todos: u32) -> String {
-    let known = ARGUMENTS.iter().find(|(words, _)| statement.contains(words));
-    let (_, arguments) = known.unwrap_or_else(|| panic!("what is it called with? {statement}"));
-    // In the middle of the tables.
+/// Returns the statements that the compiler checks, with their arguments.
+fn checked_statements() -> Vec<(String, &'static str)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
+    let mut unused = BTreeMap::from(ARGUMENTS);
+    let mut statements = Vec::new();
+    for file in fs::read_dir(directory).expect("a directory") {
+        let text = fs::read_to_string(file.expect("a file").path()).expect("text");
+        let json: Value = serde_json::from_str(&text).expect("JSON");
+        let statement = json["query"].as_str().expect("a statement");
+        let statement = on_one_line(statement);
+        let known = ARGUMENTS.iter().find(|(words, _)| statement.contains(words));
+        let (words, arguments) = known.unwrap_or_else(|| panic!("no arguments for {statement}"));
+        unused.remove(words);
+        statements.push((statement, *arguments));
+    }
+    assert!(unused.is_empty(), "no statement contains {unused:#?}");
+    statements
+}
+
+/// Returns the statements of the lists and of the todos, which are built at run time, with
+/// their arguments.
+fn todo_statements() -> Vec<(String, String)> {
+    let named = fast_zero::todo_statements();
+    assert_eq!(named.len(), 4 + 6 * 4 + 2, "the lists have six orders and four variants");
+    named.into_iter().map(|(name, text)| (on_one_line(text), todo_arguments(&name))).collect()
+}
+
+fn todo_arguments(name: &str) -> String {
+    let known = match name {
+        "todo_get" => "OWNER, TODO",
+        "todo_get_batch" => "array[OWNER], array[TODO]",
+        "todo_insert" => "OWNER, NEW, 'a', 'a', 'b', 'b', 1::smallint, now(), 1",
+        "todo_update" => "OWNER, TODO, null, 'a', 'a', null, null, 2::smallint, now()",
+        "todo_list_batch" => "array[OWNER, OWNER], array[NONE, TODO], array[101, 11]",
+        "todo_list_batch_measured" => {
+            "array[OWNER, OWNER], array[NONE, TODO], array[101, 11], 1000000, 160"
+        }
+        list => return list_arguments(list.strip_prefix("todo_list_").expect("a list")),
+    };
+    known.to_owned()
+}
+
+/// Returns the arguments of a list: owner, filters, skip, limit, sort key, and byte budget.
+fn list_arguments(name: &str) -> String {
+    let (name, limit, budget) = match name.strip_suffix("_measured") {
+        Some(name) => (name, 101, ", 1000000, 160"),
+        None => (name, 25, ""),
+    };
+    let (order, title_only) = match name.strip_suffix("_by_title") {
+        Some(order) => (order, true),
+        None => (name, false),
+    };
+    // A title that no todo contains makes the statement read all titles of the owner.
+    let (filters, key) = match (order, title_only) {
+        ("create_time", true) => ("'title 1', null, null", "NONE"),
+        ("create_time", false) => ("null, null, null", "NONE"),
+        ("create_time_desc", true) => ("'title 1', null, null", "TODO"),
+        ("create_time_desc", false) => ("null, null, null", "TODO"),
+        ("update_time", true) => ("'none', null, null", "'0001-01-01', NONE"),
+        ("update_time", false) => ("null, null, null", "'0001-01-01', NONE"),
+        ("update_time_desc", true) => ("'title 1', null, null", "'9999-01-01', TODO"),
+        ("update_time_desc", false) => ("null, null, null", "'9999-01-01', TODO"),
+        ("title", true) => ("'title 1', null, null", "'', '', NONE"),
+        ("title", false) => ("'title', null, '{1,2}'", "'', '', NONE"),
+        ("title_desc", true) => ("'none', null, null", "'z', 'z', TODO"),
+        ("title_desc", false) => ("null, 'about', null", "'z', 'z', TODO"),
+        _ => panic!("no arguments for the order {order}"),
+    };
+    format!("OWNER, {filters}, 0, {limit}, {key}{budget}")
+}
+
+/// Replaces the names of ids by those in the middle of the tables.
+fn with_ids(arguments: &str, todos: u32) -> String {
     let owner = todos / OF_EACH / 2;
     let todo = owner * OF_EACH + OF_EACH / 2;
     let id = |kind: u32, number: u32| format!("'{kind:08x}-0000-0000-0000-{number:012x}'::uuid");
@@ -205,9 +213,11 @@ async fn no_statement_reads_more_when_the_tables_are_large() {
     let (_small, mut small) = filled(SMALL).await;
     let (_large, mut large) = filled(LARGE).await;
     let mut figures = BTreeMap::new();
-    for statement in statements() {
-        let few = explain(&mut small, &statement, &arguments(&statement, SMALL)).await;
-        let plan = explain(&mut large, &statement, &arguments(&statement, LARGE)).await;
+    let checked = checked_statements();
+    let checked = checked.into_iter().map(|(text, arguments)| (text, arguments.to_owned()));
+    for (statement, arguments) in checked.chain(todo_statements()) {
+        let few = explain(&mut small, &statement, &with_ids(&arguments, SMALL)).await;
+        let plan = explain(&mut large, &statement, &with_ids(&arguments, LARGE)).await;
         for node in nodes(&plan) {
             let kind = node["Node Type"].as_str().expect("a kind");
             assert_ne!(kind, "Seq Scan", "{statement}\n{plan:#}");
