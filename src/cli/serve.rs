@@ -7,12 +7,13 @@ use std::{
     process::ExitCode,
 };
 
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{net::TcpListener, sync::oneshot, time::sleep};
 
 use super::{ExitError, shutdown::Shutdown, source::DatabaseSource};
 use crate::{
     config::{Config, connect_addr},
     server::Server,
+    telemetry::log,
 };
 
 /// Serves until a signal. A second signal stops at once.
@@ -58,7 +59,7 @@ async fn serve(
         error = source.exited() => return Err(error),
         Ok(address) = ready => {
             if source.is_embedded() {
-                print_quick_start(config, connect_addr(address));
+                tokio::spawn(print_after_log(quick_start(config, connect_addr(address))));
             }
         }
     }
@@ -68,15 +69,20 @@ async fn serve(
     }
 }
 
-/// Prints a first call for a newcomer.
-fn print_quick_start(config: &Config, address: SocketAddr) {
+/// Returns a first call for a newcomer.
+fn quick_start(config: &Config, address: SocketAddr) -> String {
     let file = config.tls.tls_cert_file.as_ref().filter(|file| !file.as_os_str().is_empty());
     let trust = file.map_or("-plaintext".to_owned(), |file| format!("-cacert {}", file.display()));
-    // Standard output may be closed.
-    let _ = writeln!(
-        io::stdout(),
+    format!(
         "\nfast-zero serves gRPC at {address} on an embedded PostgreSQL. Try:\n\n    \
          grpcurl {trust} -d '{{\"username\": \"ana\", \"email\": \"ana@example.com\", \
          \"password\": \"correct horse\"}}' {address} fastzero.user.v1.UserService/CreateUser\n"
-    );
+    )
+}
+
+/// Prints a text after the lines of the log, which another thread writes.
+async fn print_after_log(text: String) {
+    sleep(2 * log::BATCH_WINDOW).await;
+    // Standard output may be closed.
+    let _ = writeln!(io::stdout(), "{text}");
 }

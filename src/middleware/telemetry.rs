@@ -45,12 +45,14 @@ impl<S> Telemetry<S> {
         metrics.start();
         let id = call.request_id.to_str().unwrap_or_default();
         let parent = traces::remote_parent(call.request.headers());
+        let parent_span_id = parent.as_ref().map(|parent| field::display(parent.span_id()));
         let call_span = self.context.tracer.start(metrics.name(), id, parent, is_probe);
         // At the level of errors, so that each line of the call has its fields at every level.
         let span = tracing::error_span!(
             "call",
             method = method_name(path),
             request_id = id,
+            parent_span_id,
             trace_id = %call_span.trace_id(),
             client_ip = %call.client_ip,
             user_id = field::Empty,
@@ -163,7 +165,8 @@ impl CallRecorder {
 impl Drop for CallRecorder {
     fn drop(&mut self) {
         let duration = self.started_at.elapsed();
-        let duration_ms = duration.as_secs_f64() * 1_000.0;
+        // Whole microseconds.
+        let duration_ms = (duration.as_secs_f64() * 1e6).round() / 1e3;
         let code = metrics::code_name(self.code);
         self.metrics.observe(self.code, duration);
         self.call_span.end(self.code, code);
