@@ -8,6 +8,9 @@ use crate::support::{
     readme::{README, commands, has_grpcurl},
 };
 
+/// The picture of the tour, which `docs/tour.py` draws.
+const TOUR_SVG: &str = include_str!("../../docs/tour.svg");
+
 #[tokio::test]
 async fn the_tour_works_as_pasted() {
     if !has_grpcurl().await {
@@ -35,6 +38,39 @@ async fn the_tour_works_as_pasted() {
     ] {
         assert!(output.contains(shown), "{shown} is not in:\n{output}");
     }
+}
+
+/// Returns the commands of a shell script, each in one line.
+fn one_line_commands(script: &str) -> Vec<String> {
+    let mut commands = vec![String::new()];
+    for line in script.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let (start, continues) = match line.strip_suffix(" \\") {
+            Some(start) => (start, true),
+            None => (line, line.ends_with('|')),
+        };
+        let command = commands.last_mut().expect("at least one");
+        command.push_str(start.trim_start());
+        if continues {
+            command.push(' ');
+        } else {
+            commands.push(String::new());
+        }
+    }
+    commands.pop();
+    commands
+}
+
+#[test]
+fn the_picture_of_the_tour_shows_its_commands() {
+    let attributes = TOUR_SVG.split("data-command=\"").skip(1);
+    let pictured = attributes.filter_map(|rest| rest.split('"').next()).map(|command| {
+        let entities =
+            [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#x27;", "'"), ("&amp;", "&")];
+        entities.iter().fold(command.to_owned(), |text, (entity, char)| text.replace(entity, char))
+    });
+    let tour = one_line_commands(&commands(README, "A tour"));
+    assert!(tour.len() > 10, "{tour:?}");
+    assert_eq!(pictured.collect::<Vec<_>>(), tour, "run docs/tour.py");
 }
 
 #[tokio::test]
