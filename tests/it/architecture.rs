@@ -279,7 +279,7 @@ fn groups_of_imports_are_understood() {
 }
 
 #[test]
-fn each_part_is_used_by_those_only_who_may() {
+fn restricted_paths_are_used_only_by_listed_files() {
     let sources = Source::all();
     let mut faults = Vec::new();
     for (part, users) in MAY_USE {
@@ -303,7 +303,7 @@ fn each_part_is_used_by_those_only_who_may() {
 }
 
 #[test]
-fn users_and_todos_do_not_know_how_callers_are_authenticated() {
+fn user_and_todo_do_not_depend_on_auth() {
     let sources = Source::all();
     for folder in ["user/", "todo/"] {
         let paths: Vec<_> = sources
@@ -320,7 +320,7 @@ fn users_and_todos_do_not_know_how_callers_are_authenticated() {
 }
 
 #[test]
-fn statuses_are_made_of_errors_only() {
+fn statuses_are_created_only_from_errors() {
     let mut faults = Vec::new();
     for source in Source::all() {
         for path in source.paths() {
@@ -355,7 +355,7 @@ fn nothing_is_unwrapped() {
 }
 
 #[test]
-fn imports_run_from_high_to_low() {
+fn modules_import_only_lower_ranks() {
     let rank = |module: &str| {
         let name = module.split("::").nth(1).unwrap_or_default();
         let rank = RANKS.iter().position(|names| names.contains(&name));
@@ -375,7 +375,7 @@ fn imports_run_from_high_to_low() {
 }
 
 #[test]
-fn the_source_tree_is_small_at_each_place() {
+fn files_and_the_source_tree_are_small() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let entries = fs::read_dir(&root).expect("a folder").count();
     assert!(entries <= MAX_ENTRIES, "{entries} entries");
@@ -409,7 +409,7 @@ fn limits_name_their_tests() {
 }
 
 #[test]
-fn the_embedded_postgresql_does_not_know_the_service() {
+fn the_embedded_postgresql_does_not_depend_on_the_service() {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/embedded-postgres");
     for file in files(&crate_dir).into_iter().chain([crate_dir.join("Cargo.toml")]) {
         let text = fs::read_to_string(&file).expect("a text file").to_lowercase();

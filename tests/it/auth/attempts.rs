@@ -86,7 +86,7 @@ async fn assert_locked(client: &Client, login: &str) {
 }
 
 #[tokio::test]
-async fn after_too_many_wrong_passwords_the_right_one_is_refused_without_any_work() {
+async fn a_locked_account_rejects_the_correct_password_without_checking_it() {
     let app = start().await;
     app.create_user("ana").await;
     let stranger = app.from("192.0.2.1");
@@ -101,7 +101,7 @@ async fn after_too_many_wrong_passwords_the_right_one_is_refused_without_any_wor
 }
 
 #[tokio::test]
-async fn an_account_that_does_not_exist_is_locked_alike() {
+async fn an_unknown_account_is_locked_like_an_existing_one() {
     let app = start().await;
     app.create_user("ana").await;
     for login in ["ana", "ana@example.com", "nobody", "nobody@example.com", &"x".repeat(1_000)] {
@@ -134,7 +134,7 @@ async fn an_account_that_does_not_exist_is_locked_alike() {
 }
 
 #[tokio::test]
-async fn a_stranger_locks_neither_the_owner_out_nor_the_session() {
+async fn a_lockout_of_an_attacker_affects_neither_the_owner_nor_the_session() {
     let app = start().await;
     app.create_user("ana").await;
     let owner = app.from("198.51.100.1");
@@ -150,7 +150,7 @@ async fn a_stranger_locks_neither_the_owner_out_nor_the_session() {
 }
 
 #[tokio::test]
-async fn a_right_password_resets_the_count() {
+async fn a_successful_login_resets_the_failure_count() {
     let app = start().await;
     app.create_user("ana").await;
     let owner = app.from("192.0.2.1");
@@ -161,7 +161,7 @@ async fn a_right_password_resets_the_count() {
 }
 
 #[tokio::test]
-async fn a_peer_that_fails_at_many_accounts_is_locked_out_of_all() {
+async fn a_client_that_fails_at_many_accounts_is_locked_out_of_all() {
     let app = start().await;
     app.create_user("ana").await;
     let stranger = app.from("2001:db8::1");
@@ -177,7 +177,7 @@ async fn a_peer_that_fails_at_many_accounts_is_locked_out_of_all() {
 }
 
 #[tokio::test]
-async fn guesses_at_once_are_no_more_than_one_by_one() {
+async fn concurrent_attempts_are_limited_like_sequential_ones() {
     let app = start().await;
     app.create_user("ana").await;
     let guesses = (0..60).map(|_| {
@@ -197,7 +197,7 @@ async fn guesses_at_once_are_no_more_than_one_by_one() {
 }
 
 #[tokio::test]
-async fn right_passwords_at_once_are_all_let_in() {
+async fn concurrent_logins_with_the_correct_password_all_succeed() {
     let app = start().await;
     app.create_user("ana").await;
     let owner = app.from("192.0.2.1");
@@ -212,7 +212,7 @@ async fn right_passwords_at_once_are_all_let_in() {
 }
 
 #[tokio::test]
-async fn a_guess_that_is_given_up_counts_once_its_hash_has_begun() {
+async fn a_cancelled_attempt_counts_once_its_hash_has_started() {
     let app = start_with(config_with(|config| {
         config.limits.hashing_threads = 1;
     }))
@@ -257,7 +257,7 @@ async fn give_up_when_looked_up(client: &Client, login: &'static str) {
 }
 
 #[tokio::test]
-async fn logins_that_wait_for_others_of_their_account_take_no_place_of_anybody_else() {
+async fn logins_that_wait_for_the_throttle_occupy_no_queue_slots() {
     let app = start_with(config_with(|config| {
         config.limits.hashing_threads = 1;
     }))
@@ -285,7 +285,7 @@ async fn logins_that_wait_for_others_of_their_account_take_no_place_of_anybody_e
 }
 
 #[tokio::test]
-async fn of_the_refusals_by_a_lock_the_first_is_in_the_audit_trail() {
+async fn the_first_rejection_of_each_lockout_is_audited() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).start();
     let address = server.address().await.parse().expect("an address");
@@ -326,7 +326,7 @@ async fn a_wrong_current_password_counts_like_a_failed_login() {
 }
 
 #[tokio::test]
-async fn a_peer_may_sign_up_so_many_a_minute_and_learn_of_no_more_names() {
+async fn sign_ups_and_name_conflicts_are_limited_per_client_and_minute() {
     let app = start_with(config_with(|config| {
         config.limits.sign_ups_per_peer_per_minute = 4;
     }))

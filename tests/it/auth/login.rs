@@ -23,7 +23,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn one_logs_in_by_username_or_address_in_any_case_and_trimmed() {
+async fn a_login_accepts_the_username_or_email_in_any_case_and_trimmed() {
     let app = App::start().await;
     let user = app.anonymous().sign_up("Ana", "José@example.com", PASSWORD).await;
     for login in [
@@ -43,7 +43,7 @@ async fn one_logs_in_by_username_or_address_in_any_case_and_trimmed() {
 }
 
 #[tokio::test]
-async fn empty_fields_are_named() {
+async fn empty_fields_are_reported() {
     let app = App::start().await;
     app.create_user("ana").await;
     for (login, password, bad) in [
@@ -90,7 +90,7 @@ fn wrong_logins() -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn whatever_is_wrong_the_refusal_is_the_same() {
+async fn all_failed_logins_return_the_same_error() {
     let app = App::start().await;
     app.create_user("ana").await;
     let caller = app.anonymous().with_metadata("x-request-id", "always-the-same");
@@ -127,7 +127,7 @@ impl Attempt {
 }
 
 #[tokio::test]
-async fn whatever_is_wrong_the_refusal_comes_after_the_same_work() {
+async fn all_failed_logins_do_the_same_work() {
     let app = App::start_with(config_with(|config| {
         config.limits.hashing_threads = 1;
     }))
@@ -178,7 +178,7 @@ struct Claims {
 }
 
 #[tokio::test]
-async fn a_login_answers_with_the_tokens_of_a_new_session() {
+async fn a_login_returns_the_tokens_of_a_new_session() {
     const MINUTES: u32 = 7;
     const DAYS: u32 = 3;
     let settings = config_with(|config| {
@@ -221,7 +221,7 @@ async fn a_login_answers_with_the_tokens_of_a_new_session() {
 }
 
 #[tokio::test]
-async fn a_session_says_where_its_login_came_from() {
+async fn a_session_records_the_client_of_its_login() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let user_agent = "a browser, ".repeat(100);
@@ -244,7 +244,7 @@ async fn a_session_says_where_its_login_came_from() {
 }
 
 #[tokio::test]
-async fn beyond_a_hundred_live_sessions_the_oldest_ends() {
+async fn a_login_beyond_a_hundred_active_sessions_revokes_the_oldest() {
     let app = App::start().await;
     let (first, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let second = app.logged_in("ana").await;
@@ -266,7 +266,7 @@ async fn beyond_a_hundred_live_sessions_the_oldest_ends() {
 }
 
 #[tokio::test]
-async fn logins_at_once_do_not_leave_more_than_a_hundred_sessions() {
+async fn concurrent_logins_leave_at_most_a_hundred_sessions() {
     let app = App::start().await;
     app.create_user("ana").await;
     for sessions in [30, 60, 90, 100] {
@@ -282,7 +282,7 @@ async fn logins_at_once_do_not_leave_more_than_a_hundred_sessions() {
 }
 
 #[tokio::test]
-async fn a_login_removes_the_users_expired_sessions_and_counts_only_live_ones() {
+async fn a_login_deletes_the_users_expired_sessions_and_counts_only_active_ones() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     for _ in 0..99 {

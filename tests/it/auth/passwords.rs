@@ -26,7 +26,7 @@ async fn can_log_in(app: &App, password: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_changed_password_replaces_the_old_one_and_ends_all_other_sessions() {
+async fn a_password_change_replaces_the_password_and_revokes_all_other_sessions() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let other = app.logged_in("ana").await;
@@ -45,7 +45,7 @@ async fn a_changed_password_replaces_the_old_one_and_ends_all_other_sessions() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_change_is_named_at_once_and_nothing_changes() {
+async fn all_invalid_fields_of_a_password_change_are_reported_and_nothing_changes() {
     let app = App::start().await;
     app.anonymous().sign_up("Ana.Luz.9", "José@example.com", PASSWORD).await;
     let ana = app.logged_in("ana.luz.9").await;
@@ -98,7 +98,7 @@ async fn a_password_is_the_same_in_composed_and_decomposed_form() {
 }
 
 #[tokio::test]
-async fn a_password_is_not_trimmed_and_its_case_counts() {
+async fn a_password_is_not_trimmed_and_is_case_sensitive() {
     const SPACED: &str = " \u{3000}Spaced password ";
     let app = App::start().await;
     app.anonymous().sign_up("ana", "ana@example.com", SPACED).await;
@@ -129,7 +129,7 @@ async fn assert_kept_as_hash_only(app: &App, passwords: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_password_is_kept_as_an_argon2id_hash_and_never_in_clear() {
+async fn a_password_is_stored_only_as_an_argon2id_hash() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let at_sign_up = assert_kept_as_hash_only(&app, &[PASSWORD]).await;
@@ -143,7 +143,7 @@ async fn a_password_is_kept_as_an_argon2id_hash_and_never_in_clear() {
 }
 
 #[tokio::test]
-async fn by_default_a_hash_costs_no_less_than_owasps_floor() {
+async fn the_default_argon2_parameters_meet_the_owasp_minimum() {
     let settings = config_with(|config| {
         config.tokens.argon2_params = Params::DEFAULT;
     });
@@ -158,7 +158,7 @@ async fn by_default_a_hash_costs_no_less_than_owasps_floor() {
 }
 
 #[tokio::test]
-async fn a_login_hashes_the_password_anew_when_the_cost_has_changed() {
+async fn a_login_rehashes_the_password_if_the_argon2_parameters_changed() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old: String = app.fetch_scalar(HASH).await;
@@ -190,7 +190,7 @@ async fn a_login_hashes_the_password_anew_when_the_cost_has_changed() {
 }
 
 #[tokio::test]
-async fn a_hash_that_was_tampered_with_does_not_take_the_server_down() {
+async fn a_tampered_hash_does_not_crash_the_server() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for tamper in [

@@ -35,7 +35,7 @@ async fn changing(app: &App, ana: &Client) -> (JoinHandle<()>, RowLock) {
 }
 
 #[tokio::test]
-async fn a_login_that_comes_after_a_change_of_the_password_opens_no_session() {
+async fn a_login_after_a_password_change_opens_no_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let (change, mut lock) = changing(&app, &ana).await;
@@ -51,7 +51,7 @@ async fn a_login_that_comes_after_a_change_of_the_password_opens_no_session() {
 }
 
 #[tokio::test]
-async fn a_login_that_comes_before_a_change_of_the_password_leaves_no_session() {
+async fn a_login_before_a_password_change_leaves_no_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.execute(
@@ -82,7 +82,7 @@ async fn a_login_that_comes_before_a_change_of_the_password_leaves_no_session() 
 }
 
 #[tokio::test]
-async fn a_rehash_does_not_overwrite_a_password_that_is_being_changed() {
+async fn a_rehash_does_not_overwrite_a_concurrent_password_change() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let hashing_cost = Params::new(64, 3, 1, Some(32)).expect("good parameters");
@@ -104,7 +104,7 @@ async fn a_rehash_does_not_overwrite_a_password_that_is_being_changed() {
 }
 
 #[tokio::test]
-async fn of_two_changes_of_the_password_one_wins() {
+async fn one_of_two_concurrent_password_changes_succeeds() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut lock = app.hold_lock("select from users for update").await;
@@ -131,7 +131,7 @@ async fn of_two_changes_of_the_password_one_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logins_beyond_the_queue_are_refused_while_other_calls_are_answered() {
+async fn logins_beyond_the_queue_are_shed_while_other_calls_succeed() {
     // Some 25 ms for a hash: the queue lasts for half a second.
     let hashing_cost = Params::DEFAULT;
     let settings = config_with(|config| {

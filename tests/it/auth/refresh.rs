@@ -20,7 +20,7 @@ const GENERATION: &str = "select generation from sessions";
 const DAYS_30: Duration = Duration::from_hours(30 * 24);
 
 #[tokio::test]
-async fn a_refresh_gives_the_next_pair_of_the_same_session() {
+async fn a_refresh_returns_new_tokens_of_the_same_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old = ana.tokens();
@@ -40,7 +40,7 @@ async fn a_refresh_gives_the_next_pair_of_the_same_session() {
 }
 
 #[tokio::test]
-async fn a_refresh_moves_the_times_of_the_session() {
+async fn a_refresh_updates_the_times_of_the_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.execute(
@@ -60,7 +60,7 @@ async fn a_refresh_moves_the_times_of_the_session() {
 }
 
 #[tokio::test]
-async fn the_direct_predecessor_gets_the_same_successor_again_for_ten_seconds() {
+async fn the_previous_refresh_token_returns_the_same_successor_for_ten_seconds() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let new = ana.refresh(&ana.tokens().refresh_token).await;
@@ -93,7 +93,7 @@ async fn assert_reuse_ends_session(app: &App, session: &Client, used: &str, newe
 }
 
 #[tokio::test]
-async fn the_direct_predecessor_after_ten_seconds_ends_the_session() {
+async fn reuse_of_the_previous_refresh_token_after_ten_seconds_revokes_the_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let used = &ana.tokens().refresh_token;
@@ -103,7 +103,7 @@ async fn the_direct_predecessor_after_ten_seconds_ends_the_session() {
 }
 
 #[tokio::test]
-async fn an_older_token_ends_the_session_at_once() {
+async fn reuse_of_an_older_refresh_token_revokes_the_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let used = &ana.tokens().refresh_token;
@@ -116,7 +116,7 @@ async fn an_older_token_ends_the_session_at_once() {
 }
 
 #[tokio::test]
-async fn a_reuse_is_a_warning_in_the_log_without_the_token() {
+async fn refresh_token_reuse_is_logged_as_a_warning_without_the_token() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).start();
     let channel = connect(server.address().await.parse().expect("an address"));
@@ -136,7 +136,7 @@ async fn a_reuse_is_a_warning_in_the_log_without_the_token() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_never_made_ends_nothing() {
+async fn an_invalid_refresh_token_revokes_nothing() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let (good, bobs) = (&ana.tokens().refresh_token, &bob.tokens().refresh_token);
@@ -188,7 +188,7 @@ async fn an_expired_session_cannot_be_refreshed() {
 }
 
 #[tokio::test]
-async fn a_session_that_was_refreshed_in_time_lives_on() {
+async fn a_refresh_before_expiry_keeps_the_session_active() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.execute("update sessions set expires_at = now() + interval '2 s'").await;
@@ -203,7 +203,7 @@ async fn a_session_that_was_refreshed_in_time_lives_on() {
 }
 
 #[tokio::test]
-async fn a_session_that_has_ended_cannot_be_refreshed() {
+async fn a_revoked_session_cannot_be_refreshed() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let next = ana.refresh(&ana.tokens().refresh_token).await;
@@ -214,7 +214,7 @@ async fn a_session_that_has_ended_cannot_be_refreshed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_64_refreshes_at_once_one_rotates_and_all_get_its_successor() {
+async fn one_of_64_concurrent_refreshes_rotates_and_all_return_its_successor() {
     let app = App::start().await;
     let (ana, replica) = (app.signed_up("ana").await, app.start_replica().await);
     let calls = (0..64).map(|n| {
@@ -230,7 +230,7 @@ async fn of_64_refreshes_at_once_one_rotates_and_all_get_its_successor() {
 }
 
 #[tokio::test]
-async fn the_previous_secret_key_still_verifies_until_it_is_dropped() {
+async fn the_previous_secret_key_verifies_tokens_until_it_is_removed() {
     const NEW_KEY: &str = "another secret that only the tests know";
     let app = App::start().await;
     let ana = app.signed_up("ana").await;

@@ -35,7 +35,7 @@ async fn alive<const N: usize>(sessions: [&Client; N]) -> [bool; N] {
 }
 
 #[tokio::test]
-async fn ones_own_live_sessions_are_listed_newest_first() {
+async fn the_callers_active_sessions_are_listed_newest_first() {
     let app = App::start().await;
     let first = app.signed_up("ana").await;
     app.signed_up("bob").await;
@@ -57,7 +57,7 @@ async fn ones_own_live_sessions_are_listed_newest_first() {
 }
 
 #[tokio::test]
-async fn an_expired_session_is_not_listed_before_it_is_removed() {
+async fn an_expired_session_is_not_listed_even_before_it_is_deleted() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let live = app.logged_in("ana").await;
@@ -72,7 +72,7 @@ async fn an_expired_session_is_not_listed_before_it_is_removed() {
 }
 
 #[tokio::test]
-async fn ones_own_live_session_can_be_revoked() {
+async fn the_callers_active_sessions_can_be_revoked() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let other = app.logged_in("ana").await;
@@ -109,7 +109,7 @@ async fn no_other_session_can_be_revoked() {
 }
 
 #[tokio::test]
-async fn a_logout_ends_the_sessions_of_its_scope() {
+async fn a_logout_revokes_the_sessions_of_its_scope() {
     for (scope, own, other) in [
         (LogoutScope::Unspecified, false, true),
         (LogoutScope::ThisSession, false, true),
@@ -127,7 +127,7 @@ async fn a_logout_ends_the_sessions_of_its_scope() {
 }
 
 #[tokio::test]
-async fn an_unknown_scope_ends_nothing() {
+async fn an_unknown_logout_scope_revokes_nothing() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let other = app.logged_in("ana").await;
@@ -138,7 +138,7 @@ async fn an_unknown_scope_ends_nothing() {
 }
 
 #[tokio::test]
-async fn another_replica_knows_of_an_ended_session_within_five_seconds() {
+async fn another_replica_rejects_a_revoked_session_within_five_seconds() {
     let app = App::start().await;
     let replica = app.start_replica().await;
     let ana = app.signed_up("ana").await;
@@ -174,7 +174,7 @@ async fn another_replica_knows_of_an_ended_session_within_five_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_calls_in_an_unknown_session_share_one_look_up() {
+async fn concurrent_calls_of_an_uncached_session_share_one_lookup() {
     let app = App::start_with(config_with(|config| {
         config.limits.coalescing = false;
     }))

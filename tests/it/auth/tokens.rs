@@ -173,7 +173,7 @@ fn wrong_shapes(ana: &Client) -> Vec<Bad> {
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_good_is_refused_without_saying_more() {
+async fn an_invalid_access_token_is_rejected_without_details() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for Bad { why, token, reason } in bad_tokens(&app, &ana).await {
@@ -186,7 +186,7 @@ async fn a_token_that_is_not_good_is_refused_without_saying_more() {
 }
 
 #[tokio::test]
-async fn introspection_tells_nothing_of_a_token_that_is_not_good() {
+async fn introspection_returns_only_inactive_for_an_invalid_token() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for Bad { why, token, .. } in bad_tokens(&app, &ana).await {
@@ -200,7 +200,7 @@ async fn introspection_tells_nothing_of_a_token_that_is_not_good() {
 }
 
 #[tokio::test]
-async fn introspection_tells_whose_a_good_token_is() {
+async fn introspection_returns_the_user_and_session_of_an_active_token() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     for caller in [&ana, &bob] {
@@ -222,7 +222,7 @@ async fn introspection_tells_whose_a_good_token_is() {
 }
 
 #[tokio::test]
-async fn a_token_by_hand_is_good_if_all_of_it_is() {
+async fn a_handmade_token_with_valid_claims_is_accepted() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let jwt = Jwt::for_client(&ana);
@@ -242,7 +242,7 @@ async fn a_token_by_hand_is_good_if_all_of_it_is() {
 
 /// RFC 7515, section 4.1.11.
 #[tokio::test]
-async fn a_token_with_an_extension_that_must_be_understood_is_refused() {
+async fn a_token_with_a_critical_extension_is_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let token = Jwt::for_client(&ana).header("crit", "[\"x\"]").header("x", "1").signed();
@@ -250,7 +250,7 @@ async fn a_token_with_an_extension_that_must_be_understood_is_refused() {
 }
 
 #[tokio::test]
-async fn an_expired_token_is_refused_with_the_servers_time() {
+async fn an_expired_token_is_rejected_with_the_server_time() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let token = Jwt::for_client(&ana).claim("exp", seconds_from_now(-60)).signed();
@@ -265,7 +265,7 @@ async fn an_expired_token_is_refused_with_the_servers_time() {
 }
 
 #[tokio::test]
-async fn a_call_needs_an_access_token_in_its_scheme() {
+async fn a_call_needs_a_bearer_token() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let token = &ana.tokens().access_token;
@@ -299,7 +299,7 @@ async fn a_call_needs_an_access_token_in_its_scheme() {
 }
 
 #[tokio::test]
-async fn more_than_one_authorization_is_refused() {
+async fn more_than_one_authorization_header_is_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let good = format!("Bearer {}", ana.tokens().access_token);
@@ -314,7 +314,7 @@ async fn more_than_one_authorization_is_refused() {
 }
 
 #[tokio::test]
-async fn headers_over_16_kib_are_refused_and_the_connection_lives() {
+async fn headers_above_16_kib_are_rejected_and_the_connection_stays_open() {
     const GET_USER: &str = "/fastzero.user.v1.UserService/GetUser";
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
@@ -331,7 +331,7 @@ async fn headers_over_16_kib_are_refused_and_the_connection_lives() {
 }
 
 #[tokio::test]
-async fn public_methods_do_not_look_at_tokens() {
+async fn public_methods_ignore_access_tokens() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let garbage = ana.clone().with_token("garbage");

@@ -18,7 +18,7 @@ use crate::support::{
 const IS_TO_BE_KILLED: &str = "FASTZERO_TEST_IS_TO_BE_KILLED";
 
 #[tokio::test]
-async fn a_run_that_is_killed_leaves_no_container() {
+async fn a_killed_run_leaves_no_container() {
     if !container::is_available().await {
         print_line("SKIPPED: the end of the container: there is no engine that has the image");
         return;

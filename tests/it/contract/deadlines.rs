@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_deadline_that_is_no_deadline_is_refused() {
+async fn an_invalid_deadline_is_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let wire = app.raw_client().await.with_token_of(&ana);

@@ -34,7 +34,7 @@ async fn an_internal_error_hides_its_cause() {
 }
 
 #[tokio::test]
-async fn the_log_tells_the_cause_of_an_internal_error_under_its_request_id() {
+async fn the_log_has_the_cause_of_an_internal_error_with_its_request_id() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).start();
     let address = server.address().await.parse().expect("an address");

@@ -73,7 +73,7 @@ async fn looked_at_by(app: &App) -> Option<i32> {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_closed_is_no_outage() {
+async fn a_closed_database_connection_is_no_outage() {
     let app = App::start().await;
     let mut watch = app.watch("").await;
     with_timeout("SERVING", watch.wait_until_serving()).await;
@@ -97,7 +97,7 @@ async fn a_connection_that_was_closed_is_no_outage() {
 }
 
 #[tokio::test]
-async fn a_watch_that_stopping_ends_has_the_details_of_every_error() {
+async fn a_watch_ended_by_shutdown_has_the_details_of_every_error() {
     let app = App::start().await;
     let mut watch = app.watch("").await;
     app.shut_down();

@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn bytes_that_are_no_protobuf_are_internal_and_the_connection_lives() {
+async fn invalid_protobuf_is_internal_and_the_connection_stays_open() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let wire = app.raw_client().await.with_token_of(&ana);
@@ -28,7 +28,7 @@ async fn bytes_that_are_no_protobuf_are_internal_and_the_connection_lives() {
 }
 
 #[tokio::test]
-async fn fields_that_the_server_does_not_know_are_ignored() {
+async fn unknown_fields_are_ignored() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let wire = app.raw_client().await.with_token_of(&ana);
@@ -39,7 +39,7 @@ async fn fields_that_the_server_does_not_know_are_ignored() {
 }
 
 #[tokio::test]
-async fn a_request_above_1_mib_is_out_of_range_and_the_connection_lives() {
+async fn a_request_above_1_mib_is_out_of_range_and_the_connection_stays_open() {
     const MIB: usize = 1024 * 1024;
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
@@ -59,7 +59,7 @@ async fn a_request_above_1_mib_is_out_of_range_and_the_connection_lives() {
 }
 
 #[tokio::test]
-async fn a_compression_that_the_server_does_not_know_is_unimplemented() {
+async fn an_unknown_compression_is_unimplemented() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let wire = app.raw_client().await.with_token_of(&ana).with_metadata("grpc-encoding", "br");
@@ -67,7 +67,7 @@ async fn a_compression_that_the_server_does_not_know_is_unimplemented() {
 }
 
 #[tokio::test]
-async fn metadata_above_16_kib_is_refused_and_the_connection_lives() {
+async fn metadata_above_16_kib_is_rejected_and_the_connection_stays_open() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let wire = app.raw_client().await.with_token_of(&ana);

@@ -79,7 +79,7 @@ async fn reflection_lists_every_service_and_describes_it() {
 }
 
 #[tokio::test]
-async fn what_reflection_does_not_know_has_the_details_of_every_error() {
+async fn an_unknown_symbol_has_the_details_of_every_error() {
     let app = App::start().await;
     let wire = app.raw_client().await;
     for version in REFLECTION {
@@ -91,7 +91,7 @@ async fn what_reflection_does_not_know_has_the_details_of_every_error() {
 }
 
 #[tokio::test]
-async fn reflection_can_be_switched_off() {
+async fn reflection_can_be_disabled() {
     let app = App::start_with(config_with(|config| {
         config.listen.reflection = false;
     }))

@@ -18,7 +18,7 @@ fn returned<T>(answer: &RpcResult<T>) -> String {
 }
 
 #[tokio::test]
-async fn a_request_id_of_1_to_128_visible_characters_comes_back() {
+async fn a_request_id_of_1_to_128_visible_characters_is_returned() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let anonymous = app.raw_client().await;
@@ -48,7 +48,7 @@ async fn a_request_id_of_1_to_128_visible_characters_comes_back() {
 }
 
 #[tokio::test]
-async fn any_other_request_id_is_replaced_by_one_of_the_servers() {
+async fn any_other_request_id_is_replaced_by_a_generated_one() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let wire = app.raw_client().await.with_token_of(&ana);

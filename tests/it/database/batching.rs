@@ -39,7 +39,7 @@ fn create(caller: Client, title: &'static str) -> Call {
 }
 
 #[tokio::test]
-async fn calls_at_once_share_statements_and_each_gets_its_own_answer() {
+async fn concurrent_calls_are_batched_and_each_gets_its_own_response() {
     for coalescing in [true, false] {
         let app = App::start_with(adjusted(config_with_metrics(), |config| {
             config.limits.coalescing = coalescing;
@@ -80,7 +80,7 @@ async fn calls_at_once_share_statements_and_each_gets_its_own_answer() {
 }
 
 #[tokio::test]
-async fn lists_at_once_share_statements_and_each_gets_its_own_page() {
+async fn concurrent_lists_are_batched_and_each_gets_its_own_page() {
     let app = App::start_with(config_with_metrics()).await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let (cid, dot) = (app.signed_up("cid").await, app.signed_up("dot").await);
@@ -128,7 +128,7 @@ async fn lists_at_once_share_statements_and_each_gets_its_own_page() {
 }
 
 #[tokio::test]
-async fn an_owner_who_is_gone_keeps_nobody_else_from_adding() {
+async fn an_insert_for_a_deleted_owner_fails_alone() {
     let app = App::start_with(config_with_metrics()).await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     // The session was just seen alive, and the service is not told.
@@ -149,7 +149,7 @@ async fn an_owner_who_is_gone_keeps_nobody_else_from_adding() {
 }
 
 #[tokio::test]
-async fn an_owner_who_is_being_deleted_holds_up_nobody_else() {
+async fn the_deletion_of_an_owner_does_not_block_inserts_of_others() {
     let app = App::start_with(config_with_metrics()).await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let mut lock = app.hold_lock(LOCK).await;
@@ -172,7 +172,7 @@ async fn an_owner_who_is_being_deleted_holds_up_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_before_its_turn_adds_nothing() {
+async fn a_call_that_is_cancelled_in_the_queue_inserts_nothing() {
     let app = App::start_with(config_with_metrics()).await;
     let ana = app.signed_up("ana").await;
     let mut lock = app.hold_lock(LOCK).await;

@@ -201,7 +201,7 @@ fn buffers(plan: &Value) -> u64 {
 
 #[tokio::test]
 #[ignore = "fills a table with a million rows: half a minute"]
-async fn no_statement_reads_more_when_the_tables_are_large() {
+async fn no_statement_reads_more_in_large_tables() {
     let (_small, mut small) = filled(SMALL).await;
     let (_large, mut large) = filled(LARGE).await;
     let mut figures = BTreeMap::new();

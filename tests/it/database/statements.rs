@@ -22,7 +22,7 @@ async fn count<T>(client: &Client, call: impl AsyncFnOnce(Client) -> T) -> usize
 }
 
 #[tokio::test]
-async fn a_call_with_a_warm_session_costs_one_statement() {
+async fn a_call_with_a_cached_session_costs_one_statement() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("warm the session up").await;
@@ -85,7 +85,7 @@ async fn a_call_with_a_warm_session_costs_one_statement() {
 }
 
 #[tokio::test]
-async fn a_cold_session_costs_one_more() {
+async fn a_session_cache_miss_costs_one_more_statement() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let cold = count(&ana, async |ana| {
@@ -95,7 +95,7 @@ async fn a_cold_session_costs_one_more() {
 }
 
 #[tokio::test]
-async fn signing_up_logging_in_and_refreshing_cost_a_few() {
+async fn sign_up_login_and_refresh_cost_few_statements() {
     let app = App::start().await;
     let anonymous = app.anonymous();
     let sign_up = count(&anonymous, async |client| {

@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_statement_that_nobody_waits_for_any_more_holds_up_no_other_call() {
+async fn a_statement_of_a_cancelled_call_blocks_no_other_call() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut lock = app.hold_lock("select from users for update").await;
@@ -67,7 +67,7 @@ async fn calls_recover_after_the_database_has_closed_all_connections() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_leaves_the_others_alone() {
+async fn a_cancelled_call_does_not_affect_other_calls() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let (locked, free) = (ana.create_todo("locked").await, ana.create_todo("free").await);

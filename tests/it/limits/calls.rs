@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn calls_beyond_the_limit_are_turned_away_but_health_is_not() {
+async fn calls_beyond_the_limit_are_shed_but_health_calls_are_not() {
     let app = App::start_with(config_with(|config| {
         config.limits.max_concurrent_calls = 2;
     }))
@@ -51,7 +51,7 @@ async fn calls_beyond_the_limit_are_turned_away_but_health_is_not() {
 }
 
 #[tokio::test]
-async fn calls_without_a_body_hold_no_place() {
+async fn calls_without_a_body_hold_no_permit() {
     let app = App::start_with(adjusted(config(), |config| {
         config.limits.max_concurrent_calls = 2;
     }))
@@ -75,7 +75,7 @@ async fn calls_without_a_body_hold_no_place() {
 }
 
 #[tokio::test]
-async fn health_is_limited_for_each_peer() {
+async fn health_calls_are_limited_per_client() {
     let app = App::start_with(config()).await;
     let mut watching = Vec::new();
     let refused = 'refused: loop {

@@ -41,7 +41,7 @@ async fn is_taken(address: SocketAddr) -> Option<TcpStream> {
 }
 
 #[tokio::test]
-async fn a_peer_gets_so_many_connections_and_no_more() {
+async fn connections_are_limited_per_client_and_in_total() {
     for limited in [
         config_with(|config| {
             config.limits.max_connections_per_peer = 3;
@@ -62,7 +62,7 @@ async fn a_peer_gets_so_many_connections_and_no_more() {
 }
 
 #[tokio::test]
-async fn who_says_nothing_or_nonsense_is_closed() {
+async fn connections_without_a_valid_preface_are_closed() {
     let app = App::start_with(config()).await;
     let begun = Instant::now();
     assert_eq!(
@@ -84,7 +84,7 @@ async fn who_says_nothing_or_nonsense_is_closed() {
 }
 
 #[tokio::test]
-async fn a_connection_ends_with_age_and_no_call_with_it() {
+async fn a_connection_ends_at_its_maximum_age_without_failing_calls() {
     let app = App::start_with(config_with(|config| {
         config.limits.connection_max_age_seconds = 1;
     }))
@@ -104,7 +104,7 @@ async fn a_connection_ends_with_age_and_no_call_with_it() {
 }
 
 #[tokio::test]
-async fn a_connection_without_calls_ends() {
+async fn idle_connections_are_closed() {
     let app = App::start_with(config_with(|config| {
         config.limits.connection_idle_seconds = 1;
     }))
@@ -118,7 +118,7 @@ async fn a_connection_without_calls_ends() {
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_names_whom_it_speaks_for() {
+async fn a_trusted_proxy_names_the_client_address() {
     let trusting = config_with(|config| {
         config.listen.trusted_proxies = vec![
             "127.0.0.0/8".parse().expect("a network"),
@@ -154,7 +154,7 @@ async fn peer_of(client: &Client) -> String {
 }
 
 #[tokio::test]
-async fn a_stop_waits_until_it_is_known() {
+async fn the_server_serves_calls_during_the_shutdown_delay() {
     let app = App::start_with(config_with(|config| {
         config.lifecycle.shutdown_delay_seconds = 2;
     }))
@@ -170,7 +170,7 @@ async fn a_stop_waits_until_it_is_known() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_stuck_ends_after_its_other_calls() {
+async fn a_stalled_connection_drains_its_other_calls_before_it_closes() {
     let app = App::start_with(config()).await;
     let ana = signed_up_with_much(&app).await;
     let todo = ana.create_todo("a").await;
@@ -225,7 +225,7 @@ async fn a_connection_that_is_stuck_ends_after_its_other_calls() {
 }
 
 #[tokio::test]
-async fn who_does_not_even_read_errors_is_cut() {
+async fn a_client_that_does_not_read_errors_is_disconnected() {
     let app = App::start_with(config()).await;
     let mut stream =
         connect_without_reading(app.address, OTHER_CLIENT_IP).await.expect("connected");

@@ -57,7 +57,7 @@ const CONNECTIONS: u32 = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "compares times: nothing else may run"]
-async fn a_flood_of_logins_costs_readers_little() {
+async fn a_flood_of_logins_hardly_slows_reads() {
     let (rounds, length) = (9, Duration::from_secs(4));
     let Figures { calm, flooded, per_second, logins } = flood(rounds, length).await;
     let turned_away = percentile(logins["OVERLOADED"].clone(), 50);

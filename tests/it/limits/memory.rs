@@ -36,7 +36,7 @@ async fn unread(wire: &RawClient, calls: usize) -> (Vec<http::Response<Incoming>
 }
 
 #[tokio::test]
-async fn who_reads_nothing_leaves_room_for_others() {
+async fn a_client_that_reads_nothing_leaves_memory_for_others() {
     let app = App::start_with(config()).await;
     let ana = signed_up_with_much(&app).await;
     // Twice: what was taken comes back.
@@ -51,7 +51,7 @@ async fn who_reads_nothing_leaves_room_for_others() {
 }
 
 #[tokio::test]
-async fn requests_that_are_almost_whole_leave_room_for_others() {
+async fn incomplete_requests_leave_memory_for_others() {
     let app = App::start_with(config()).await;
     let ana = signed_up_with_much(&app).await;
     let mut large = length_prefixed(&vec![0; 1024 * 1024]);
@@ -79,7 +79,7 @@ async fn requests_that_are_almost_whole_leave_room_for_others() {
 }
 
 #[tokio::test]
-async fn metadata_take_memory_as_messages_do() {
+async fn metadata_reserves_memory_as_messages_do() {
     let app = App::start_with(config()).await;
     let ana = app.signed_up("ana").await;
     for (length, all_come) in [(15, true), (15_000, false)] {

@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_message_that_is_cut_is_an_error_and_changes_nothing() {
+async fn a_truncated_message_is_rejected_and_changes_nothing() {
     let app = App::start_with(config()).await;
     let ana = app.signed_up("ana").await;
     let mut wire = app.raw_client().await.with_token_of(&ana);
@@ -37,7 +37,7 @@ async fn a_message_that_is_cut_is_an_error_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_wrong_length_ends_its_call_only() {
+async fn a_wrong_content_length_ends_only_its_call() {
     let app = App::start_with(config()).await;
     let mut stream = connect_raw(app.address, PREFACE).await;
     for (id, length) in [(1, "100"), (3, "5")] {

@@ -67,7 +67,7 @@ async fn a_stream_delivers_its_messages_and_ends() {
 }
 
 #[tokio::test]
-async fn a_failure_in_a_stream_has_the_details_of_every_error() {
+async fn an_error_in_a_stream_has_the_details_of_every_error() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let request = CountRequest { messages: 1, then_fails: true, ..CountRequest::default() };
@@ -78,7 +78,7 @@ async fn a_failure_in_a_stream_has_the_details_of_every_error() {
 }
 
 #[tokio::test]
-async fn a_stream_needs_a_caller() {
+async fn a_stream_requires_an_access_token() {
     let app = App::start().await;
     let refused = count(&app.anonymous(), SILENT).await;
     assert_status(refused, Code::Unauthenticated, "NOT_AUTHENTICATED");
@@ -108,7 +108,7 @@ async fn a_stream_outlives_the_longest_call() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_holds_its_handler_back() {
+async fn a_slow_reader_applies_backpressure_to_its_handler() {
     const WINDOW_BYTES: u32 = 64 * 1024;
     const PADDING_BYTES: u32 = 16 * 1024;
     const READ: u32 = 200;
@@ -166,7 +166,7 @@ async fn a_shutdown_ends_streams() {
 }
 
 #[tokio::test]
-async fn a_client_has_so_many_streams_and_no_more() {
+async fn streams_are_limited_per_client() {
     let app = App::start_with(config_with_metrics()).await;
     let ana = app.signed_up("ana").await;
     let mut streams = Vec::new();
@@ -214,7 +214,7 @@ async fn reflection_streams_end_after_their_maximum_age() {
 }
 
 #[tokio::test]
-async fn requests_of_system_services_are_small() {
+async fn oversized_requests_of_system_services_are_rejected() {
     let app = App::start().await;
     let wire = app.raw_client().await;
     let request = tonic_health::pb::HealthCheckRequest { service: "x".repeat(4 * 1024) };

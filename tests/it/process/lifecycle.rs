@@ -32,7 +32,7 @@ async fn client(process: &Process) -> Client {
 }
 
 #[tokio::test]
-async fn it_serves_until_a_signal_asks_it_to_stop() {
+async fn the_server_serves_until_a_signal() {
     let database = TestDatabase::create().await;
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut server = Binary::server(&database.url()).start();
@@ -47,7 +47,7 @@ async fn it_serves_until_a_signal_asks_it_to_stop() {
 }
 
 #[tokio::test]
-async fn the_healthcheck_finds_the_server_that_the_settings_describe() {
+async fn the_healthcheck_checks_the_server_of_its_settings() {
     let database = TestDatabase::create().await;
     let address = Proxy::reserve_address().await;
     let everywhere = format!("0.0.0.0:{}", address.port());
@@ -58,7 +58,7 @@ async fn the_healthcheck_finds_the_server_that_the_settings_describe() {
 }
 
 #[tokio::test]
-async fn it_waits_for_its_database_and_is_not_serving_until_then() {
+async fn the_server_waits_for_its_database_and_is_not_serving_until_then() {
     let database = TestDatabase::create().await;
     let way = Proxy::reserve_address().await;
     let url = proxy::options_via(way, &database.options).to_url_lossy();
@@ -79,7 +79,7 @@ async fn it_waits_for_its_database_and_is_not_serving_until_then() {
 }
 
 #[tokio::test]
-async fn it_gives_up_waiting_for_its_database_after_the_time_that_is_set() {
+async fn the_wait_for_the_database_times_out() {
     let nothing = format!("postgres://ana:hidden-password@{}/db", Proxy::reserve_address().await);
     let server = Binary::server(&nothing).env("DATABASE_WAIT_SECONDS", "1");
     let begun = Instant::now();
@@ -92,7 +92,7 @@ async fn it_gives_up_waiting_for_its_database_after_the_time_that_is_set() {
 }
 
 #[tokio::test]
-async fn what_waiting_does_not_mend_ends_the_start_at_once() {
+async fn a_permanent_database_error_fails_startup_immediately() {
     let database = TestDatabase::create().await;
     let missing = database.options.clone().database("no_such_database").to_url_lossy();
     let (code, output) = Binary::server(missing.as_str()).output().await;
@@ -101,7 +101,7 @@ async fn what_waiting_does_not_mend_ends_the_start_at_once() {
 }
 
 #[tokio::test]
-async fn a_failed_migration_ends_the_start() {
+async fn a_failed_migration_fails_startup() {
     let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
     let mut sql = database.connect().await;
     sqlx::raw_sql("create table todos (id int)").execute(&mut sql).await.expect("created");
@@ -112,7 +112,7 @@ async fn a_failed_migration_ends_the_start() {
 }
 
 #[tokio::test]
-async fn replicas_that_start_at_once_migrate_once() {
+async fn concurrently_started_replicas_migrate_once() {
     let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
     let servers: Vec<_> = (0..3).map(|_| Binary::server(&database.url()).start()).collect();
     for server in &servers {
@@ -126,7 +126,7 @@ async fn replicas_that_start_at_once_migrate_once() {
 }
 
 #[tokio::test]
-async fn where_migrating_is_a_step_of_its_own_the_server_waits_for_it() {
+async fn the_server_waits_for_a_separate_migration() {
     let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
     let server = Binary::server(&database.url()).env("MIGRATE_ON_START", "false").start();
     server.wait_for_line("waiting for schema migration").await;
@@ -140,7 +140,7 @@ async fn where_migrating_is_a_step_of_its_own_the_server_waits_for_it() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_named() {
+async fn a_port_in_use_is_named() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).start();
     let address = server.address().await;
@@ -151,7 +151,7 @@ async fn a_port_that_is_taken_is_named() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn a_second_signal_stops_the_server_immediately() {
     let database = TestDatabase::create().await;
     let mut server = Binary::server(&database.url()).start();
     let ana = client(&server).await.signed_up("ana").await;
@@ -241,7 +241,7 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
 }
 
 #[tokio::test]
-async fn calls_do_not_wait_for_a_log_that_nobody_reads() {
+async fn calls_do_not_wait_for_an_unread_log() {
     let database = TestDatabase::create().await;
     let (address, metrics) = (Proxy::reserve_address().await, Proxy::reserve_address().await);
     let (_unread, log) = std::io::pipe().expect("a pipe");
@@ -264,7 +264,7 @@ async fn calls_do_not_wait_for_a_log_that_nobody_reads() {
 }
 
 #[tokio::test]
-async fn the_audit_trail_tells_what_happened_to_whom_by_id_only() {
+async fn the_audit_trail_identifies_users_by_id_only() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).start();
     let anonymous = client(&server).await;
@@ -323,7 +323,7 @@ async fn the_audit_trail_tells_what_happened_to_whom_by_id_only() {
 }
 
 #[tokio::test]
-async fn an_outage_of_the_database_is_told_and_passes() {
+async fn a_database_outage_is_reported_and_recovers() {
     let database = TestDatabase::create().await;
     let way = Proxy::reserve_address().await;
     let through = proxy::options_via(way, &database.options);

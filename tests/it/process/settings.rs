@@ -70,7 +70,7 @@ async fn the_version_names_the_commit() {
 }
 
 #[tokio::test]
-async fn bad_usage_and_bad_values_have_codes_of_their_own() {
+async fn invalid_usage_and_invalid_values_have_distinct_exit_codes() {
     for arguments in [&["--no-such-flag"][..], &["no-such-command"], &["serve", "more"]] {
         let (code, output) = Binary::new(arguments).output().await;
         assert_eq!(code, USAGE, "{arguments:?}: {output}");
@@ -105,7 +105,7 @@ async fn bad_usage_and_bad_values_have_codes_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_bad_secret_is_named_but_not_shown() {
+async fn an_invalid_secret_is_named_but_not_shown() {
     let database = "postgres://localhost/db";
     for (name, run) in [
         ("SECRET_KEY", Binary::new(&[]).env("SECRET_KEY", "15-bytes-of-key")),
@@ -136,7 +136,7 @@ async fn a_bad_secret_is_named_but_not_shown() {
 }
 
 #[tokio::test]
-async fn a_secret_key_is_required_with_a_database_of_ones_own() {
+async fn a_secret_key_is_required_with_a_database_url() {
     for run in [Binary::new(&[]), Binary::new(&[]).env("SECRET_KEY", "")] {
         let (code, output) = run.env("DATABASE_URL", "postgres://localhost/db").output().await;
         assert_eq!(code, CONFIG, "{output}");
@@ -171,7 +171,7 @@ async fn secrets_come_from_files_without_their_trailing_newline() {
 }
 
 #[tokio::test]
-async fn a_flag_comes_before_a_variable_and_a_variable_before_the_file() {
+async fn flags_override_variables_and_variables_override_the_file() {
     let bad = |source: &str| format!("from-{source}");
     let file = format!("LISTEN_ADDR={}\n", bad("file"));
     let from_file = Binary::new(&[]).file(".env", &file);
@@ -204,7 +204,7 @@ async fn an_empty_variable_is_not_set() {
 }
 
 #[tokio::test]
-async fn a_start_that_waits_for_nothing_still_starts() {
+async fn a_wait_of_zero_seconds_still_connects() {
     for migrate in ["true", "false"] {
         let database = TestDatabase::create().await;
         let run = Binary::server(&database.url()).env("DATABASE_WAIT_SECONDS", "0");

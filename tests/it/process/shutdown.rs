@@ -17,7 +17,7 @@ async fn stopped(app: &mut App) {
 }
 
 #[tokio::test]
-async fn stopping_ends_watches_after_not_serving() {
+async fn a_shutdown_ends_watches_after_not_serving() {
     let mut app = App::start_with(config_with(|config| {
         config.lifecycle.shutdown_grace_seconds = 60;
     }))
@@ -38,7 +38,7 @@ async fn stopping_ends_watches_after_not_serving() {
 }
 
 #[tokio::test]
-async fn the_grace_is_a_hard_end() {
+async fn the_grace_period_is_a_hard_limit() {
     let mut app = App::start_with(config_with(|config| {
         config.lifecycle.shutdown_grace_seconds = 1;
     }))
@@ -57,7 +57,7 @@ async fn the_grace_is_a_hard_end() {
 }
 
 #[tokio::test]
-async fn connections_without_a_call_do_not_hold_the_stop() {
+async fn idle_connections_do_not_delay_the_shutdown() {
     let mut app = App::start_with(config_with(|config| {
         config.lifecycle.shutdown_grace_seconds = 60;
     }))
@@ -73,7 +73,7 @@ async fn connections_without_a_call_do_not_hold_the_stop() {
 }
 
 #[tokio::test]
-async fn a_call_under_way_is_answered_while_the_server_stops() {
+async fn a_call_in_flight_completes_during_shutdown() {
     let mut app = App::start().await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("old").await;

@@ -40,7 +40,7 @@ async fn begin(database: &TestDatabase, mut config: Config) -> Starting {
 }
 
 #[tokio::test]
-async fn before_the_migration_the_server_lives_but_is_not_serving() {
+async fn before_the_migration_the_server_is_live_but_not_serving() {
     let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
     let starting = begin(
         &database,
@@ -71,7 +71,7 @@ async fn before_the_migration_the_server_lives_but_is_not_serving() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_hold_all_texts_is_refused() {
+async fn a_database_without_utf8_encoding_is_rejected() {
     for encoding in ["LATIN1", "SQL_ASCII", "WIN1251", "EUC_JP"] {
         let options = format!("template template0 encoding '{encoding}' locale 'C'");
         let database = TestDatabase::create_empty(&options).await;

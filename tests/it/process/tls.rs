@@ -60,7 +60,7 @@ async fn calls_are_made_over_tls_1_3_and_1_2() {
 }
 
 #[tokio::test]
-async fn who_speaks_no_tls_is_closed() {
+async fn plaintext_connections_are_closed() {
     let authority = CertificateAuthority::new();
     let (app, _secret) = start(&authority, None).await;
     for said in [PREFACE, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
@@ -72,7 +72,7 @@ async fn who_speaks_no_tls_is_closed() {
 }
 
 #[tokio::test]
-async fn who_asks_for_no_h2_is_refused() {
+async fn a_client_without_alpn_h2_is_refused() {
     let authority = CertificateAuthority::new();
     let (app, _secret) = start(&authority, None).await;
     let other = TlsClient { alpn: &["http/1.1"], ..authority.client() };
@@ -88,7 +88,7 @@ async fn who_asks_for_no_h2_is_refused() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_does_not_end_is_closed() {
+async fn an_incomplete_handshake_times_out() {
     let authority = CertificateAuthority::new();
     let (app, _secret) = start(&authority, None).await;
     let receive =
@@ -103,7 +103,7 @@ async fn a_handshake_that_does_not_end_is_closed() {
 }
 
 #[tokio::test]
-async fn with_an_authority_for_clients_only_theirs_are_served() {
+async fn with_a_client_ca_only_clients_with_its_certificates_are_served() {
     let (authority, of_clients) = (CertificateAuthority::new(), CertificateAuthority::new());
     let (app, _secret) = start(&authority, Some(&of_clients)).await;
     let (known, stranger) = (of_clients.issue(), CertificateAuthority::new().issue());
@@ -122,7 +122,7 @@ async fn is_alive(channel: &Channel) -> bool {
 }
 
 #[tokio::test]
-async fn new_files_are_for_new_connections_and_broken_ones_for_none() {
+async fn new_connections_use_reloaded_files_and_invalid_files_are_ignored() {
     let (before, after) = (CertificateAuthority::new(), CertificateAuthority::new());
     let secret = TlsSecret::new(&before.issue(), None);
     let database = TestDatabase::create().await;
@@ -146,7 +146,7 @@ async fn new_files_are_for_new_connections_and_broken_ones_for_none() {
 }
 
 #[tokio::test]
-async fn a_new_authority_of_clients_ends_the_trust_in_the_one_before() {
+async fn a_new_client_ca_replaces_the_previous_one() {
     let (authority, first, second) =
         (CertificateAuthority::new(), CertificateAuthority::new(), CertificateAuthority::new());
     let (app, secret) = start(&authority, Some(&first)).await;
@@ -175,7 +175,7 @@ async fn health(address: &str, arguments: &[&str], secret: Option<&TlsSecret>) -
 }
 
 #[tokio::test]
-async fn the_health_check_takes_the_certificate_of_its_settings_only() {
+async fn the_healthcheck_accepts_only_the_certificate_of_its_settings() {
     let authority = CertificateAuthority::new();
     let (app, secret) = start(&authority, None).await;
     let address = app.address.to_string();
@@ -192,7 +192,7 @@ async fn the_health_check_takes_the_certificate_of_its_settings_only() {
 }
 
 #[tokio::test]
-async fn the_health_check_shows_the_server_s_certificate_or_its_own() {
+async fn the_healthcheck_presents_the_servers_certificate_or_its_own() {
     let (authority, of_clients) = (CertificateAuthority::new(), CertificateAuthority::new());
     let (app, secret) = start(&authority, Some(&authority)).await;
     assert_eq!(health(&app.address.to_string(), &[], Some(&secret)).await, Some(0));
@@ -211,7 +211,7 @@ async fn the_health_check_shows_the_server_s_certificate_or_its_own() {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_are_named_before_anything_starts() {
+async fn unusable_files_are_named_before_startup() {
     let (one, other) = (CertificateAuthority::new().issue(), CertificateAuthority::new().issue());
     let cut = one.key[..one.key.len() / 2].to_owned();
     for (variables, expected) in [

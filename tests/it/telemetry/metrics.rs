@@ -148,7 +148,7 @@ async fn calls_are_counted_by_method_and_code() {
 }
 
 #[tokio::test]
-async fn calls_under_way_and_turned_away_are_counted() {
+async fn calls_in_flight_and_shed_calls_are_counted() {
     let app = App::start_with(adjusted(config_with_metrics(), |config| {
         config.limits.max_concurrent_calls = 1;
     }))
@@ -170,7 +170,7 @@ async fn calls_under_way_and_turned_away_are_counted() {
 }
 
 #[tokio::test]
-async fn methods_that_do_not_exist_are_one_series() {
+async fn unknown_methods_share_one_series() {
     let app = App::start_with(config_with_metrics()).await;
     let before = app.scrape().await;
     for path in
@@ -211,7 +211,7 @@ async fn probes_follow_the_database_and_the_process() {
 }
 
 #[tokio::test]
-async fn the_stop_is_told_before_it_comes() {
+async fn readiness_fails_during_the_shutdown_delay() {
     let app = App::start_with(adjusted(config_with_metrics(), |config| {
         config.lifecycle.shutdown_delay_seconds = 10;
     }))
@@ -223,7 +223,7 @@ async fn the_stop_is_told_before_it_comes() {
 }
 
 #[tokio::test]
-async fn there_is_nothing_else() {
+async fn other_paths_and_methods_are_rejected() {
     let app = App::start_with(config_with_metrics()).await;
     let address = app.metrics_address.expect("it has metrics");
     for (method, path, status) in [
@@ -246,7 +246,7 @@ async fn there_is_nothing_else() {
 }
 
 #[tokio::test]
-async fn who_says_nothing_takes_no_place_for_long() {
+async fn silent_admin_connections_time_out() {
     let app = App::start_with(config_with_metrics()).await;
     let address = app.metrics_address.expect("it has metrics");
     let mut silent = Vec::new();
@@ -263,7 +263,7 @@ async fn who_says_nothing_takes_no_place_for_long() {
 }
 
 #[tokio::test]
-async fn the_port_is_another_than_that_of_grpc() {
+async fn the_admin_port_differs_from_the_grpc_port() {
     for (listen, metrics) in
         [("127.0.0.1:50051", "127.0.0.1:50051"), ("127.0.0.1:50051", "0.0.0.0:50051")]
     {
@@ -280,7 +280,7 @@ async fn the_port_is_another_than_that_of_grpc() {
 }
 
 #[tokio::test]
-async fn what_is_documented_is_what_there_is() {
+async fn the_documentation_lists_exactly_the_exposed_metrics() {
     let app = App::start_with(config_with_metrics()).await;
     app.create_user("ana").await;
     app.logged_in("ana").await;
@@ -295,7 +295,7 @@ async fn what_is_documented_is_what_there_is() {
 }
 
 #[tokio::test]
-async fn alerts_and_dashboard_read_what_there_is() {
+async fn alerts_and_dashboard_query_only_exposed_metrics() {
     let app = App::start_with(config_with_metrics()).await;
     let scrape = app.scrape().await;
     let rules = ALERTS.split("expr:").skip(1).filter_map(|rule| rule.split("for:").next());

@@ -16,7 +16,7 @@ fn described(description: &str) -> Todo {
 }
 
 #[tokio::test]
-async fn a_new_todo_is_a_draft_unless_it_says_otherwise() {
+async fn a_new_todo_is_a_draft_by_default() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let bare = ana.create_todo("buy milk").await;
@@ -33,7 +33,7 @@ async fn a_new_todo_is_a_draft_unless_it_says_otherwise() {
 }
 
 #[tokio::test]
-async fn ids_rise_and_hold_the_time_of_creation() {
+async fn ids_are_ascending_and_contain_the_time_of_creation() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut last = String::new();
@@ -71,7 +71,7 @@ async fn read_only_fields_of_a_new_todo_are_ignored() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_new_todo_is_named_at_once() {
+async fn all_invalid_fields_of_a_new_todo_are_reported() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     assert_invalid(ana.try_create_todo(None).await, &["todo"]);
@@ -85,7 +85,7 @@ async fn every_bad_field_of_a_new_todo_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn titles_are_normalised_trimmed_and_then_measured_in_characters() {
+async fn titles_are_normalized_trimmed_and_then_measured_in_characters() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for (raw, kept) in [
@@ -116,7 +116,7 @@ async fn titles_are_normalised_trimmed_and_then_measured_in_characters() {
 }
 
 #[tokio::test]
-async fn descriptions_are_normalised_trimmed_and_then_measured_in_characters() {
+async fn descriptions_are_normalized_trimmed_and_then_measured_in_characters() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for (raw, kept) in [
@@ -138,7 +138,7 @@ async fn descriptions_are_normalised_trimmed_and_then_measured_in_characters() {
 }
 
 #[tokio::test]
-async fn control_characters_are_refused_even_where_trimming_would_cut_them() {
+async fn control_characters_are_rejected_even_where_trimming_would_remove_them() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for control in control_characters() {

@@ -22,7 +22,7 @@ const CONTAINS: [(&str, &[&str]); 9] = [
 ];
 
 #[tokio::test]
-async fn a_list_holds_what_contains_the_text_without_regard_to_case() {
+async fn filters_match_case_insensitively() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for (text, _) in CONTAINS {
@@ -78,7 +78,7 @@ async fn filters_are_not_trimmed_and_have_up_to_100_characters() {
 }
 
 #[tokio::test]
-async fn states_are_alternatives_and_filters_must_all_fit() {
+async fn states_are_alternatives_and_all_filters_must_match() {
     use TodoState::{Doing, Done, Draft, Todo as ToBeDone, Trash};
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
@@ -117,7 +117,7 @@ async fn states_are_alternatives_and_filters_must_all_fit() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_list_is_named_at_once() {
+async fn all_invalid_fields_of_a_list_are_reported() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let request = ListTodosRequest {

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_deleted_todo_is_gone_for_good() {
+async fn a_deleted_todo_is_not_found() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let (gone, kept) = (ana.create_todo("gone").await, ana.create_todo("kept").await);
@@ -24,7 +24,7 @@ async fn a_deleted_todo_is_gone_for_good() {
 }
 
 #[tokio::test]
-async fn another_users_todo_is_like_one_that_never_was() {
+async fn another_users_todo_is_not_found() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let todo = ana.create_todo("ana's").await;

@@ -83,7 +83,7 @@ async fn databases() -> Vec<TestDatabase> {
 }
 
 #[tokio::test]
-async fn titles_are_ordered_without_case_then_by_code_point_whatever_the_collation() {
+async fn titles_are_ordered_case_insensitively_then_by_code_point_in_any_collation() {
     // For these titles, lower case is as good as case folding.
     let mut expected = TITLES.to_vec();
     expected.sort_by_key(|title| (title.to_lowercase(), *title));

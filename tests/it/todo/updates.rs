@@ -29,7 +29,7 @@ fn content(todo: &Todo) -> (&str, &str, i32) {
 }
 
 #[tokio::test]
-async fn an_update_changes_what_its_mask_names_or_else_what_it_sets() {
+async fn an_update_changes_the_fields_of_its_mask_or_those_that_are_set() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for (mask, new, expected) in [
@@ -89,7 +89,7 @@ async fn read_only_fields_in_a_mask_are_ignored() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_an_update_is_named_at_once_and_nothing_changes() {
+async fn all_invalid_fields_of_an_update_are_reported_and_nothing_changes() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old = ana.create_todo_with(todo("old", "old", DOING)).await;
@@ -142,7 +142,7 @@ async fn every_bad_field_of_an_update_is_named_at_once_and_nothing_changes() {
 }
 
 #[tokio::test]
-async fn an_update_without_a_todo_is_refused() {
+async fn an_update_without_a_todo_is_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     assert_invalid(ana.try_update_todo(None, None).await, &["todo"]);
@@ -152,7 +152,7 @@ async fn an_update_without_a_todo_is_refused() {
 }
 
 #[tokio::test]
-async fn every_update_is_a_change_even_if_the_values_stay() {
+async fn an_update_with_equal_values_still_creates_a_new_version() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut last = ana.create_todo_with(todo("same", "same", DOING)).await;
@@ -175,7 +175,7 @@ fn garbage(etag: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_etag_that_does_not_match_stops_an_update() {
+async fn an_etag_mismatch_rejects_an_update() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let first = ana.create_todo("first").await;
@@ -193,7 +193,7 @@ async fn an_etag_that_does_not_match_stops_an_update() {
 }
 
 #[tokio::test]
-async fn an_etag_that_does_not_match_stops_a_deletion() {
+async fn an_etag_mismatch_rejects_a_deletion() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let first = ana.create_todo("first").await;
@@ -208,7 +208,7 @@ async fn an_etag_that_does_not_match_stops_a_deletion() {
 }
 
 #[tokio::test]
-async fn what_does_not_exist_has_no_etag() {
+async fn a_missing_todo_is_not_found_whatever_the_etag() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let gone = ana.create_todo("gone").await;
@@ -234,7 +234,7 @@ async fn update_at_once(caller: &Client, todo: &Todo) -> Vec<RpcResult<UpdateTod
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_updates_with_one_etag_one_wins() {
+async fn one_of_many_concurrent_updates_with_the_same_etag_succeeds() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old = ana.create_todo("old").await;
@@ -249,7 +249,7 @@ async fn of_many_updates_with_one_etag_one_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_updates_without_an_etag_all_count() {
+async fn concurrent_updates_without_an_etag_all_succeed() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old = ana.create_todo("old").await;

@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_deleted_account_takes_everything_with_it_and_frees_its_names() {
+async fn deleting_an_account_deletes_its_data_and_frees_its_names() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let other = app.logged_in("ana").await;

@@ -22,7 +22,7 @@ async fn listed(caller: &Client, page_size: i32) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn users_are_listed_by_sign_up_with_the_callers_own_address_only() {
+async fn users_are_listed_in_order_of_sign_up_with_only_the_callers_email() {
     let app = App::start().await;
     let names = ["dan", "ana", "Eve", "cid", "bob"];
     for name in &names[..4] {
@@ -65,7 +65,7 @@ async fn a_page_has_100_users_unless_it_asks_for_up_to_1000() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_list_is_named_at_once() {
+async fn all_invalid_fields_of_a_list_are_reported() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     for (page_size, skip, page_token, bad) in [
@@ -109,7 +109,7 @@ async fn every_bad_field_of_a_list_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn skip_leaves_out_further_users_before_a_page() {
+async fn skip_omits_users_before_a_page() {
     let app = App::start().await;
     for name in ["user0", "user1", "user2", "user3", "user4", "user5", "user6"] {
         app.create_user(name).await;
@@ -132,7 +132,7 @@ async fn skip_leaves_out_further_users_before_a_page() {
 }
 
 #[tokio::test]
-async fn who_stays_is_listed_once_while_others_sign_up_and_delete_their_accounts() {
+async fn remaining_users_are_listed_once_during_sign_ups_and_deletions() {
     let app = App::start().await;
     let (mut stay, mut leave) = (Vec::new(), VecDeque::new());
     for n in 0..6 {

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_user_is_looked_up_by_id_and_shows_their_address_to_nobody_else() {
+async fn a_user_is_looked_up_by_id_and_only_the_owner_sees_the_email() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let (ana_user, bob_user) = (ana.user.clone(), bob.user.clone().expect("a user"));

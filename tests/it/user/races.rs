@@ -14,7 +14,7 @@ use crate::support::{
 const NEW: &str = "a new password";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_64_sign_ups_with_one_name_one_succeeds() {
+async fn one_of_64_concurrent_sign_ups_with_the_same_name_succeeds() {
     let app = App::start().await;
     let calls = (0..64).map(|n| {
         let (caller, username) = (app.anonymous(), if n % 2 == 0 { "ana" } else { "Ana" });
@@ -35,7 +35,7 @@ async fn of_64_sign_ups_with_one_name_one_succeeds() {
 }
 
 #[tokio::test]
-async fn of_several_updates_with_one_etag_one_wins() {
+async fn one_of_several_concurrent_updates_with_the_same_etag_succeeds() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let etag = ana.get_user("me").await.etag;
@@ -58,7 +58,7 @@ async fn of_several_updates_with_one_etag_one_wins() {
 }
 
 #[tokio::test]
-async fn calls_of_a_user_who_is_being_deleted_are_unauthenticated() {
+async fn calls_during_the_deletion_of_their_user_are_unauthenticated() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let session = app.logged_in("ana").await;

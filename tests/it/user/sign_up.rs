@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_sign_up_answers_with_the_account_as_it_is_kept() {
+async fn a_sign_up_returns_the_stored_account() {
     let app = App::start().await;
     let begun = SystemTime::now();
     let user =
@@ -30,7 +30,7 @@ async fn a_sign_up_answers_with_the_account_as_it_is_kept() {
 }
 
 #[tokio::test]
-async fn ids_rise_with_the_time_of_sign_up() {
+async fn ids_are_ascending_in_order_of_sign_up() {
     let app = App::start().await;
     let mut last = String::new();
     for username in ["dan", "cid", "bob", "ana"] {
@@ -42,7 +42,7 @@ async fn ids_rise_with_the_time_of_sign_up() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_sign_up_is_named_at_once() {
+async fn all_invalid_fields_of_a_sign_up_are_reported() {
     let app = App::start().await;
     let anonymous = app.anonymous();
     assert_invalid(anonymous.try_sign_up("", "", "").await, &["username", "email", "password"]);
@@ -122,7 +122,7 @@ fn address_of(characters: usize) -> String {
 }
 
 #[tokio::test]
-async fn names_and_passwords_may_be_as_long_and_as_odd_as_the_rules_allow() {
+async fn names_and_passwords_at_the_limits_of_the_rules_are_accepted() {
     let app = App::start().await;
     for (username, email, password) in [
         ("abc", "a@b.co", "12345678"),
@@ -138,7 +138,7 @@ async fn names_and_passwords_may_be_as_long_and_as_odd_as_the_rules_allow() {
 }
 
 #[tokio::test]
-async fn an_address_is_kept_in_composed_form() {
+async fn an_email_is_stored_in_composed_form() {
     let app = App::start().await;
     let user = app.anonymous().sign_up("ana", "jose\u{301}@example.com", PASSWORD).await;
     assert_eq!(user.email, "jos\u{e9}@example.com");
@@ -147,7 +147,7 @@ async fn an_address_is_kept_in_composed_form() {
 }
 
 #[tokio::test]
-async fn no_text_may_hold_control_characters_even_where_trimming_would_cut_them() {
+async fn control_characters_are_rejected_even_where_trimming_would_remove_them() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for control in control_characters() {
@@ -162,7 +162,7 @@ async fn no_text_may_hold_control_characters_even_where_trimming_would_cut_them(
 }
 
 #[tokio::test]
-async fn a_password_is_not_the_username_or_the_address_in_any_case() {
+async fn a_password_equal_to_the_username_or_email_is_rejected_in_any_case() {
     let app = App::start().await;
     for (username, email, password) in [
         ("ana.luz.9", "ana@example.com", "ana.luz.9"),
@@ -179,7 +179,7 @@ async fn a_password_is_not_the_username_or_the_address_in_any_case() {
 }
 
 #[tokio::test]
-async fn usernames_and_addresses_are_unique_without_regard_to_case() {
+async fn usernames_and_emails_are_unique_case_insensitively() {
     let app = App::start().await;
     app.anonymous().sign_up("Ana", "Ana@example.com", PASSWORD).await;
     app.anonymous().sign_up("bob", "José@example.com", PASSWORD).await;
@@ -202,7 +202,7 @@ async fn usernames_and_addresses_are_unique_without_regard_to_case() {
 }
 
 #[tokio::test]
-async fn the_username_is_named_first_even_after_its_index_was_built_anew() {
+async fn a_username_conflict_is_reported_first_even_after_its_index_is_rebuilt() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.create_user("bob").await;

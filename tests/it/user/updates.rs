@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn an_update_changes_what_its_mask_names_or_else_what_it_sets() {
+async fn an_update_changes_the_fields_of_its_mask_or_those_that_are_set() {
     let app = App::start().await;
     for (n, (mask, username, email, changed)) in [
         (None, "new", "", "username"),
@@ -80,7 +80,7 @@ async fn read_only_fields_in_a_mask_are_ignored() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_an_update_is_named_at_once_and_nothing_changes() {
+async fn all_invalid_fields_of_an_update_are_reported_and_nothing_changes() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let long = "a".repeat(33);
@@ -125,7 +125,7 @@ async fn every_bad_field_of_an_update_is_named_at_once_and_nothing_changes() {
 }
 
 #[tokio::test]
-async fn ones_own_current_value_is_no_clash_but_anothers_is_in_any_case() {
+async fn the_callers_own_values_do_not_conflict_but_those_of_others_do_in_any_case() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.anonymous().sign_up("Bob", "José@example.com", PASSWORD).await;
@@ -154,7 +154,7 @@ async fn ones_own_current_value_is_no_clash_but_anothers_is_in_any_case() {
 }
 
 #[tokio::test]
-async fn only_ones_own_account_can_be_changed_or_deleted() {
+async fn only_the_callers_own_account_can_be_updated_or_deleted() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     for id in [bob.user_id(), Uuid::now_v7().to_string()] {
@@ -175,7 +175,7 @@ async fn only_ones_own_account_can_be_changed_or_deleted() {
 }
 
 #[tokio::test]
-async fn an_etag_that_does_not_match_stops_updates_and_deletions() {
+async fn an_etag_mismatch_rejects_updates_and_deletions() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let stale = ana.get_user("me").await.etag;
@@ -208,7 +208,7 @@ async fn an_etag_that_does_not_match_stops_updates_and_deletions() {
 }
 
 #[tokio::test]
-async fn every_update_is_a_change_even_if_the_values_stay() {
+async fn an_update_with_equal_values_still_creates_a_new_version() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut last = ana.get_user("me").await;
@@ -224,7 +224,7 @@ async fn every_update_is_a_change_even_if_the_values_stay() {
 }
 
 #[tokio::test]
-async fn a_new_address_neither_ends_sessions_nor_revives_any() {
+async fn an_email_change_neither_revokes_nor_restores_sessions() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let (other, gone) = (app.logged_in("ana").await, app.logged_in("ana").await);

@@ -7,7 +7,7 @@ use crate::support::compose::{
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn compose_names_what_is_missing() {
+async fn compose_names_missing_settings() {
     if !is_engine_available() {
         return;
     }
@@ -35,7 +35,7 @@ async fn compose_names_what_is_missing() {
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn a_bad_setting_ends_the_start_with_a_readable_line() {
+async fn an_invalid_setting_fails_startup_with_a_readable_line() {
     if !is_engine_available() {
         return;
     }
@@ -62,7 +62,7 @@ async fn a_bad_setting_ends_the_start_with_a_readable_line() {
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn secrets_come_from_files_too() {
+async fn secrets_are_read_from_files() {
     if !is_engine_available() {
         return;
     }

@@ -14,7 +14,7 @@ const IMAGE_SIZE: u64 = 30_000_000;
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn the_image_holds_the_service_and_little_else() {
+async fn the_image_contains_little_but_the_service() {
     if !is_engine_available() {
         return;
     }

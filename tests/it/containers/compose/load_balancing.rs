@@ -15,7 +15,7 @@ use crate::support::{
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn two_replicas_share_the_calls() {
+async fn calls_are_balanced_across_two_replicas() {
     if !is_engine_available() {
         return;
     }

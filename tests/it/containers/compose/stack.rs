@@ -26,7 +26,7 @@ const IDLE_MEMORY: f64 = 32.0;
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn an_outage_of_the_database_is_told_and_survived() {
+async fn a_database_outage_is_reported_and_survived() {
     if !is_engine_available() {
         return;
     }
@@ -66,7 +66,7 @@ async fn an_outage_of_the_database_is_told_and_survived() {
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn a_stop_lets_calls_finish() {
+async fn a_stop_drains_calls_in_flight() {
     if !is_engine_available() {
         return;
     }
@@ -99,7 +99,7 @@ async fn a_stop_lets_calls_finish() {
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn the_data_live_as_long_as_their_volume() {
+async fn the_data_lives_as_long_as_its_volume() {
     if !is_engine_available() {
         return;
     }
@@ -116,7 +116,7 @@ async fn the_data_live_as_long_as_their_volume() {
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn replicas_that_start_at_once_migrate_once() {
+async fn concurrently_started_replicas_migrate_once() {
     if !is_engine_available() {
         return;
     }

@@ -118,7 +118,7 @@ impl Fuzz {
 }
 
 #[tokio::test]
-async fn any_call_of_health_or_reflection_is_answered_or_refused_and_hurts_no_other() {
+async fn any_call_of_health_or_reflection_is_handled_and_affects_no_other() {
     let mut fuzz = Fuzz::start().await;
     let mut runner = fuzz.runner();
     // A Watch would go on and on.
@@ -155,7 +155,7 @@ async fn any_call_of_health_or_reflection_is_answered_or_refused_and_hurts_no_ot
 }
 
 #[tokio::test]
-async fn any_call_is_answered_or_refused_as_it_should_be_and_hurts_no_other() {
+async fn any_call_is_handled_as_specified_and_affects_no_other() {
     let figures = Fuzz::start().await.run(8).await;
     for code in [Code::Ok, Code::InvalidArgument, Code::Unauthenticated, Code::Internal] {
         assert!(figures.count(code, None) > 0, "{code:?} is missing: {:?}", figures.0);
@@ -166,7 +166,7 @@ async fn any_call_is_answered_or_refused_as_it_should_be_and_hurts_no_other() {
 /// calls of an earlier run again, as far as they do not depend on ids and times.
 #[tokio::test]
 #[ignore = "takes minutes"]
-async fn any_of_many_calls_is_answered_or_refused_as_it_should_be() {
+async fn any_of_many_calls_is_handled_as_specified() {
     let fuzz = Fuzz::start().await;
     print_line(&format!("FUZZ_SEED={}", fuzz.seed));
     let figures = fuzz.run(500).await;

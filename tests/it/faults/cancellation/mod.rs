@@ -73,13 +73,13 @@ const METHODS: [(&str, &[Code]); 17] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_are_given_up_at_any_moment_leave_nothing_behind() {
+async fn calls_that_are_cancelled_at_any_moment_leave_nothing_behind() {
     give_up(2_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes"]
-async fn a_hundred_thousand_calls_that_are_given_up_leave_nothing_behind() {
+async fn a_hundred_thousand_cancelled_calls_leave_nothing_behind() {
     give_up(100_000).await;
 }
 

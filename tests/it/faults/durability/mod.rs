@@ -24,13 +24,13 @@ const WORKERS: usize = 8;
 const MAX_SESSIONS: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_acknowledged_outlives_crashes() {
+async fn acknowledged_writes_survive_crashes() {
     outlive(2, 20..60).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes"]
-async fn what_was_acknowledged_outlives_many_crashes() {
+async fn acknowledged_writes_survive_many_crashes() {
     outlive(24, 50..500).await;
 }
 

@@ -52,7 +52,7 @@ async fn behind_a_proxy(address: SocketAddr) -> (App, Proxy) {
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_holds_no_call_and_is_used_again_when_it_goes_on() {
+async fn a_hanging_database_fails_calls_in_time_and_the_pool_recovers() {
     let (app, proxy) = behind_a_proxy(Proxy::reserve_address().await).await;
     let mut trial = Trial::begin(app.address, &app.database.options).await;
     proxy.pause();
@@ -62,7 +62,7 @@ async fn a_database_that_hangs_holds_no_call_and_is_used_again_when_it_goes_on()
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_is_used_again_when_it_is_back() {
+async fn the_pool_reconnects_after_an_outage() {
     let address = Proxy::reserve_address().await;
     let (app, proxy) = behind_a_proxy(address).await;
     let mut trial = Trial::begin(app.address, &app.database.options).await;
@@ -99,7 +99,7 @@ impl Admin {
 }
 
 #[tokio::test]
-async fn a_database_that_takes_no_connections_is_unavailable_until_it_does() {
+async fn a_database_that_refuses_connections_is_unavailable_until_it_accepts_them() {
     let app = App::start().await;
     let mut trial = Trial::begin(app.address, &app.database.options).await;
     let mut admin = Admin::of(&app).await;
@@ -130,7 +130,7 @@ async fn assert_reads_only(app: &App, ana: &Client, todo: &Todo) {
 }
 
 #[tokio::test]
-async fn a_database_that_is_read_only_is_unavailable_for_writing() {
+async fn a_read_only_database_is_unavailable_for_writes() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("a").await;
@@ -151,7 +151,7 @@ async fn a_database_that_is_read_only_is_unavailable_for_writing() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_full_is_unavailable() {
+async fn a_full_database_is_unavailable_for_writes() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("a").await;
@@ -176,7 +176,7 @@ async fn a_database_that_is_full_is_unavailable() {
 }
 
 #[tokio::test]
-async fn the_database_itself_ends_what_takes_too_long() {
+async fn the_session_settings_limit_statements_locks_and_idle_transactions() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     // A trigger runs in the session of the server, and sees its settings.

@@ -16,7 +16,7 @@ async fn begin(postgres: &Postgres) -> (Process, Trial) {
 }
 
 #[tokio::test]
-async fn a_postgresql_that_is_stopped_holds_no_call() {
+async fn a_suspended_postgresql_fails_calls_in_time() {
     let postgres = Postgres::temporary();
     let (server, mut trial) = begin(&postgres).await;
     let frozen = postgres.freeze().await;
@@ -27,7 +27,7 @@ async fn a_postgresql_that_is_stopped_holds_no_call() {
 }
 
 #[tokio::test]
-async fn a_postgresql_without_a_connection_to_give_is_away() {
+async fn a_postgresql_without_free_connections_is_unavailable() {
     let dir = temp_dir();
     let postgres = Postgres::start(&dir.path().join("data"));
     let (server, mut trial) = begin(&postgres).await;

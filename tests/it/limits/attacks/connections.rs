@@ -9,7 +9,7 @@ use crate::support::http2::{self};
 
 /// Four times as many connections as one address may have, which are closed at once and come
 /// again: 7 000 a second from all together.
-pub(super) async fn connections_too_many(target: Target) -> io::Result<()> {
+pub(super) async fn excess_connections(target: Target) -> io::Result<()> {
     say(&target, http2::PREFACE).await
 }
 

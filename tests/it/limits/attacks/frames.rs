@@ -26,7 +26,7 @@ pub(super) async fn rapid_resets(target: Target) -> io::Result<()> {
 }
 
 /// The same for calls that the service has begun to answer.
-pub(super) async fn resets_of_calls_under_way(target: Target) -> io::Result<()> {
+pub(super) async fn resets_of_calls_in_flight(target: Target) -> io::Result<()> {
     let mut sender = target.sender().await?;
     let block = target.call(GET, &[]);
     loop {

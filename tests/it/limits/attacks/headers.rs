@@ -8,7 +8,7 @@ use super::{GET, STEP, Target, connections::say};
 use crate::support::http2::{self, END_HEADERS, END_STREAM, frame};
 
 /// Header lists that do not end.
-pub(super) async fn half_a_header_list(target: Target) -> io::Result<()> {
+pub(super) async fn incomplete_header_lists(target: Target) -> io::Result<()> {
     let block = &target.call(GET, &[("a", &"x".repeat(15_000))])[..15_000];
     let half = frame(http2::HEADERS, 0, 1, block);
     let said = [http2::PREFACE, &half, &half[..14_000]].concat();
@@ -39,7 +39,7 @@ pub(super) async fn large_header_lists(target: Target) -> io::Result<()> {
 }
 
 /// The same with the same size in many entries: 200 a second.
-pub(super) async fn small_headers(target: Target) -> io::Result<()> {
+pub(super) async fn many_small_headers(target: Target) -> io::Result<()> {
     many(&target, &target.call(GET, &[("a", ""); 440]), 5).await
 }
 
@@ -60,7 +60,7 @@ pub(super) async fn many(target: &Target, block: &[u8], per_second: u32) -> io::
     }
 }
 
-pub(super) async fn header_lists_too_large(target: Target) -> io::Result<()> {
+pub(super) async fn oversized_header_lists(target: Target) -> io::Result<()> {
     let mut sender = target.sender().await?;
     let block = target.call(GET, &[("a", &"x".repeat(8_000)), ("b", &"x".repeat(8_400))]);
     loop {

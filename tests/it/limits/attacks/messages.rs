@@ -13,7 +13,7 @@ use crate::support::{
 
 /// Messages far larger than they may be, which promise to be larger still, or to be as large
 /// as they may be.
-pub(super) async fn giant_messages(target: Target) -> io::Result<()> {
+pub(super) async fn oversized_messages(target: Target) -> io::Result<()> {
     let mut wire = target.raw_client(None).await?;
     let mut giant = vec![0xff; 4 * 1024 * 1024];
     let promised: u32 = if target.worker.is_multiple_of(2) { u32::MAX } else { 1024 * 1024 };
@@ -39,7 +39,7 @@ pub(super) async fn truncated_messages(target: Target) -> io::Result<()> {
 }
 
 /// The largest messages, but for their last byte.
-pub(super) async fn requests_almost_whole(target: Target) -> io::Result<()> {
+pub(super) async fn incomplete_requests(target: Target) -> io::Result<()> {
     let wire = target.raw_client(None).await?;
     let mut message = http2::length_prefixed(&vec![0; 1024 * 1024]);
     message.pop();

@@ -24,14 +24,14 @@ use fast_zero::proto::todo::v1::ListTodosRequest;
 
 use self::{
     attackers::Attackers,
-    connections::{connections_too_many, half_open_connections, half_open_handshakes},
-    frames::{empty_window_updates, pings, rapid_resets, resets_of_calls_under_way, settings},
+    connections::{excess_connections, half_open_connections, half_open_handshakes},
+    frames::{empty_window_updates, pings, rapid_resets, resets_of_calls_in_flight, settings},
     headers::{
-        calls_without_a_body, continuation_floods, half_a_header_list, header_lists_too_large,
-        hpack_bombs, large_header_lists, small_headers,
+        calls_without_a_body, continuation_floods, hpack_bombs, incomplete_header_lists,
+        large_header_lists, many_small_headers, oversized_header_lists,
     },
-    messages::{giant_messages, requests_almost_whole, slow_senders, truncated_messages},
-    readers::{readers_of_no_errors, readers_of_no_reflection, readers_of_nothing, slow_readers},
+    messages::{incomplete_requests, oversized_messages, slow_senders, truncated_messages},
+    readers::{slow_readers, unread_errors, unread_reflection, unread_responses},
     service::Service,
 };
 use crate::support::{
@@ -103,23 +103,23 @@ macro_rules! attacks {
 
 attacks! {
     rapid_resets: 4,
-    resets_of_calls_under_way: 4,
+    resets_of_calls_in_flight: 4,
     half_open_connections: 1000 from 4,
     half_open_handshakes: 250 over tls,
-    half_a_header_list: 250,
-    connections_too_many: 1000,
+    incomplete_header_lists: 250,
+    excess_connections: 1000,
     continuation_floods: 8,
     large_header_lists: 40,
-    small_headers: 40,
-    header_lists_too_large: 4,
+    many_small_headers: 40,
+    oversized_header_lists: 4,
     hpack_bombs: 8,
-    giant_messages: 8,
+    oversized_messages: 8,
     truncated_messages: 4,
-    requests_almost_whole: 8,
+    incomplete_requests: 8,
     slow_readers: 8,
-    readers_of_nothing: 8,
-    readers_of_no_errors: 32,
-    readers_of_no_reflection: 8,
+    unread_responses: 8,
+    unread_errors: 32,
+    unread_reflection: 8,
     slow_senders: 8,
     pings: 2,
     settings: 2,
@@ -129,7 +129,7 @@ attacks! {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes"]
-async fn nobody_else_notices() {
+async fn other_clients_are_unaffected() {
     let only = std::env::var("TEST_ATTACK").ok();
     let mut failures = Vec::new();
     for attack in ATTACKS {

@@ -19,7 +19,7 @@ pub(super) async fn slow_readers(target: Target) -> io::Result<()> {
 }
 
 /// Large answers of which nobody reads anything.
-pub(super) async fn readers_of_nothing(target: Target) -> io::Result<()> {
+pub(super) async fn unread_responses(target: Target) -> io::Result<()> {
     let window = if target.worker.is_multiple_of(2) { 0 } else { 1024 };
     read(target, window, None).await
 }
@@ -65,7 +65,7 @@ pub(super) async fn wait_until_closed(wire: &RawClient) {
 
 /// Calls that are answered at once, with answers that nobody reads: 3 200 a second from all
 /// together.
-pub(super) async fn readers_of_no_errors(target: Target) -> io::Result<()> {
+pub(super) async fn unread_errors(target: Target) -> io::Result<()> {
     let mut stream = http2::connect_without_reading(target.address, target.peer).await?;
     stream.write_all(http2::PREFACE).await?;
     let block = target.call("/no.Such/Method", &[]);
@@ -83,7 +83,7 @@ pub(super) async fn readers_of_no_errors(target: Target) -> io::Result<()> {
 }
 
 /// Descriptors that nobody reads.
-pub(super) async fn readers_of_no_reflection(target: Target) -> io::Result<()> {
+pub(super) async fn unread_reflection(target: Target) -> io::Result<()> {
     let mut sender = target.sender().await?;
     sender.send(&http2::settings_frame(http2::INITIAL_WINDOW_SIZE, 0)).await?;
     let block = target.call("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", &[]);

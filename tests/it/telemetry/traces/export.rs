@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn the_stop_exports_what_is_left() {
+async fn the_shutdown_exports_pending_spans() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
     let run = exporting(&database, &collector.url()).env("OTEL_BSP_SCHEDULE_DELAY", "3600000");
     let mut server = run.start();
@@ -31,7 +31,7 @@ async fn the_stop_exports_what_is_left() {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_or_silent_holds_neither_calls_nor_the_stop() {
+async fn an_unavailable_or_silent_collector_delays_neither_calls_nor_shutdown() {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let silent_at = silent.local_addr().expect("it is bound");
     // Accepted connections stay open, and nobody reads them.
@@ -76,7 +76,7 @@ async fn a_collector_that_is_away_or_silent_holds_neither_calls_nor_the_stop() {
 }
 
 #[tokio::test]
-async fn a_silent_collector_does_not_hold_the_second_signal() {
+async fn a_silent_collector_does_not_delay_the_second_signal() {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}", silent.local_addr().expect("it is bound"));
     let database = TestDatabase::create().await;
@@ -93,7 +93,7 @@ async fn a_silent_collector_does_not_hold_the_second_signal() {
 }
 
 #[tokio::test]
-async fn a_collector_that_comes_back_is_told_of() {
+async fn the_recovery_of_a_collector_is_logged() {
     let (database, address) = (TestDatabase::create().await, Proxy::reserve_address().await);
     let server = exporting(&database, &format!("http://{address}")).start();
     let ana = client(&server).await.signed_up("ana").await;
@@ -105,7 +105,7 @@ async fn a_collector_that_comes_back_is_told_of() {
 }
 
 #[tokio::test]
-async fn a_collector_with_tls_needs_a_certificate_of_a_known_authority() {
+async fn a_tls_collector_needs_a_certificate_of_a_trusted_authority() {
     let database = TestDatabase::create().await;
     let authority = CertificateAuthority::new();
     let secret = TlsSecret::new(&authority.issue(), None);

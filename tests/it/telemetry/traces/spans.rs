@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn the_span_of_a_call_is_a_child_of_its_callers() {
+async fn the_span_of_a_call_is_a_child_of_the_callers_span() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
     let server = exporting(&database, &collector.url()).start();
     let ana = client(&server).await.signed_up("ana").await;
@@ -55,7 +55,7 @@ async fn the_span_of_a_call_is_a_child_of_its_callers() {
 }
 
 #[tokio::test]
-async fn work_that_no_dropped_call_can_cut_belongs_to_its_call() {
+async fn the_spans_of_work_that_outlives_its_call_belong_to_the_call() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
     let server = exporting(&database, &collector.url()).start();
     let anonymous = client(&server).await;
@@ -69,7 +69,7 @@ async fn work_that_no_dropped_call_can_cut_belongs_to_its_call() {
 }
 
 #[tokio::test]
-async fn failures_of_the_server_are_told_from_those_of_callers() {
+async fn server_errors_are_distinguished_from_client_errors() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
     let server = exporting(&database, &collector.url()).start();
     let channel = channel(&server).await;
@@ -95,7 +95,7 @@ async fn failures_of_the_server_are_told_from_those_of_callers() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_is_told_as_that() {
+async fn a_cancelled_call_is_recorded_as_cancelled() {
     let collector = Collector::start().await;
     let endpoint = Some(collector.url().parse().expect("a URL"));
     let app = App::start_with(config_with(|config| {
@@ -120,7 +120,7 @@ async fn a_call_that_is_given_up_is_told_as_that() {
 }
 
 #[tokio::test]
-async fn what_the_caller_does_not_record_is_not_exported() {
+async fn calls_that_the_caller_does_not_sample_are_not_exported() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
     let server = exporting(&database, &collector.url()).start();
     let ana = client(&server).await.signed_up("ana").await;
@@ -133,7 +133,7 @@ async fn what_the_caller_does_not_record_is_not_exported() {
 }
 
 #[tokio::test]
-async fn probes_are_exported_only_where_their_caller_records_them() {
+async fn probes_are_exported_only_if_the_caller_samples_them() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
     let server = exporting(&database, &collector.url()).start();
     let channel = channel(&server).await;
@@ -154,7 +154,7 @@ async fn probes_are_exported_only_where_their_caller_records_them() {
 }
 
 #[tokio::test]
-async fn each_call_has_a_trace_in_the_log_and_the_same_in_the_export() {
+async fn the_log_and_the_export_have_the_same_trace_id() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
     for exports in [true, false] {
         let url = if exports { collector.url() } else { String::new() };
@@ -188,7 +188,7 @@ async fn each_call_has_a_trace_in_the_log_and_the_same_in_the_export() {
 }
 
 #[tokio::test]
-async fn the_log_for_people_has_the_trace_too() {
+async fn the_pretty_log_has_the_trace_id() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).env("LOG_FORMAT", "pretty").start();
     let line = server.wait_for_line("serving address=").await;
@@ -234,7 +234,7 @@ async fn no_secret_is_exported() {
 }
 
 #[tokio::test]
-async fn spans_say_which_service_they_come_from() {
+async fn spans_name_their_service() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
     for (trace, variable, value, name) in [
         (TRACE, "OTEL_SERVICE_NAME", "", "fast-zero"),

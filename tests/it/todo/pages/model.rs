@@ -72,7 +72,7 @@ async fn insert_any(ana: &Client) -> Vec<Todo> {
 }
 
 #[test]
-fn any_list_is_what_the_contract_says() {
+fn any_list_matches_the_model() {
     let runtime = Runtime::new().expect("a runtime");
     let (_app, ana, todos) = runtime.block_on(async {
         let app = App::start().await;

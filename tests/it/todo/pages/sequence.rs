@@ -8,7 +8,7 @@ use super::{ORDERS, ids, insert, insert_alike};
 use crate::support::{App, Client, todos::titles};
 
 #[tokio::test]
-async fn skip_leaves_out_further_todos_before_a_page() {
+async fn skip_omits_todos_before_a_page() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     insert(&app, &ana, (0..8).map(|n| n.to_string()).collect(), "").await;
@@ -30,7 +30,7 @@ async fn skip_leaves_out_further_todos_before_a_page() {
 }
 
 #[tokio::test]
-async fn pages_of_any_size_and_order_make_up_the_whole_list() {
+async fn pages_of_any_size_and_order_form_the_whole_list() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     insert_alike(&app, &ana).await;
@@ -82,7 +82,7 @@ async fn insert_staying_and_passing(app: &App, owner: &Client) {
 }
 
 #[tokio::test]
-async fn what_stays_is_found_once_though_others_go_behind_each_page_and_come_anew() {
+async fn remaining_todos_are_listed_once_if_others_are_deleted_and_created_behind_each_page() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for order_by in ORDERS {
@@ -113,7 +113,7 @@ async fn what_stays_is_found_once_though_others_go_behind_each_page_and_come_ane
 }
 
 #[tokio::test]
-async fn what_stays_is_found_once_while_others_come_and_go() {
+async fn remaining_todos_are_listed_once_during_creations_and_deletions() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     insert_staying_and_passing(&app, &ana).await;

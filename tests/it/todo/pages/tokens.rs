@@ -9,7 +9,7 @@ use super::insert_alike;
 use crate::support::{App, assert::assert_invalid};
 
 #[tokio::test]
-async fn a_page_token_is_good_only_for_what_it_was_made_for() {
+async fn a_page_token_is_valid_only_for_its_list() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     for caller in [&ana, &bob] {
@@ -54,7 +54,7 @@ async fn a_page_token_is_good_only_for_what_it_was_made_for() {
 }
 
 #[tokio::test]
-async fn a_page_token_that_was_not_made_here_is_refused() {
+async fn a_forged_page_token_is_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.create_user("bob").await;
