@@ -1,4 +1,4 @@
-//! The filters of a list.
+//! The filters of lists.
 
 use fast_zero::proto::todo::v1::{ListTodosRequest, Todo, TodoState};
 
@@ -8,7 +8,7 @@ use crate::support::{
     todos::{titles, todo_titled},
 };
 
-/// Text, and what finds it.
+/// Texts, each with filters that match it.
 const CONTAINS: [(&str, &[&str]); 9] = [
     ("Ação", &["Ação", "AÇÃO", "ação", "c\u{327}a\u{303}", "ÇÃ", "A\u{303}o"]),
     ("É tarde", &["é", "É", "E\u{301}", "é t", " "]),
@@ -69,11 +69,11 @@ async fn filters_are_not_trimmed_and_have_up_to_100_characters() {
         let (title, description) = (text.to_owned(), text.to_owned());
         ana.try_list_todos(ListTodosRequest { title, description, ..<_>::default() })
     };
-    for good in ["🦀".repeat(100), "e\u{301}".repeat(100), " ".repeat(100)] {
-        filtered(&good).await.expect("100 characters");
+    for valid in ["🦀".repeat(100), "e\u{301}".repeat(100), " ".repeat(100)] {
+        filtered(&valid).await.expect("100 characters");
     }
-    for bad in ["🦀".repeat(101), " ".repeat(101), "a".repeat(1_000)] {
-        assert_invalid(filtered(&bad).await, &["title", "description"]);
+    for invalid in ["🦀".repeat(101), " ".repeat(101), "a".repeat(1_000)] {
+        assert_invalid(filtered(&invalid).await, &["title", "description"]);
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, VecDeque};
 
 use fast_zero::proto::{todo::v1::ListTodosRequest, user::v1::ListUsersRequest};
 
-use super::NOBODY;
+use super::UNKNOWN_USER_ID;
 use crate::support::{App, Client, assert::assert_invalid, users::usernames};
 
-/// The names on all pages, of which each begins where the one before ended.
+/// Returns the names on all consecutive pages.
 async fn listed(caller: &Client, page_size: i32) -> Vec<String> {
     let mut request = ListUsersRequest { page_size, ..<_>::default() };
     let mut listed = Vec::new();
@@ -68,13 +68,13 @@ async fn a_page_has_100_users_unless_it_asks_for_up_to_1000() {
 async fn all_invalid_fields_of_a_list_are_reported() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
-    for (page_size, skip, page_token, bad) in [
+    for (page_size, skip, page_token, invalid) in [
         (-1, 0, "", &["page_size"][..]),
         (0, -1, "", &["skip"]),
         (i32::MIN, i32::MIN, "x", &["page_size", "skip", "page_token"]),
     ] {
         let request = ListUsersRequest { page_size, skip, page_token: page_token.into() };
-        assert_invalid(ana.try_list_users(request).await, bad);
+        assert_invalid(ana.try_list_users(request).await, invalid);
     }
 
     let of = async |caller: &Client, page_token: &str| {
@@ -83,29 +83,29 @@ async fn all_invalid_fields_of_a_list_are_reported() {
             .await
     };
     let page = ListUsersRequest { page_size: 1, ..<_>::default() };
-    let good = ana.list_users(page.clone()).await.next_page_token;
+    let valid = ana.list_users(page.clone()).await.next_page_token;
     ana.create_todo("one").await;
     ana.create_todo("two").await;
     let of_todos = ListTodosRequest { page_size: 1, ..<_>::default() };
     let of_todos = ana.list_todos(of_todos).await.next_page_token;
-    for bad in [
+    for invalid in [
         "garbage",
         "\0",
         "🦀",
-        &good[1..],
-        &good[..good.len() - 1],
-        &format!("{good}A"),
-        &good.to_uppercase(),
-        &"A".repeat(good.len()),
+        &valid[1..],
+        &valid[..valid.len() - 1],
+        &format!("{valid}A"),
+        &valid.to_uppercase(),
+        &"A".repeat(valid.len()),
         &of_todos,
-        NOBODY,
+        UNKNOWN_USER_ID,
         &ana.user_id(),
     ] {
-        assert_invalid(of(&ana, bad).await, &["page_token"]);
+        assert_invalid(of(&ana, invalid).await, &["page_token"]);
     }
-    assert_invalid(of(&bob, &good).await, &["page_token"]);
+    assert_invalid(of(&bob, &valid).await, &["page_token"]);
     let again = app.logged_in("ana").await;
-    assert_eq!(of(&again, &good).await.expect("it is the same caller").into_inner().users.len(), 1);
+    assert_eq!(of(&again, &valid).await.expect("the same caller").into_inner().users.len(), 1);
 }
 
 #[tokio::test]
@@ -149,11 +149,11 @@ async fn remaining_users_are_listed_once_during_sign_ups_and_deletions() {
         if request.page_token.is_empty() {
             break;
         }
-        // The last one of the page, and one who would have come later.
+        // The last user of the page, and a user of a later page.
         for user in [leave.pop_front(), leave.pop_back()].into_iter().flatten() {
             user.try_delete_user("me", "").await.expect("deleted");
         }
-        // Once only, or the list would never end.
+        // Only once, so that the list ends.
         if seen.len() == 2 {
             app.create_user("new").await;
         }

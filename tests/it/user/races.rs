@@ -20,15 +20,15 @@ async fn one_of_64_concurrent_sign_ups_with_the_same_name_succeeds() {
         let (caller, username) = (app.anonymous(), if n % 2 == 0 { "ana" } else { "Ana" });
         async move { caller.try_sign_up(username, &format!("ana{n}@example.com"), PASSWORD).await }
     });
-    let (succeeded, refused): (Vec<_>, Vec<_>) =
+    let (succeeded, rejected): (Vec<_>, Vec<_>) =
         join_all(calls).await.into_iter().partition(Result::is_ok);
     assert_eq!(succeeded.len(), 1);
-    for refused in refused {
-        let code = refused.as_ref().err().map(tonic::Status::code);
+    for rejected in rejected {
+        let code = rejected.as_ref().err().map(tonic::Status::code);
         if code == Some(Code::ResourceExhausted) {
-            assert_status(refused, Code::ResourceExhausted, "OVERLOADED");
+            assert_status(rejected, Code::ResourceExhausted, "OVERLOADED");
         } else {
-            assert_status(refused, Code::AlreadyExists, "USERNAME_EXISTS");
+            assert_status(rejected, Code::AlreadyExists, "USERNAME_EXISTS");
         }
     }
     assert_eq!(app.fetch_scalar::<i64>("select count(*) from users").await, 1);
@@ -50,8 +50,8 @@ async fn one_of_several_concurrent_updates_with_the_same_etag_succeeds() {
     let (won, lost): (Vec<_>, Vec<_>) =
         calls.await.expect("no panic").into_iter().partition(Result::is_ok);
     assert_eq!(won.len(), 1);
-    for refused in lost {
-        assert_status(refused, Code::Aborted, "ETAG_MISMATCH");
+    for rejected in lost {
+        assert_status(rejected, Code::Aborted, "ETAG_MISMATCH");
     }
     let won = won.into_iter().find_map(Result::ok).and_then(|won| won.into_inner().user);
     assert_eq!(won, Some(ana.get_user("me").await));
@@ -86,7 +86,7 @@ async fn calls_during_the_deletion_of_their_user_are_unauthenticated() {
     assert_unauthenticated(login.await.expect("no panic"), "INCORRECT_CREDENTIALS");
     assert_unauthenticated(refresh.await.expect("no panic"), "REFRESH_TOKEN_INVALID");
 
-    // The session is still taken for alive here, so each rpc has to find out by itself.
+    // The session is still cached as active, so each RPC detects the deletion by itself.
     assert_unauthenticated(ana.try_get_user("me").await, ended);
     assert_unauthenticated(ana.try_delete_user("me", "").await, ended);
     assert_unauthenticated(ana.try_change_password(PASSWORD, NEW).await, ended);

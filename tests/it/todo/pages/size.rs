@@ -30,13 +30,13 @@ async fn a_page_has_100_todos_unless_it_asks_for_up_to_1000() {
 async fn negative_sizes_and_skips_are_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    for (page_size, skip, bad) in [
+    for (page_size, skip, invalid) in [
         (-1, 0, &["page_size"][..]),
         (0, -1, &["skip"]),
         (i32::MIN, i32::MIN, &["page_size", "skip"]),
     ] {
         let request = ListTodosRequest { page_size, skip, ..<_>::default() };
-        assert_invalid(ana.try_list_todos(request).await, bad);
+        assert_invalid(ana.try_list_todos(request).await, invalid);
     }
 }
 

@@ -49,7 +49,7 @@ async fn a_page_token_is_valid_only_for_its_list() {
         of(|request| request.page_size = 0),
         of(|request| request.skip = 1),
     ] {
-        ana.try_list_todos(same).await.expect("it is what the token was made for");
+        ana.try_list_todos(same).await.expect("the list of the token");
     }
 }
 
@@ -62,31 +62,31 @@ async fn a_forged_page_token_is_rejected() {
     let of_users = ListUsersRequest { page_size: 1, ..<_>::default() };
     let of_users = ana.users().list_users(of_users).await.expect("listed").into_inner();
     let page = ana.list_todos(ListTodosRequest { page_size: 1, ..<_>::default() }).await;
-    let good = page.next_page_token;
-    let turned: String = good.chars().rev().collect();
+    let valid = page.next_page_token;
+    let turned: String = valid.chars().rev().collect();
     let other_case: String =
-        good.chars().map(|c| if c.is_lowercase() { c.to_ascii_uppercase() } else { c }).collect();
-    for bad in [
+        valid.chars().map(|c| if c.is_lowercase() { c.to_ascii_uppercase() } else { c }).collect();
+    for invalid in [
         "x",
         "garbage!",
         "0",
         "🦀",
         "\0",
         " ",
-        &good[1..],
-        &good[..good.len() - 1],
-        &good[..10],
-        &format!("{good}A"),
-        &format!("{good}="),
-        &format!("{good} "),
-        &good.repeat(2),
+        &valid[1..],
+        &valid[..valid.len() - 1],
+        &valid[..10],
+        &format!("{valid}A"),
+        &format!("{valid}="),
+        &format!("{valid} "),
+        &valid.repeat(2),
         &turned,
         &other_case,
-        &"A".repeat(good.len()),
+        &"A".repeat(valid.len()),
         &"A".repeat(10_000),
         &of_users.next_page_token,
     ] {
-        let request = ListTodosRequest { page_token: bad.to_owned(), ..<_>::default() };
+        let request = ListTodosRequest { page_token: invalid.to_owned(), ..<_>::default() };
         assert_invalid(ana.try_list_todos(request).await, &["page_token"]);
     }
 }
