@@ -6,9 +6,9 @@ COPY . .
 ARG FASTZERO_COMMIT=unknown
 ARG PROFILE=release
 ARG TARGETPLATFORM
-# The caches keep the dependencies, each compiled once, whatever changes in the sources; a
-# layer of them would be compiled anew when one of them changes. cargo tells by its time
-# whether a file has changed, and a cache may be younger than this checkout.
+# The caches contain compiled dependencies, so a change of the sources or of one dependency does
+# not recompile the others. cargo compares modification times, and the cache may be newer than the
+# checkout, so `touch` updates the times.
 RUN --mount=type=cache,id=fast-zero-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=fast-zero-$TARGETPLATFORM,target=/fast-zero/target,sharing=locked \
     find . -path ./target -prune -o -type f -exec touch {} + \
@@ -27,7 +27,7 @@ ENV LISTEN_ADDR=0.0.0.0:50051
 EXPOSE 50051
 USER 65532:65532
 STOPSIGNAL SIGTERM
-# Twice as long as the subcommand's own limits.
+# Twice the timeout of the subcommand itself.
 HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=2 \
     CMD ["/bin/fast-zero", "healthcheck"]
 ENTRYPOINT ["/bin/fast-zero"]

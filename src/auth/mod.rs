@@ -23,18 +23,18 @@ pub(crate) use self::token::{AccessTokens, RefreshTokens};
 
 /// The most active sessions of a user. A login beyond ends the oldest.
 ///
-/// Test: `beyond_a_hundred_live_sessions_the_oldest_ends`.
+/// Test: `a_login_beyond_a_hundred_active_sessions_revokes_the_oldest`.
 pub(crate) const MAX_SESSIONS: i64 = 100;
 
 /// How long the direct predecessor of a refresh token gets the same successor again, instead of
 /// being treated as stolen.
 ///
-/// Test: `the_direct_predecessor_after_ten_seconds_ends_the_session`.
+/// Test: `reuse_of_the_previous_refresh_token_after_ten_seconds_revokes_the_session`.
 pub(crate) const REFRESH_GRACE_PERIOD: time::Duration = time::Duration::seconds(10);
 
 /// The longest stored `user-agent`, in characters.
 ///
-/// Test: `a_session_says_where_its_login_came_from`.
+/// Test: `a_session_records_the_client_of_its_login`.
 const MAX_USER_AGENT_LEN: usize = 256;
 
 /// The longest login, in characters: that of an email address.

@@ -36,7 +36,7 @@ const MAX_STREAMS: usize = 1_024;
 
 /// Server streams of one client: as many as half of a connection's concurrent streams.
 ///
-/// Test: `a_client_has_so_many_streams_and_no_more`.
+/// Test: `streams_are_limited_per_client`.
 const MAX_STREAMS_PER_CLIENT: usize = 64;
 
 /// The server is overloaded and sheds the call.

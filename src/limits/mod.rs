@@ -32,11 +32,11 @@ pub(crate) const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest request message, in bytes. The largest valid one, a description of 10,000
 /// characters, has 40 KB; larger ones are read to report what is invalid.
 ///
-/// Test: `a_request_above_1_mib_is_out_of_range_and_the_connection_lives`.
+/// Test: `a_request_above_1_mib_is_out_of_range_and_the_connection_stays_open`.
 pub(crate) const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 
 /// The largest request message of the health and reflection services, in bytes: the name of a
 /// service or a type. Clients without credentials may keep such streams open.
 ///
-/// Test: `requests_of_system_services_are_small`.
+/// Test: `oversized_requests_of_system_services_are_rejected`.
 pub(crate) const MAX_SYSTEM_REQUEST_BYTES: usize = 4 * 1024;

@@ -43,7 +43,7 @@ where
     type Future = ErrorDetailsFuture<S::Future>;
 
     fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
-        // No layer below has back-pressure of its own: load shedding rejects instead.
+        // No layer below has backpressure of its own: load shedding rejects instead.
         Poll::Ready(Ok(()))
     }
 

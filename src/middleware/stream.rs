@@ -4,7 +4,7 @@
 //! A stream ends at the client's deadline, at the expiry of the access token, with the session,
 //! when its connection drains (maximum age, idle, shutdown), or, for reflection, at its maximum
 //! age. There is no channel between the handler and HTTP/2: the body polls the handler when the
-//! client has room for more (back-pressure).
+//! client has room for more (backpressure).
 
 use std::{
     future::pending,

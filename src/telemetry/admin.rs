@@ -29,18 +29,18 @@ use super::{
 
 /// Open connections: a few scrapers and probes. Further ones wait to be accepted.
 ///
-/// Test: `who_says_nothing_takes_no_place_for_long`.
+/// Test: `silent_admin_connections_time_out`.
 const MAX_CONNECTIONS: usize = 16;
 
 /// How long the headers of a request may take.
 ///
-/// Test: `who_says_nothing_takes_no_place_for_long`.
+/// Test: `silent_admin_connections_time_out`.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a connection may take, its one response included: longer than the request may take,
 /// so that a client that does not read loses its connection.
 ///
-/// Test: `who_says_nothing_takes_no_place_for_long`.
+/// Test: `silent_admin_connections_time_out`.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The admin server.

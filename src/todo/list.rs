@@ -26,7 +26,7 @@ use crate::{
 /// The most that the todos of a page may add up to, in bytes: 1 MiB less the page token and
 /// the framing.
 ///
-/// Test: `a_thousand_todos_come_in_pages_below_1_mib_whatever_their_size`.
+/// Test: `a_thousand_todos_are_listed_in_pages_below_1_mib_whatever_their_size`.
 pub(super) const MAX_PAGE_BYTES: i64 = 1_000_000;
 
 /// The size of a todo besides its texts, in bytes: ID, times, etag, state and tags, rounded up.

@@ -25,7 +25,7 @@ use crate::types::error_chain::BoxError;
 
 /// `SETTINGS_MAX_HEADER_LIST_SIZE`: the largest metadata of a request.
 ///
-/// Test: `metadata_above_16_kib_is_refused_and_the_connection_lives`.
+/// Test: `metadata_above_16_kib_is_rejected_and_the_connection_stays_open`.
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
 
 /// `SETTINGS_MAX_CONCURRENT_STREAMS`: half of the default of `MAX_CONCURRENT_CALLS`, so that one
@@ -42,7 +42,7 @@ const INITIAL_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// How long a connection may take until it speaks HTTP/2, TLS included.
 ///
-/// Test: `who_says_nothing_or_nonsense_is_closed`.
+/// Test: `connections_without_a_valid_preface_are_closed`.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The client's connection preface (RFC 9113, section 3.4).

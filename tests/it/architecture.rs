@@ -1,4 +1,4 @@
-//! Which part of the code knows which: the source is read for the paths that it uses.
+//! The dependencies between modules, read from the paths in the sources.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,14 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A crate or a module, and who alone may use it: the files, each with how much of it.
+/// A restricted crate or module, with the only files that may use it and the paths that each
+/// file may use.
 type MayUse = (&'static str, &'static [(&'static str, &'static str)]);
 
 const MAY_USE: [MayUse; 13] = [
-    // Everything is wired in `server`, and only the command that serves knows it.
+    // `server` wires everything, and only the command `serve` uses it.
     ("crate::server", &[("cli/serve.rs", "crate::server::Server")]),
-    // Messages of the contract stop at `service.rs`. The reasons of errors are an enum of the
-    // contract.
+    // Protobuf messages stop at `service.rs`. The reasons of errors are an enum of the API.
     (
         "crate::rpc::proto",
         &[
@@ -34,7 +34,7 @@ const MAY_USE: [MayUse; 13] = [
             ("rpc/proto.rs", "prost_types::Timestamp"),
         ],
     ),
-    // SQL stops at the stores. The options of a connection are made of a setting.
+    // SQL stops at the stores. The configuration parses the options of the connection.
     (
         "sqlx",
         &[
@@ -54,7 +54,7 @@ const MAY_USE: [MayUse; 13] = [
             ("server.rs", "sqlx::postgres::PgConnectOptions"),
         ],
     ),
-    // TLS stops at `tls.rs`, but for what the health check speaks.
+    // TLS stops at `tls.rs`, except for the client of the health check.
     (
         "tokio_rustls",
         &[
@@ -69,14 +69,14 @@ const MAY_USE: [MayUse; 13] = [
     ("opentelemetry_sdk", &[("telemetry/traces", "opentelemetry_sdk")]),
     // Settings are read with the arguments.
     ("std::env", &[("cli/mod.rs", "std::env")]),
-    // What the embedded PostgreSQL needs to know of the service is in one file.
+    // One file connects the embedded PostgreSQL with the service.
     ("embedded_postgres", &[("cli/embedded.rs", "embedded_postgres")]),
-    // HTTP/1.1 is spoken on the admin port only.
+    // Only the admin server speaks HTTP/1.1.
     ("axum", &[("telemetry/admin.rs", "axum")]),
 ];
 
-/// The modules of the crate from the lowest to the highest: each imports those before it.
-/// Neighbours in a group know nothing of each other.
+/// The modules of the crate from the lowest to the highest rank. Each imports only modules of
+/// lower ranks. Modules of the same rank do not import each other.
 const RANKS: [&[&str]; 12] = [
     &["types"],
     &["telemetry"],
@@ -92,10 +92,10 @@ const RANKS: [&[&str]; 12] = [
     &["cli"],
 ];
 
-/// The most lines of a file: more have outgrown one idea.
+/// The maximum number of lines of a file.
 const MAX_LINES: usize = 400;
 
-/// The most entries of `src/`: one sees the architecture at once.
+/// The maximum number of entries of `src/`, so that a listing shows the architecture.
 const MAX_ENTRIES: usize = 16;
 
 /// A file of `src/` without its comments and unit tests.
@@ -162,8 +162,8 @@ impl Source {
     }
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("read").path());
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("read").path());
     let files = entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] });
     files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
 }
@@ -178,20 +178,20 @@ fn expand(prefix: &str, tree: &str, paths: &mut BTreeSet<String>) {
     };
     let prefix = format!("{prefix}{head}");
     let group = group.trim_end().strip_suffix('}').unwrap_or(group);
-    let (mut depth, mut begin) = (0, 0);
+    let (mut depth, mut start) = (0, 0);
     for (at, c) in group.char_indices() {
         match c {
             '{' => depth += 1,
             '}' => depth -= 1,
             ',' if depth == 0 => {
-                expand(&prefix, &group[begin..at], paths);
-                begin = at + 1;
+                expand(&prefix, &group[start..at], paths);
+                start = at + 1;
             }
             _ => {}
         }
     }
-    if !group[begin..].trim().is_empty() {
-        expand(&prefix, &group[begin..], paths);
+    if !group[start..].trim().is_empty() {
+        expand(&prefix, &group[start..], paths);
     }
 }
 
@@ -281,7 +281,7 @@ fn groups_of_imports_are_understood() {
 }
 
 #[test]
-fn each_part_is_used_by_those_only_who_may() {
+fn restricted_paths_are_used_only_by_listed_files() {
     let sources = Source::all();
     let mut faults = Vec::new();
     for (part, users) in MAY_USE {
@@ -305,24 +305,24 @@ fn each_part_is_used_by_those_only_who_may() {
 }
 
 #[test]
-fn users_and_todos_do_not_know_how_callers_are_authenticated() {
+fn user_and_todo_do_not_depend_on_auth() {
     let sources = Source::all();
-    for folder in ["user/", "todo/"] {
+    for dir in ["user/", "todo/"] {
         let paths: Vec<_> = sources
             .iter()
-            .filter(|source| source.path.starts_with(folder))
+            .filter(|source| source.path.starts_with(dir))
             .flat_map(|source| source.paths().into_iter().map(|path| (&*source.path, path)))
             .collect();
         let users_of = |part: &str| -> Vec<_> {
             paths.iter().filter(|(_, path)| leads_to(path, part)).collect()
         };
-        assert!(!users_of("crate::rpc::caller").is_empty(), "{folder} knows its callers");
+        assert!(!users_of("crate::rpc::caller").is_empty(), "{dir} uses the caller");
         assert_eq!(users_of("crate::auth"), Vec::<&(&str, String)>::new());
     }
 }
 
 #[test]
-fn statuses_are_made_of_errors_only() {
+fn statuses_are_created_only_from_errors() {
     let mut faults = Vec::new();
     for source in Source::all() {
         for path in source.paths() {
@@ -357,7 +357,7 @@ fn nothing_is_unwrapped() {
 }
 
 #[test]
-fn imports_run_from_high_to_low() {
+fn modules_import_only_lower_ranks() {
     let rank = |module: &str| {
         let name = module.split("::").nth(1).unwrap_or_default();
         let rank = RANKS.iter().position(|names| names.contains(&name));
@@ -377,9 +377,9 @@ fn imports_run_from_high_to_low() {
 }
 
 #[test]
-fn the_source_tree_is_small_at_each_place() {
+fn files_and_the_source_tree_are_small() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let entries = fs::read_dir(&root).expect("a folder").count();
+    let entries = fs::read_dir(&root).expect("a directory").count();
     assert!(entries <= MAX_ENTRIES, "{entries} entries");
     for file in files(&root) {
         let lines = fs::read_to_string(&file).expect("a source file").lines().count();
@@ -387,13 +387,13 @@ fn the_source_tree_is_small_at_each_place() {
     }
 }
 
-/// Each limit names a test that fails without it, and that test is there.
+/// Each limit names an existing test that fails without the limit.
 #[test]
 fn limits_name_their_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let tests: String = ["src", "tests/it", "crates"]
         .iter()
-        .flat_map(|folder| files(&root.join(folder)))
+        .flat_map(|dir| files(&root.join(dir)))
         .map(|file| fs::read_to_string(file).expect("a source file"))
         .collect();
     let mut faults = Vec::new();
@@ -411,7 +411,7 @@ fn limits_name_their_tests() {
 }
 
 #[test]
-fn the_embedded_postgresql_does_not_know_the_service() {
+fn the_embedded_postgresql_does_not_depend_on_the_service() {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/embedded-postgres");
     for file in files(&crate_dir).into_iter().chain([crate_dir.join("Cargo.toml")]) {
         let text = fs::read_to_string(&file).expect("a text file").to_lowercase();

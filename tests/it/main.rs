@@ -7,6 +7,7 @@ mod contract;
 mod database;
 mod examples;
 mod faults;
+mod glossary;
 mod limits;
 mod process;
 mod readme;

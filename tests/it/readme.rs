@@ -19,9 +19,9 @@ async fn the_tour_works_as_pasted() {
     let app = App::start().await;
     let address = app.address.to_string();
     let tour = commands(README, "A tour").replace("localhost:50051", &address);
-    // As at a terminal, but ending at the first command that fails.
+    // As at a terminal, but the first failed command ends the shell.
     let shell = Command::new("bash").args(["-euo", "pipefail", "-c", &tour]).output().await;
-    let shell = shell.expect("bash is there");
+    let shell = shell.expect("an installed bash");
     let (output, errors) =
         (String::from_utf8_lossy(&shell.stdout), String::from_utf8_lossy(&shell.stderr));
     assert!(shell.status.success(), "{output}\n{errors}");
@@ -76,15 +76,15 @@ fn the_picture_of_the_tour_shows_its_commands() {
 #[tokio::test]
 async fn grpcurl_shows_the_details_of_errors() {
     let app = App::start().await;
-    let refused = Command::new("grpcurl")
+    let rejected = Command::new("grpcurl")
         .args(["-plaintext", "-d", "{}", &app.address.to_string()])
         .arg("fastzero.user.v1.UserService/CreateUser")
         .output();
-    let Ok(refused) = refused.await else {
+    let Ok(rejected) = rejected.await else {
         print_line("SKIPPED: the details of errors: grpcurl is not on the PATH");
         return;
     };
-    let errors = String::from_utf8_lossy(&refused.stderr);
+    let errors = String::from_utf8_lossy(&rejected.stderr);
     for shown in ["\"reason\": \"INVALID_REQUEST\"", "\"field\": \"username\"", "\"requestId\""] {
         assert!(errors.contains(shown), "{shown} is not in:\n{errors}");
     }

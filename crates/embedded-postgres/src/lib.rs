@@ -43,7 +43,7 @@
 //! ```text
 //! <data directory>/lock             locked while a child uses the directory
 //! <data directory>/<secret file>    see SecretFile
-//! <data directory>/socket/          created anew by each start
+//! <data directory>/socket/          created by each start
 //! <data directory>/postgres-18/     the cluster, one per major version
 //! <data directory>/postgres-18/password
 //! <data directory>/postgres-18.log  of this start; .log.old of the previous one

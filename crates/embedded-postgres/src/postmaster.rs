@@ -184,7 +184,7 @@ enum SocketDir {
 }
 
 impl SocketDir {
-    /// Creates the directory anew: PostgreSQL takes the socket of a crashed process to be in
+    /// Recreates the directory: PostgreSQL takes the socket of a crashed process to be in
     /// use if another process has reused its ID.
     async fn create(app: &App, instance: &InstanceDir) -> Result<Self, Error> {
         let dir = instance.path().join(SOCKET_DIR);

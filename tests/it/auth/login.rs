@@ -1,4 +1,4 @@
-//! Logging in: who may, and what comes of it.
+//! Logins: accepted identifiers, errors, and the created session.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +23,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn one_logs_in_by_username_or_address_in_any_case_and_trimmed() {
+async fn a_login_accepts_the_username_or_email_in_any_case_and_trimmed() {
     let app = App::start().await;
     let user = app.anonymous().sign_up("Ana", "José@example.com", PASSWORD).await;
     for login in [
@@ -43,19 +43,19 @@ async fn one_logs_in_by_username_or_address_in_any_case_and_trimmed() {
 }
 
 #[tokio::test]
-async fn empty_fields_are_named() {
+async fn empty_fields_are_reported() {
     let app = App::start().await;
     app.create_user("ana").await;
-    for (login, password, bad) in [
+    for (login, password, fields) in [
         ("", "", &["login", "password"][..]),
         ("", PASSWORD, &["login"]),
         ("ana", "", &["password"]),
     ] {
-        assert_invalid(app.anonymous().try_log_in(login, password).await, bad);
+        assert_invalid(app.anonymous().try_log_in(login, password).await, fields);
     }
 }
 
-/// Logins that fail, whatever is wrong with them.
+/// Logins that fail for all kinds of reasons.
 fn wrong_logins() -> Vec<(String, String)> {
     let (right, long) = ("ana".to_owned(), "a".repeat(1_000));
     let wrong_password = |password: &str| (right.clone(), password.to_owned());
@@ -71,8 +71,8 @@ fn wrong_logins() -> Vec<(String, String)> {
         wrong_password(&format!("{PASSWORD}\n")),
         wrong_password(&PASSWORD[..8]),
         wrong_password("🦀🦀🦀🦀🦀🦀🦀🦀"),
-        wrong_login("nobody"),
-        wrong_login("nobody@example.com"),
+        wrong_login("stranger"),
+        wrong_login("stranger@example.com"),
         wrong_login("a"),
         wrong_login("@"),
         wrong_login(&long),
@@ -90,77 +90,77 @@ fn wrong_logins() -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn whatever_is_wrong_the_refusal_is_the_same() {
+async fn all_failed_logins_return_the_same_error() {
     let app = App::start().await;
     app.create_user("ana").await;
     let caller = app.anonymous().with_metadata("x-request-id", "always-the-same");
-    let mut refusals = BTreeSet::new();
+    let mut rejections = BTreeSet::new();
     for (login, password) in wrong_logins() {
-        let refused = caller.try_log_in(&login, &password).await;
-        let refused = assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
-        assert_eq!(refused.message(), "Incorrect email or password", "{login:?} {password:?}");
-        let metadata = refused.metadata().clone().into_headers();
+        let rejected = caller.try_log_in(&login, &password).await;
+        let rejected = assert_unauthenticated(rejected, "INCORRECT_CREDENTIALS");
+        assert_eq!(rejected.message(), "Incorrect email or password", "{login:?} {password:?}");
+        let metadata = rejected.metadata().clone().into_headers();
         let metadata = metadata.iter().filter(|(name, _)| *name != "date");
         let mut metadata: Vec<_> = metadata.map(|entry| format!("{entry:?}")).collect();
         metadata.sort();
-        refusals.insert((refused.details().to_vec(), metadata));
+        rejections.insert((rejected.details().to_vec(), metadata));
     }
-    assert_eq!(refusals.len(), 1, "details and metadata, to the byte");
+    assert_eq!(rejections.len(), 1, "details and metadata, to the byte");
     assert_eq!(app.fetch_scalar::<i64>("select count(*) from sessions").await, 0);
 }
 
-/// A login under way, and the id of its request.
-struct Attempt(String, JoinHandle<RpcResult<LoginResponse>>);
+/// A login in flight, with its request id.
+struct PendingLogin(String, JoinHandle<RpcResult<LoginResponse>>);
 
-impl Attempt {
-    fn begin(app: &App, login: &str, password: &str) -> Self {
+impl PendingLogin {
+    fn start(app: &App, login: &str, password: &str) -> Self {
         let request_id = unique_name("login-");
         let caller = app.anonymous().with_metadata("x-request-id", &request_id);
         let (login, password) = (login.to_owned(), password.to_owned());
-        let answer = async move { caller.try_log_in(&login, &password).await };
-        Self(request_id, tokio::spawn(answer))
+        let response = async move { caller.try_log_in(&login, &password).await };
+        Self(request_id, tokio::spawn(response))
     }
 
-    async fn until_looked_up(&self) {
+    async fn wait_until_looked_up(&self) {
         wait_until("the user is looked up", async || statement_count(&self.0) == 1).await;
     }
 }
 
 #[tokio::test]
-async fn whatever_is_wrong_the_refusal_comes_after_the_same_work() {
+async fn all_failed_logins_do_the_same_work() {
     let app = App::start_with(config_with(|config| {
         config.limits.hashing_threads = 1;
     }))
     .await;
     let (ana, _) = (app.signed_up("ana").await, app.create_user("slow").await);
-    // To check this password takes the only hashing thread for half a second.
+    // Checking this password occupies the only hashing thread for half a second.
     app.execute(
         "update users set password_hash =
              regexp_replace(password_hash, 'm=\\d+,t=\\d+', 'm=65536,t=12')
          where username = 'slow'",
     )
     .await;
-    let slow = Attempt::begin(&app, "slow", "another password");
-    slow.until_looked_up().await;
+    let slow = PendingLogin::start(&app, "slow", "another password");
+    slow.wait_until_looked_up().await;
 
     let long = "a".repeat(1_000);
     let attempts = [
         ("ana", "another password"),
         ("ana", &*long),
         ("ana", "pass\0word"),
-        ("nobody", PASSWORD),
-        ("nobody@example.com", PASSWORD),
+        ("stranger", PASSWORD),
+        ("stranger@example.com", PASSWORD),
         (&*long, PASSWORD),
         ("ana\0", PASSWORD),
     ]
-    .map(|(login, password)| Attempt::begin(&app, login, password));
+    .map(|(login, password)| PendingLogin::start(&app, login, password));
     for attempt in &attempts {
-        attempt.until_looked_up().await;
+        attempt.wait_until_looked_up().await;
     }
     for _ in 0..5 {
         ana.get_user("me").await;
     }
-    assert!(!slow.1.is_finished(), "the thread is still taken");
+    assert!(!slow.1.is_finished(), "the thread is still occupied");
     let finished = attempts.iter().map(|attempt| attempt.1.is_finished()).collect::<Vec<_>>();
     assert!(!finished.contains(&true), "some did not wait for the thread: {finished:?}");
 }
@@ -178,7 +178,7 @@ struct Claims {
 }
 
 #[tokio::test]
-async fn a_login_answers_with_the_tokens_of_a_new_session() {
+async fn a_login_returns_the_tokens_of_a_new_session() {
     const MINUTES: u32 = 7;
     const DAYS: u32 = 3;
     let settings = config_with(|config| {
@@ -188,13 +188,13 @@ async fn a_login_answers_with_the_tokens_of_a_new_session() {
         config.tokens.token_audience = "the audience".into();
     });
     let app = App::start_with(settings).await;
-    let begun = SystemTime::now();
+    let started = SystemTime::now();
     let ana = app.signed_up("ana").await;
     let tokens = ana.tokens();
     assert_eq!(tokens.token_type, "Bearer");
-    assert_recent(begun, Duration::from_mins(MINUTES.into()), tokens.access_token_expire_time);
+    assert_recent(started, Duration::from_mins(MINUTES.into()), tokens.access_token_expire_time);
     let days = Duration::from_hours(u64::from(DAYS) * 24);
-    assert_recent(begun, days, tokens.refresh_token_expire_time);
+    assert_recent(started, days, tokens.refresh_token_expire_time);
     let session = ana.list_sessions().await.remove(0);
     assert_eq!(session.id, tokens.session_id);
 
@@ -205,7 +205,8 @@ async fn a_login_answers_with_the_tokens_of_a_new_session() {
     validation.set_issuer(&["the issuer"]);
     validation.set_audience(&["the audience"]);
     let key = DecodingKey::from_secret(SECRET_KEY.as_bytes());
-    let token = jsonwebtoken::decode(&tokens.access_token, &key, &validation).expect("good");
+    let token =
+        jsonwebtoken::decode(&tokens.access_token, &key, &validation).expect("a valid token");
     let claims: Claims = token.claims;
     assert_eq!((&*claims.iss, &*claims.aud), ("the issuer", "the audience"));
     assert_eq!((&claims.sub, &claims.sid), (&ana.user_id(), &tokens.session_id));
@@ -215,20 +216,20 @@ async fn a_login_answers_with_the_tokens_of_a_new_session() {
 
     let other = app.logged_in("ana").await.tokens().clone();
     let other = jsonwebtoken::decode::<Claims>(&other.access_token, &key, &validation);
-    let other = other.expect("good").claims;
+    let other = other.expect("a valid token").claims;
     assert_ne!(other.jti, claims.jti);
     assert_ne!(other.sid, claims.sid);
 }
 
 #[tokio::test]
-async fn a_session_says_where_its_login_came_from() {
+async fn a_session_records_the_client_of_its_login() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let user_agent = "a browser, ".repeat(100);
     let endpoint = Endpoint::from_shared(format!("http://{}", app.address)).expect("an address");
     let endpoint = endpoint.user_agent(&*user_agent).expect("a header");
     let browser = Client::new(endpoint.connect().await.expect("connected"));
-    let begun = SystemTime::now();
+    let started = SystemTime::now();
     let browser = browser.logged_in("ana", PASSWORD).await.expect("logged in");
 
     let sessions = ana.list_sessions().await;
@@ -238,13 +239,13 @@ async fn a_session_says_where_its_login_came_from() {
     assert_eq!(session.user_agent, user_agent[..256]);
     assert_eq!(session.peer, "127.0.0.1");
     assert_eq!(session.create_time, Some(uuid_timestamp(&session.id)));
-    assert_recent(begun, Duration::ZERO, session.create_time);
-    assert_recent(begun, Duration::ZERO, session.last_used_time);
+    assert_recent(started, Duration::ZERO, session.create_time);
+    assert_recent(started, Duration::ZERO, session.last_used_time);
     assert_eq!(session.expire_time, browser.tokens().refresh_token_expire_time);
 }
 
 #[tokio::test]
-async fn beyond_a_hundred_live_sessions_the_oldest_ends() {
+async fn a_login_beyond_a_hundred_active_sessions_revokes_the_oldest() {
     let app = App::start().await;
     let (first, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let second = app.logged_in("ana").await;
@@ -256,8 +257,8 @@ async fn beyond_a_hundred_live_sessions_the_oldest_ends() {
 
     let last = app.logged_in("ana").await;
     assert!(!first.is_session_active().await);
-    let refused = first.try_refresh(&first.tokens().refresh_token).await;
-    assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+    let rejected = first.try_refresh(&first.tokens().refresh_token).await;
+    assert_unauthenticated(rejected, "REFRESH_TOKEN_INVALID");
     let sessions = last.list_sessions().await;
     assert_eq!(sessions.len(), 100);
     assert_eq!(sessions[0].id, last.tokens().session_id);
@@ -266,7 +267,7 @@ async fn beyond_a_hundred_live_sessions_the_oldest_ends() {
 }
 
 #[tokio::test]
-async fn logins_at_once_do_not_leave_more_than_a_hundred_sessions() {
+async fn concurrent_logins_leave_at_most_a_hundred_sessions() {
     let app = App::start().await;
     app.create_user("ana").await;
     for sessions in [30, 60, 90, 100] {
@@ -282,7 +283,7 @@ async fn logins_at_once_do_not_leave_more_than_a_hundred_sessions() {
 }
 
 #[tokio::test]
-async fn a_login_removes_the_users_expired_sessions_and_counts_only_live_ones() {
+async fn a_login_deletes_the_users_expired_sessions_and_counts_only_active_ones() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     for _ in 0..99 {
@@ -298,5 +299,5 @@ async fn a_login_removes_the_users_expired_sessions_and_counts_only_live_ones() 
     assert_eq!(last.list_sessions().await.len(), 51);
     assert!(ana.is_session_active().await && !bob.is_session_active().await);
     let expired = "select count(*) from sessions where expires_at < now()";
-    assert_eq!(app.fetch_scalar::<i64>(expired).await, 1, "that of bob");
+    assert_eq!(app.fetch_scalar::<i64>(expired).await, 1, "the session of bob");
 }

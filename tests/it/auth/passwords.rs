@@ -1,4 +1,4 @@
-//! Passwords: changing them, and how they are kept.
+//! Passwords: changing and storing them.
 
 use std::time::{Duration, Instant};
 
@@ -12,47 +12,47 @@ use crate::support::{
     users::own_user,
 };
 
-const NEW: &str = "a new password";
+const NEW_PASSWORD: &str = "a new password";
 const HASH: &str = "select password_hash from users";
 
-/// Whether a login with this password succeeds; if not, the refusal says so.
+/// Returns `true` if a login with this password succeeds. Otherwise asserts the error.
 async fn can_log_in(app: &App, password: &str) -> bool {
-    let answer = app.anonymous().try_log_in("ana", password).await;
-    let right = answer.is_ok();
+    let response = app.anonymous().try_log_in("ana", password).await;
+    let right = response.is_ok();
     if !right {
-        assert_unauthenticated(answer, "INCORRECT_CREDENTIALS");
+        assert_unauthenticated(response, "INCORRECT_CREDENTIALS");
     }
     right
 }
 
 #[tokio::test]
-async fn a_changed_password_replaces_the_old_one_and_ends_all_other_sessions() {
+async fn a_password_change_replaces_the_password_and_revokes_all_other_sessions() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let other = app.logged_in("ana").await;
     assert!(other.is_session_active().await);
-    ana.change_password(PASSWORD, NEW).await;
+    ana.change_password(PASSWORD, NEW_PASSWORD).await;
     assert!(!can_log_in(&app, PASSWORD).await);
-    assert!(can_log_in(&app, NEW).await);
+    assert!(can_log_in(&app, NEW_PASSWORD).await);
     assert!(!other.is_session_active().await);
-    let refused = other.try_refresh(&other.tokens().refresh_token).await;
-    assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+    let rejected = other.try_refresh(&other.tokens().refresh_token).await;
+    assert_unauthenticated(rejected, "REFRESH_TOKEN_INVALID");
 
     assert!(ana.is_session_active().await && bob.is_session_active().await);
     ana.refresh(&ana.tokens().refresh_token).await;
-    ana.change_password(NEW, PASSWORD).await;
+    ana.change_password(NEW_PASSWORD, PASSWORD).await;
     assert!(can_log_in(&app, PASSWORD).await);
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_change_is_named_at_once_and_nothing_changes() {
+async fn all_invalid_fields_of_a_password_change_are_reported_and_nothing_changes() {
     let app = App::start().await;
     app.anonymous().sign_up("Ana.Luz.9", "José@example.com", PASSWORD).await;
     let ana = app.logged_in("ana.luz.9").await;
     let other = app.logged_in("ana.luz.9").await;
-    for (current, new, bad) in [
+    for (current, new, fields) in [
         ("", "", &["current_password", "new_password"][..]),
-        ("", NEW, &["current_password"]),
+        ("", NEW_PASSWORD, &["current_password"]),
         (PASSWORD, "", &["new_password"]),
         (PASSWORD, PASSWORD, &["new_password"]),
         (PASSWORD, "1234567", &["new_password"]),
@@ -69,12 +69,12 @@ async fn every_bad_field_of_a_change_is_named_at_once_and_nothing_changes() {
         ("wrong password", "ana.luz.9", &["new_password"]),
         ("wrong password", "short", &["new_password"]),
     ] {
-        assert_invalid(ana.try_change_password(current, new).await, bad);
+        assert_invalid(ana.try_change_password(current, new).await, fields);
     }
     for wrong in ["wrong password", "x", &PASSWORD.to_uppercase(), &"x".repeat(1_000), "\0"] {
-        let refused = ana.try_change_password(wrong, NEW).await;
-        let refused = assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
-        assert_eq!(refused.message(), "Incorrect email or password");
+        let rejected = ana.try_change_password(wrong, NEW_PASSWORD).await;
+        let rejected = assert_unauthenticated(rejected, "INCORRECT_CREDENTIALS");
+        assert_eq!(rejected.message(), "Incorrect email or password");
     }
     assert!(other.is_session_active().await);
     app.logged_in("ana.luz.9").await;
@@ -92,13 +92,13 @@ async fn a_password_is_the_same_in_composed_and_decomposed_form() {
     let ana = app.anonymous().logged_in("ana", COMPOSED).await.expect("logged in");
     let same = ana.try_change_password(DECOMPOSED, COMPOSED).await;
     assert_invalid(same, &["new_password"]);
-    ana.change_password(COMPOSED, NEW).await;
-    ana.change_password(NEW, DECOMPOSED).await;
+    ana.change_password(COMPOSED, NEW_PASSWORD).await;
+    ana.change_password(NEW_PASSWORD, DECOMPOSED).await;
     assert!(can_log_in(&app, COMPOSED).await);
 }
 
 #[tokio::test]
-async fn a_password_is_not_trimmed_and_its_case_counts() {
+async fn a_password_is_not_trimmed_and_is_case_sensitive() {
     const SPACED: &str = " \u{3000}Spaced password ";
     let app = App::start().await;
     app.anonymous().sign_up("ana", "ana@example.com", SPACED).await;
@@ -111,8 +111,8 @@ async fn a_password_is_not_trimmed_and_its_case_counts() {
     assert!(can_log_in(&app, SPACED.trim()).await);
 }
 
-/// The password is nowhere in the database but as a hash of its own.
-async fn assert_kept_as_hash_only(app: &App, passwords: &[&str]) -> String {
+/// Asserts that the database contains no password and only one hash, and returns the hash.
+async fn assert_stored_only_as_hash(app: &App, passwords: &[&str]) -> String {
     let hash: String = app.fetch_scalar(HASH).await;
     assert!(hash.starts_with("$argon2id$v=19$m="), "{hash}");
     let everything = "select string_agg(line, ' ') from (
@@ -121,7 +121,7 @@ async fn assert_kept_as_hash_only(app: &App, passwords: &[&str]) -> String {
         union all select todos::text from todos
     ) as lines (line)";
     let everything: String = app.fetch_scalar(everything).await;
-    assert!(everything.contains(&hash), "it looks into all columns");
+    assert!(everything.contains(&hash), "the dump contains all columns");
     for password in passwords {
         assert!(!everything.contains(password), "{everything}");
     }
@@ -129,53 +129,53 @@ async fn assert_kept_as_hash_only(app: &App, passwords: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_password_is_kept_as_an_argon2id_hash_and_never_in_clear() {
+async fn a_password_is_stored_only_as_an_argon2id_hash() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let at_sign_up = assert_kept_as_hash_only(&app, &[PASSWORD]).await;
+    let at_sign_up = assert_stored_only_as_hash(&app, &[PASSWORD]).await;
     ana.update_user(own_user("new", "new@example.com"), None).await;
-    assert_eq!(assert_kept_as_hash_only(&app, &[PASSWORD]).await, at_sign_up);
-    ana.change_password(PASSWORD, NEW).await;
-    let changed = assert_kept_as_hash_only(&app, &[PASSWORD, NEW]).await;
-    ana.change_password(NEW, PASSWORD).await;
-    let again = assert_kept_as_hash_only(&app, &[PASSWORD, NEW]).await;
-    assert!(again != changed && again != at_sign_up, "each hash has a salt of its own");
+    assert_eq!(assert_stored_only_as_hash(&app, &[PASSWORD]).await, at_sign_up);
+    ana.change_password(PASSWORD, NEW_PASSWORD).await;
+    let changed = assert_stored_only_as_hash(&app, &[PASSWORD, NEW_PASSWORD]).await;
+    ana.change_password(NEW_PASSWORD, PASSWORD).await;
+    let again = assert_stored_only_as_hash(&app, &[PASSWORD, NEW_PASSWORD]).await;
+    assert!(again != changed && again != at_sign_up, "each hash has its own salt");
 }
 
 #[tokio::test]
-async fn by_default_a_hash_costs_no_less_than_owasps_floor() {
+async fn the_default_argon2_parameters_meet_the_owasp_minimum() {
     let settings = config_with(|config| {
         config.tokens.argon2_params = Params::DEFAULT;
     });
     let app = App::start_with(settings).await;
     app.create_user("ana").await;
     let hash: String = app.fetch_scalar(HASH).await;
-    let parameters = hash.split('$').nth(3).expect("its parameters").split(',');
-    for (parameter, (name, floor)) in parameters.zip([("m=", 19_456), ("t=", 2), ("p=", 1)]) {
+    let parameters = hash.split('$').nth(3).expect("parameters").split(',');
+    for (parameter, (name, minimum)) in parameters.zip([("m=", 19_456), ("t=", 2), ("p=", 1)]) {
         let value = parameter.strip_prefix(name).and_then(|value| value.parse::<u32>().ok());
-        assert!(value.is_some_and(|value| value >= floor), "{hash}");
+        assert!(value.is_some_and(|value| value >= minimum), "{hash}");
     }
 }
 
 #[tokio::test]
-async fn a_login_hashes_the_password_anew_when_the_cost_has_changed() {
+async fn a_login_rehashes_the_password_if_the_argon2_parameters_changed() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old: String = app.fetch_scalar(HASH).await;
     let version = "select password_version from users";
     let before: i64 = app.fetch_scalar(version).await;
     assert!(can_log_in(&app, PASSWORD).await);
-    assert_eq!(app.fetch_scalar::<String>(HASH).await, old, "the cost is the same");
+    assert_eq!(app.fetch_scalar::<String>(HASH).await, old, "the parameters are the same");
 
-    let hashing_cost = Params::new(64, 3, 2, Some(32)).expect("good parameters");
+    let params = Params::new(64, 3, 2, Some(32)).expect("valid parameters");
     let other = app
         .start_replica_with(config_with(|config| {
-            config.tokens.argon2_params = hashing_cost;
+            config.tokens.argon2_params = params;
         }))
         .await;
     let anonymous = app.anonymous().with_channel(&other.channel);
-    let refused = anonymous.try_log_in("ana", "wrong password").await;
-    assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+    let rejected = anonymous.try_log_in("ana", "wrong password").await;
+    assert_unauthenticated(rejected, "INCORRECT_CREDENTIALS");
     assert_eq!(app.fetch_scalar::<String>(HASH).await, old, "the password was wrong");
 
     anonymous.try_log_in("ana", PASSWORD).await.expect("logged in");
@@ -186,11 +186,11 @@ async fn a_login_hashes_the_password_anew_when_the_cost_has_changed() {
     assert_eq!(Some(ana.get_user("me").await), ana.user);
     anonymous.try_log_in("ana", PASSWORD).await.expect("logged in");
     assert_eq!(app.fetch_scalar::<String>(HASH).await, new);
-    assert!(can_log_in(&app, PASSWORD).await, "also where the cost is the old one");
+    assert!(can_log_in(&app, PASSWORD).await, "also with the previous parameters");
 }
 
 #[tokio::test]
-async fn a_hash_that_was_tampered_with_does_not_take_the_server_down() {
+async fn a_tampered_hash_does_not_crash_the_server() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for tamper in [
@@ -202,15 +202,15 @@ async fn a_hash_that_was_tampered_with_does_not_take_the_server_down() {
         "update users set password_hash = ''",
     ] {
         app.execute(tamper).await;
-        let begun = Instant::now();
+        let started = Instant::now();
         let login = assert_status(
             app.anonymous().try_log_in("ana", PASSWORD).await,
             Code::Internal,
             "INTERNAL",
         );
-        let change = ana.try_change_password(PASSWORD, NEW).await;
+        let change = ana.try_change_password(PASSWORD, NEW_PASSWORD).await;
         let change = assert_status(change, Code::Internal, "INTERNAL");
-        assert!(begun.elapsed() < Duration::from_secs(2), "{tamper}");
+        assert!(started.elapsed() < Duration::from_secs(2), "{tamper}");
         assert_eq!((login.message(), change.message()), ("Internal error", "Internal error"));
     }
     app.signed_up("bob").await;

@@ -19,39 +19,39 @@ use crate::support::{
     wait::wait_until,
 };
 
-const NEW: &str = "a new password";
+const NEW_PASSWORD: &str = "a new password";
 const SESSIONS: &str = "select count(*) from sessions";
 
-/// Begins to change the password, and stops it in the middle: it holds the user's row and
-/// waits for a session that it is to end.
-async fn changing(app: &App, ana: &Client) -> (JoinHandle<()>, RowLock) {
+/// Starts a password change and blocks it halfway: it holds the lock of the user's row and
+/// waits for the row of a session to delete.
+async fn start_password_change(app: &App, ana: &Client) -> (JoinHandle<()>, RowLock) {
     app.logged_in("ana").await;
     let newest = "select from sessions order by id desc limit 1 for update";
     let mut lock = app.hold_lock(newest).await;
     let ana = ana.clone();
-    let change = tokio::spawn(async move { ana.change_password(PASSWORD, NEW).await });
+    let change = tokio::spawn(async move { ana.change_password(PASSWORD, NEW_PASSWORD).await });
     lock.wait_until_blocked_by(1).await;
     (change, lock)
 }
 
 #[tokio::test]
-async fn a_login_that_comes_after_a_change_of_the_password_opens_no_session() {
+async fn a_login_after_a_password_change_opens_no_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let (change, mut lock) = changing(&app, &ana).await;
-    // It reads the old password, since the change is not committed.
+    let (change, mut lock) = start_password_change(&app, &ana).await;
+    // The login reads the old password, because the change is not committed.
     let anonymous = app.anonymous();
     let login = tokio::spawn(async move { anonymous.try_log_in("ana", PASSWORD).await });
     lock.wait_until_blocked_by(2).await;
     lock.release().await;
     change.await.expect("changed");
     assert_unauthenticated(login.await.expect("no panic"), "INCORRECT_CREDENTIALS");
-    assert_eq!(app.fetch_scalar::<i64>(SESSIONS).await, 1, "that of the change");
+    assert_eq!(app.fetch_scalar::<i64>(SESSIONS).await, 1, "the session of the change");
     assert!(ana.is_session_active().await);
 }
 
 #[tokio::test]
-async fn a_login_that_comes_before_a_change_of_the_password_leaves_no_session() {
+async fn a_login_before_a_password_change_leaves_no_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.execute(
@@ -66,45 +66,45 @@ async fn a_login_that_comes_before_a_change_of_the_password_leaves_no_session() 
     lock.wait_until_blocked_by(1).await;
     let change = tokio::spawn({
         let ana = ana.clone();
-        async move { ana.change_password(PASSWORD, NEW).await }
+        async move { ana.change_password(PASSWORD, NEW_PASSWORD).await }
     });
     lock.wait_until_blocked_by(2).await;
     lock.release().await;
     change.await.expect("changed");
-    // Whether it was answered or refused, there is nothing to do with it.
+    // Whether the login succeeded or failed, its session is revoked.
     if let Ok(session) = login.await.expect("no panic") {
         assert!(!session.is_session_active().await);
-        let refused = session.try_refresh(&session.tokens().refresh_token).await;
-        assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+        let rejected = session.try_refresh(&session.tokens().refresh_token).await;
+        assert_unauthenticated(rejected, "REFRESH_TOKEN_INVALID");
     }
-    assert_eq!(app.fetch_scalar::<i64>(SESSIONS).await, 1, "that of the change");
+    assert_eq!(app.fetch_scalar::<i64>(SESSIONS).await, 1, "the session of the change");
     assert!(ana.is_session_active().await);
 }
 
 #[tokio::test]
-async fn a_rehash_does_not_overwrite_a_password_that_is_being_changed() {
+async fn a_rehash_does_not_overwrite_a_concurrent_password_change() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let hashing_cost = Params::new(64, 3, 1, Some(32)).expect("good parameters");
+    let params = Params::new(64, 3, 1, Some(32)).expect("valid parameters");
     let replica = app
         .start_replica_with(config_with(|config| {
-            config.tokens.argon2_params = hashing_cost;
+            config.tokens.argon2_params = params;
         }))
         .await;
-    let (change, mut lock) = changing(&app, &ana).await;
+    let (change, mut lock) = start_password_change(&app, &ana).await;
     let anonymous = app.anonymous().with_channel(&replica.channel);
     let login = tokio::spawn(async move { anonymous.try_log_in("ana", PASSWORD).await });
     lock.wait_until_blocked_by(2).await;
     lock.release().await;
     change.await.expect("changed");
     assert_unauthenticated(login.await.expect("no panic"), "INCORRECT_CREDENTIALS");
-    let refused = app.anonymous().try_log_in("ana", PASSWORD).await;
-    assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
-    app.anonymous().try_log_in("ana", NEW).await.expect("logged in");
+    let rejected = app.anonymous().try_log_in("ana", PASSWORD).await;
+    assert_unauthenticated(rejected, "INCORRECT_CREDENTIALS");
+    app.anonymous().try_log_in("ana", NEW_PASSWORD).await.expect("logged in");
 }
 
 #[tokio::test]
-async fn of_two_changes_of_the_password_one_wins() {
+async fn one_of_two_concurrent_password_changes_succeeds() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut lock = app.hold_lock("select from users for update").await;
@@ -116,13 +116,13 @@ async fn of_two_changes_of_the_password_one_wins() {
     lock.wait_until_blocked_by(2).await;
     lock.release().await;
     let mut won = 0;
-    for (new, answer) in calls.await.expect("no panic") {
+    for (new, response) in calls.await.expect("no panic") {
         let login = app.anonymous().try_log_in("ana", new).await;
-        if answer.is_ok() {
+        if response.is_ok() {
             won += 1;
             login.expect("logged in");
         } else {
-            assert_unauthenticated(answer, "INCORRECT_CREDENTIALS");
+            assert_unauthenticated(response, "INCORRECT_CREDENTIALS");
             assert_unauthenticated(login, "INCORRECT_CREDENTIALS");
         }
     }
@@ -131,12 +131,12 @@ async fn of_two_changes_of_the_password_one_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logins_beyond_the_queue_are_refused_while_other_calls_are_answered() {
-    // Some 25 ms for a hash: the queue lasts for half a second.
-    let hashing_cost = Params::DEFAULT;
+async fn logins_beyond_the_queue_are_shed_while_other_calls_succeed() {
+    // A hash takes about 25 ms, so a full queue takes half a second.
+    let params = Params::DEFAULT;
     let settings = config_with(|config| {
         config.limits.hashing_threads = 1;
-        config.tokens.argon2_params = hashing_cost;
+        config.tokens.argon2_params = params;
     });
     let app = App::start_with(settings).await;
     let ana = app.signed_up("ana").await;
@@ -145,31 +145,32 @@ async fn logins_beyond_the_queue_are_refused_while_other_calls_are_answered() {
         .map(|_| {
             let (anonymous, answered) = (app.anonymous(), answered.clone());
             async move {
-                let answer = anonymous.try_log_in("ana", PASSWORD).await;
+                let response = anonymous.try_log_in("ana", PASSWORD).await;
                 answered.fetch_add(1, Ordering::Relaxed);
-                answer
+                response
             }
         })
         .collect();
     let logins = tokio::spawn(join_all(calls));
-    wait_until("logins are refused", async || answered.load(Ordering::Relaxed) >= 100).await;
+    wait_until("logins are shed", async || answered.load(Ordering::Relaxed) >= 100).await;
     ana.get_user("me").await;
     ana.create_todo("meanwhile").await;
     assert!(answered.load(Ordering::Relaxed) < 200, "logins still wait");
 
-    let answers = logins.await.expect("no panic");
-    assert!(answers.iter().any(Result::is_ok));
-    // A login that had a place may still be too late, where the machine has much else to do.
-    let late =
-        |answer: &RpcResult<_>| answer.as_ref().is_err_and(|s| s.code() == Code::DeadlineExceeded);
-    let refused: Vec<_> =
-        answers.into_iter().filter(|answer| answer.is_err() && !late(answer)).collect();
-    assert!(!refused.is_empty());
-    for refused in refused {
-        let refused = assert_status(refused, Code::ResourceExhausted, "OVERLOADED");
-        let details = refused.get_error_details();
+    let responses = logins.await.expect("no panic");
+    assert!(responses.iter().any(Result::is_ok));
+    // On a busy machine, a login in the queue may exceed its deadline.
+    let late = |response: &RpcResult<_>| {
+        response.as_ref().is_err_and(|s| s.code() == Code::DeadlineExceeded)
+    };
+    let rejected: Vec<_> =
+        responses.into_iter().filter(|response| response.is_err() && !late(response)).collect();
+    assert!(!rejected.is_empty());
+    for rejected in rejected {
+        let rejected = assert_status(rejected, Code::ResourceExhausted, "OVERLOADED");
+        let details = rejected.get_error_details();
         let delay = details.retry_info().and_then(|retry| retry.retry_delay);
-        assert!(delay.is_some_and(|delay| !delay.is_zero()), "{refused:?}");
+        assert!(delay.is_some_and(|delay| !delay.is_zero()), "{rejected:?}");
     }
     let login = async || app.anonymous().try_log_in("ana", PASSWORD).await;
     wait_until("logins are admitted again", async || login().await.is_ok()).await;

@@ -1,4 +1,4 @@
-//! Refresh tokens: they rotate, and whoever uses an old one ends the session.
+//! Refresh tokens: rotation, and reuse detection, which revokes the session.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,17 +20,17 @@ const GENERATION: &str = "select generation from sessions";
 const DAYS_30: Duration = Duration::from_hours(30 * 24);
 
 #[tokio::test]
-async fn a_refresh_gives_the_next_pair_of_the_same_session() {
+async fn a_refresh_returns_new_tokens_of_the_same_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old = ana.tokens();
-    let begun = SystemTime::now();
+    let started = SystemTime::now();
     let new = app.anonymous().refresh(&old.refresh_token).await;
     assert_ne!(new.refresh_token, old.refresh_token);
     assert_ne!(new.access_token, old.access_token);
     assert_eq!((&new.session_id, &*new.token_type), (&old.session_id, "Bearer"));
-    assert_recent(begun, Duration::from_mins(30), new.access_token_expire_time);
-    assert_recent(begun, DAYS_30, new.refresh_token_expire_time);
+    assert_recent(started, Duration::from_mins(30), new.access_token_expire_time);
+    assert_recent(started, DAYS_30, new.refresh_token_expire_time);
     for token in [&old.access_token, &new.access_token] {
         assert!(ana.clone().with_token(token).is_session_active().await);
     }
@@ -40,7 +40,7 @@ async fn a_refresh_gives_the_next_pair_of_the_same_session() {
 }
 
 #[tokio::test]
-async fn a_refresh_moves_the_times_of_the_session() {
+async fn a_refresh_updates_the_times_of_the_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.execute(
@@ -49,18 +49,18 @@ async fn a_refresh_moves_the_times_of_the_session() {
     )
     .await;
     let before = ana.list_sessions().await.remove(0);
-    let begun = SystemTime::now();
+    let started = SystemTime::now();
     let tokens = ana.refresh(&ana.tokens().refresh_token).await;
     let after = ana.list_sessions().await.remove(0);
-    assert!(to_system_time(before.last_used_time) < begun - Duration::from_hours(23));
-    assert_recent(begun, Duration::ZERO, after.last_used_time);
-    assert_recent(begun, DAYS_30, after.expire_time);
+    assert!(to_system_time(before.last_used_time) < started - Duration::from_hours(23));
+    assert_recent(started, Duration::ZERO, after.last_used_time);
+    assert_recent(started, DAYS_30, after.expire_time);
     assert_eq!(after.expire_time, tokens.refresh_token_expire_time);
     assert_eq!((after.id, after.create_time), (before.id, before.create_time));
 }
 
 #[tokio::test]
-async fn the_direct_predecessor_gets_the_same_successor_again_for_ten_seconds() {
+async fn the_previous_refresh_token_returns_the_same_successor_for_ten_seconds() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let new = ana.refresh(&ana.tokens().refresh_token).await;
@@ -78,22 +78,22 @@ async fn the_direct_predecessor_gets_the_same_successor_again_for_ten_seconds() 
     assert_ne!(next.refresh_token, new.refresh_token);
 }
 
-/// The token is refused as used before, and the session that it belonged to is over.
+/// Asserts that the reuse of the token is detected and revokes its session only.
 async fn assert_reuse_ends_session(app: &App, session: &Client, used: &str, newest: &str) {
     let other = app.logged_in("ana").await;
     assert!(session.is_session_active().await);
     assert_unauthenticated(app.anonymous().try_refresh(used).await, "REFRESH_TOKEN_REUSED");
     assert!(!session.is_session_active().await);
     for token in [newest, used] {
-        let refused = app.anonymous().try_refresh(token).await;
-        assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+        let rejected = app.anonymous().try_refresh(token).await;
+        assert_unauthenticated(rejected, "REFRESH_TOKEN_INVALID");
     }
     assert!(other.is_session_active().await);
     other.refresh(&other.tokens().refresh_token).await;
 }
 
 #[tokio::test]
-async fn the_direct_predecessor_after_ten_seconds_ends_the_session() {
+async fn reuse_of_the_previous_refresh_token_after_ten_seconds_revokes_the_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let used = &ana.tokens().refresh_token;
@@ -103,7 +103,7 @@ async fn the_direct_predecessor_after_ten_seconds_ends_the_session() {
 }
 
 #[tokio::test]
-async fn an_older_token_ends_the_session_at_once() {
+async fn reuse_of_an_older_refresh_token_revokes_the_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let used = &ana.tokens().refresh_token;
@@ -116,7 +116,7 @@ async fn an_older_token_ends_the_session_at_once() {
 }
 
 #[tokio::test]
-async fn a_reuse_is_a_warning_in_the_log_without_the_token() {
+async fn refresh_token_reuse_is_logged_as_a_warning_without_the_token() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).start();
     let channel = connect(server.address().await.parse().expect("an address"));
@@ -136,40 +136,40 @@ async fn a_reuse_is_a_warning_in_the_log_without_the_token() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_never_made_ends_nothing() {
+async fn an_invalid_refresh_token_revokes_nothing() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
-    let (good, bobs) = (&ana.tokens().refresh_token, &bob.tokens().refresh_token);
-    // A second rotation makes the first token one that would end the session.
-    let next = ana.refresh(good).await;
+    let (valid, bobs) = (&ana.tokens().refresh_token, &bob.tokens().refresh_token);
+    // After a second rotation, the first token would revoke the session.
+    let next = ana.refresh(valid).await;
     let newest = ana.refresh(&next.refresh_token).await.refresh_token;
 
     let replaced = |token: &str, at: usize| {
         let other = if &token[at..=at] == "A" { "B" } else { "A" };
         format!("{}{other}{}", &token[..at], &token[at + 1..])
     };
-    let half = good.len() / 2;
-    let mut bad = vec![
+    let half = valid.len() / 2;
+    let mut invalid = vec![
         "x".to_owned(),
         "garbage".to_owned(),
         "🦀".to_owned(),
         "\0".to_owned(),
         " ".to_owned(),
-        "A".repeat(good.len()),
+        "A".repeat(valid.len()),
         "A".repeat(100_000),
-        good[1..].to_owned(),
-        good[..good.len() - 1].to_owned(),
-        format!("{good}A"),
-        format!("{good}{good}"),
+        valid[1..].to_owned(),
+        valid[..valid.len() - 1].to_owned(),
+        format!("{valid}A"),
+        format!("{valid}{valid}"),
         URL_SAFE_NO_PAD.encode([0; 68]),
-        format!("{}{}", &good[..half], &bobs[half..]),
-        format!("{}{}", &bobs[..half], &good[half..]),
+        format!("{}{}", &valid[..half], &bobs[half..]),
+        format!("{}{}", &bobs[..half], &valid[half..]),
         ana.tokens().access_token.clone(),
     ];
-    bad.extend((0..good.len()).map(|at| replaced(good, at)));
-    for token in bad {
-        let refused = app.anonymous().try_refresh(&token).await;
-        assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+    invalid.extend((0..valid.len()).map(|at| replaced(valid, at)));
+    for token in invalid {
+        let rejected = app.anonymous().try_refresh(&token).await;
+        assert_unauthenticated(rejected, "REFRESH_TOKEN_INVALID");
     }
     assert_invalid(app.anonymous().try_refresh("").await, &["refresh_token"]);
     ana.refresh(&newest).await;
@@ -181,21 +181,21 @@ async fn an_expired_session_cannot_be_refreshed() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.execute("update sessions set expires_at = now() - interval '1 s'").await;
-    let refused = ana.try_refresh(&ana.tokens().refresh_token).await;
-    assert_unauthenticated(refused, "REFRESH_TOKEN_EXPIRED");
+    let rejected = ana.try_refresh(&ana.tokens().refresh_token).await;
+    assert_unauthenticated(rejected, "REFRESH_TOKEN_EXPIRED");
     assert!(!ana.is_session_active().await);
     assert_eq!(app.fetch_scalar::<i32>(GENERATION).await, 0);
 }
 
 #[tokio::test]
-async fn a_session_that_was_refreshed_in_time_lives_on() {
+async fn a_refresh_before_expiry_keeps_the_session_active() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.execute("update sessions set expires_at = now() + interval '2 s'").await;
     let expired = SystemTime::now() + Duration::from_secs(2);
     assert!(ana.is_session_active().await, "the server knows now when the session expires");
     ana.refresh(&ana.tokens().refresh_token).await;
-    wait_until("the first lifetime is over", async || {
+    wait_until("the first expiry passes", async || {
         assert!(ana.is_session_active().await);
         SystemTime::now() > expired + Duration::from_millis(100)
     })
@@ -203,7 +203,7 @@ async fn a_session_that_was_refreshed_in_time_lives_on() {
 }
 
 #[tokio::test]
-async fn a_session_that_has_ended_cannot_be_refreshed() {
+async fn a_revoked_session_cannot_be_refreshed() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let next = ana.refresh(&ana.tokens().refresh_token).await;
@@ -214,7 +214,7 @@ async fn a_session_that_has_ended_cannot_be_refreshed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_64_refreshes_at_once_one_rotates_and_all_get_its_successor() {
+async fn one_of_64_concurrent_refreshes_rotates_and_all_return_its_successor() {
     let app = App::start().await;
     let (ana, replica) = (app.signed_up("ana").await, app.start_replica().await);
     let calls = (0..64).map(|n| {
@@ -230,7 +230,7 @@ async fn of_64_refreshes_at_once_one_rotates_and_all_get_its_successor() {
 }
 
 #[tokio::test]
-async fn the_previous_secret_key_still_verifies_until_it_is_dropped() {
+async fn the_previous_secret_key_verifies_tokens_until_it_is_removed() {
     const NEW_KEY: &str = "another secret that only the tests know";
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
@@ -246,8 +246,8 @@ async fn the_previous_secret_key_still_verifies_until_it_is_dropped() {
 
     let unknown = ana.clone().with_channel(&new.channel);
     assert_unauthenticated(unknown.try_get_user("me").await, "TOKEN_INVALID");
-    let refused = unknown.try_refresh(&old_tokens.refresh_token).await;
-    assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+    let rejected = unknown.try_refresh(&old_tokens.refresh_token).await;
+    assert_unauthenticated(rejected, "REFRESH_TOKEN_INVALID");
 
     let known = ana.clone().with_channel(&both.channel);
     assert!(known.is_session_active().await);
@@ -257,7 +257,7 @@ async fn the_previous_secret_key_still_verifies_until_it_is_dropped() {
     let refreshed = unknown.with_token(&tokens.access_token);
     assert!(refreshed.is_session_active().await);
     refreshed.refresh(&tokens.refresh_token).await;
-    // What the new key signed is nothing to a server that does not have it.
-    let refused = ana.clone().with_token(&tokens.access_token).try_get_user("me").await;
-    assert_unauthenticated(refused, "TOKEN_INVALID");
+    // A server without the new key rejects its tokens.
+    let rejected = ana.clone().with_token(&tokens.access_token).try_get_user("me").await;
+    assert_unauthenticated(rejected, "TOKEN_INVALID");
 }

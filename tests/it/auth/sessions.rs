@@ -1,4 +1,4 @@
-//! Sessions: listing and ending them.
+//! Sessions: listing and revoking them.
 
 use std::time::{Duration, Instant};
 
@@ -25,17 +25,17 @@ fn id(client: &Client) -> &str {
     &client.tokens().session_id
 }
 
-/// Which of the sessions are alive.
-async fn alive<const N: usize>(sessions: [&Client; N]) -> [bool; N] {
-    let mut alive = [false; N];
-    for (session, alive) in sessions.into_iter().zip(&mut alive) {
-        *alive = session.is_session_active().await;
+/// Returns which of the sessions are active.
+async fn are_active<const N: usize>(sessions: [&Client; N]) -> [bool; N] {
+    let mut active = [false; N];
+    for (session, active) in sessions.into_iter().zip(&mut active) {
+        *active = session.is_session_active().await;
     }
-    alive
+    active
 }
 
 #[tokio::test]
-async fn ones_own_live_sessions_are_listed_newest_first() {
+async fn the_callers_active_sessions_are_listed_newest_first() {
     let app = App::start().await;
     let first = app.signed_up("ana").await;
     app.signed_up("bob").await;
@@ -47,7 +47,7 @@ async fn ones_own_live_sessions_are_listed_newest_first() {
         assert_eq!(ids(&current), [id(caller)]);
     }
 
-    // A refresh does not make a session newer.
+    // A refresh does not change the order.
     first.refresh(&first.tokens().refresh_token).await;
     assert_eq!(ids(&third.list_sessions().await), [id(&third), id(&second), id(&first)]);
     second.log_out(LogoutScope::ThisSession).await;
@@ -57,7 +57,7 @@ async fn ones_own_live_sessions_are_listed_newest_first() {
 }
 
 #[tokio::test]
-async fn an_expired_session_is_not_listed_before_it_is_removed() {
+async fn an_expired_session_is_not_listed_even_before_it_is_deleted() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let live = app.logged_in("ana").await;
@@ -72,44 +72,45 @@ async fn an_expired_session_is_not_listed_before_it_is_removed() {
 }
 
 #[tokio::test]
-async fn ones_own_live_session_can_be_revoked() {
+async fn the_callers_active_sessions_can_be_revoked() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let other = app.logged_in("ana").await;
-    assert_eq!(alive([&ana, &other]).await, [true, true]);
+    assert_eq!(are_active([&ana, &other]).await, [true, true]);
     ana.try_revoke_session(id(&other)).await.expect("revoked");
-    assert_eq!(alive([&ana, &other]).await, [true, false]);
+    assert_eq!(are_active([&ana, &other]).await, [true, false]);
     ana.try_revoke_session(id(&ana)).await.expect("revoked");
-    assert_eq!(alive([&ana, &other]).await, [false, false]);
+    assert_eq!(are_active([&ana, &other]).await, [false, false]);
 }
 
 #[tokio::test]
 async fn no_other_session_can_be_revoked() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
-    let (over, expired) = (app.logged_in("ana").await, app.logged_in("ana").await);
-    over.log_out(LogoutScope::ThisSession).await;
+    let (revoked, expired) = (app.logged_in("ana").await, app.logged_in("ana").await);
+    revoked.log_out(LogoutScope::ThisSession).await;
     app.execute(
         "update sessions set expires_at = now() - interval '1 s'
          where id = (select id from sessions order by id desc limit 1)",
     )
     .await;
-    for other in [id(&bob), id(&over), id(&expired), &ana.user_id(), &Uuid::now_v7().to_string()] {
-        let refused = ana.try_revoke_session(other).await;
-        let refused = assert_status(refused, Code::NotFound, "SESSION_NOT_FOUND");
-        assert_eq!(refused.message(), "Session not found");
+    for other in [id(&bob), id(&revoked), id(&expired), &ana.user_id(), &Uuid::now_v7().to_string()]
+    {
+        let rejected = ana.try_revoke_session(other).await;
+        let rejected = assert_status(rejected, Code::NotFound, "SESSION_NOT_FOUND");
+        assert_eq!(rejected.message(), "Session not found");
     }
     let own = id(&ana);
-    for bad in
+    for invalid in
         ["", "me", "1", &own.to_uppercase(), &own.replace('-', ""), &format!("{{{own}}}"), "\0"]
     {
-        assert_invalid(ana.try_revoke_session(bad).await, &["session_id"]);
+        assert_invalid(ana.try_revoke_session(invalid).await, &["session_id"]);
     }
-    assert_eq!(alive([&ana, &bob, &over, &expired]).await, [true, true, false, false]);
+    assert_eq!(are_active([&ana, &bob, &revoked, &expired]).await, [true, true, false, false]);
 }
 
 #[tokio::test]
-async fn a_logout_ends_the_sessions_of_its_scope() {
+async fn a_logout_revokes_the_sessions_of_its_scope() {
     for (scope, own, other) in [
         (LogoutScope::Unspecified, false, true),
         (LogoutScope::ThisSession, false, true),
@@ -120,25 +121,25 @@ async fn a_logout_ends_the_sessions_of_its_scope() {
         let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
         let (second, third) = (app.logged_in("ana").await, app.logged_in("ana").await);
         let all = [&ana, &second, &third, &bob];
-        assert_eq!(alive(all).await, [true; 4]);
+        assert_eq!(are_active(all).await, [true; 4]);
         ana.log_out(scope).await;
-        assert_eq!(alive(all).await, [own, other, other, true], "{scope:?}");
+        assert_eq!(are_active(all).await, [own, other, other, true], "{scope:?}");
     }
 }
 
 #[tokio::test]
-async fn an_unknown_scope_ends_nothing() {
+async fn an_unknown_logout_scope_revokes_nothing() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let other = app.logged_in("ana").await;
     for scope in [-1, 4, 99, i32::MIN, i32::MAX] {
         assert_invalid(ana.try_log_out(scope).await, &["scope"]);
     }
-    assert_eq!(alive([&ana, &other]).await, [true, true]);
+    assert_eq!(are_active([&ana, &other]).await, [true, true]);
 }
 
 #[tokio::test]
-async fn another_replica_knows_of_an_ended_session_within_five_seconds() {
+async fn another_replica_rejects_a_revoked_session_within_five_seconds() {
     let app = App::start().await;
     let replica = app.start_replica().await;
     let ana = app.signed_up("ana").await;
@@ -163,25 +164,27 @@ async fn another_replica_knows_of_an_ended_session_within_five_seconds() {
     sessions[4].try_delete_user("me", "").await.expect("deleted");
     let ended = Instant::now();
     for session in &sessions {
-        assert!(!session.is_session_active().await, "at once where it was ended");
+        assert!(!session.is_session_active().await, "immediately on the replica that revoked it");
     }
     for session in &there {
-        wait_until("it ends on the other replica", async || !session.is_session_active().await)
-            .await;
+        wait_until("the other replica rejects the session", async || {
+            !session.is_session_active().await
+        })
+        .await;
     }
     assert!(ended.elapsed() < Duration::from_secs(6), "{:?}", ended.elapsed());
     assert!(ana.with_channel(&replica.channel).is_session_active().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_calls_in_an_unknown_session_share_one_look_up() {
+async fn concurrent_calls_of_an_uncached_session_share_one_lookup() {
     let app = App::start_with(config_with(|config| {
         config.limits.coalescing = false;
     }))
     .await;
     let ana = app.signed_up("ana").await;
     let mut lock = app.hold_lock("lock table sessions in access exclusive mode").await;
-    let request_ids: Vec<_> = (0..16).map(|_| unique_name("look-up-")).collect();
+    let request_ids: Vec<_> = (0..16).map(|_| unique_name("lookup-")).collect();
     let calls = request_ids.iter().map(|request_id| {
         let ana = ana.clone().with_metadata("x-request-id", request_id);
         async move { ana.get_user("me").await }

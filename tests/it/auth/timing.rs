@@ -1,4 +1,4 @@
-//! How long a login takes tells nobody which accounts there are.
+//! The time of a login does not reveal which accounts exist.
 
 use argon2::Params;
 use std::{
@@ -10,26 +10,26 @@ use fastrand::Rng;
 
 use crate::support::{App, app::config_with, assert::assert_unauthenticated, random};
 
-/// Logins of each kind: as many as there may fail at one account in an hour, whatever the
-/// number of addresses. More an attacker does not get to measure.
+/// The number of logins of each kind: the maximum of failures at one account in an hour, from
+/// all clients. An attacker cannot measure more.
 const ROUNDS: usize = 1_000;
 
-/// In standard deviations, what is taken for a difference: chance makes one as large less
-/// than once in a million runs.
+/// The threshold of a difference in standard deviations. Without a difference, fewer than one
+/// in a million runs exceeds it.
 const DIFFERENCE: f64 = 5.0;
 
-/// Of a login's time, the difference that must be seen if it is there: a tenth. One that is
-/// made without its hash differs by nearly all.
+/// The smallest difference that the test must detect, as a fraction of the time of a login. A
+/// login without its hash would differ by almost 1.
 const PLANTED: f64 = 0.1;
 
-/// Users who exist, so that none of them is locked.
+/// The number of existing users, enough that none is locked out.
 const USERS: usize = 8;
 
-/// A network for tests of speed (RFC 2544): each login comes from another address of it, so
-/// that none is locked.
-const PEERS: u32 = 0xC612_0000;
+/// A network for benchmarks (RFC 2544). Each login has another client address in it, so that no
+/// client is locked out.
+const CLIENT_NETWORK: u32 = 0xC612_0000;
 
-/// What is compared: logins as users that exist, and as others that do not.
+/// The suffixes of the compared logins: of users that exist, and of users that do not.
 const KINDS: [&str; 2] = ["", "@example.com"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,18 +44,18 @@ async fn a_login_takes_as_long_whether_the_account_exists_or_not() {
         app.create_user(&format!("user{number}")).await;
     }
     let mut rng = Rng::with_seed(random::seed());
-    let mut peers = (PEERS..).map(Ipv4Addr::from_bits);
+    let mut client_ips = (CLIENT_NETWORK..).map(Ipv4Addr::from_bits);
     let mut times = [const { Vec::<[f64; 2]>::new() }; KINDS.len()];
     for _ in 0..ROUNDS {
         let number = rng.usize(..USERS);
         let mut logins: Vec<_> = (0..KINDS.len()).flat_map(|kind| [(kind, 0), (kind, 1)]).collect();
-        // In any order: what comes first has no colder caches than what comes last.
+        // Random order, so that neither kind has colder caches.
         rng.shuffle(&mut logins);
         let mut round = [[0.0; 2]; KINDS.len()];
         for (kind, existence) in logins {
             let login = format!("{}{number}{}", ["user", "none"][existence], KINDS[kind]);
-            let peer = peers.next().expect("there are enough");
-            round[kind][existence] = time_of_login(&app, &login, peer).await.as_secs_f64();
+            let client_ip = client_ips.next().expect("enough addresses");
+            round[kind][existence] = login_time(&app, &login, client_ip).await.as_secs_f64();
         }
         for (times, time) in times.iter_mut().zip(round) {
             times.push(time);
@@ -76,22 +76,22 @@ async fn a_login_takes_as_long_whether_the_account_exists_or_not() {
             visible * 1e6,
         );
         assert!(found.abs() < DIFFERENCE, "they differ");
-        assert!(visible < PLANTED * known, "too busy a machine to see a difference");
+        assert!(visible < PLANTED * known, "the machine is too busy to detect a difference");
     }
 }
 
-async fn time_of_login(app: &App, login: &str, peer: Ipv4Addr) -> Duration {
-    let caller = app.anonymous().with_metadata("x-forwarded-for", &peer.to_string());
-    let begun = Instant::now();
-    let refused = caller.try_log_in(login, "wrong password").await;
-    let time = begun.elapsed();
-    assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+async fn login_time(app: &App, login: &str, client_ip: Ipv4Addr) -> Duration {
+    let caller = app.anonymous().with_metadata("x-forwarded-for", &client_ip.to_string());
+    let started = Instant::now();
+    let rejected = caller.try_log_in(login, "wrong password").await;
+    let time = started.elapsed();
+    assert_unauthenticated(rejected, "INCORRECT_CREDENTIALS");
     time
 }
 
-/// How far the differences, with one more planted in each, are from having no direction, in
-/// standard deviations: Wilcoxon's signed ranks. It needs nothing to be known of the noise,
-/// which is the same for both: they take turns in any order.
+/// Returns the deviation of the differences from symmetry around zero, in standard deviations,
+/// after adding `planted` to each: the Wilcoxon signed-rank test. It assumes nothing about the
+/// noise, which is the same for both kinds because their order is random.
 fn deviation(differences: &[f64], planted: f64) -> f64 {
     let mut differences: Vec<_> = differences.iter().map(|it| it + planted).collect();
     differences.sort_by(|one, other| one.abs().total_cmp(&other.abs()));
@@ -102,7 +102,7 @@ fn deviation(differences: &[f64], planted: f64) -> f64 {
     (sum - mean) / (mean * (2.0 * count + 1.0) / 6.0).sqrt()
 }
 
-/// The smallest difference, in seconds, that would be seen in either direction.
+/// Returns the smallest difference, in seconds, that the test would detect in both directions.
 fn smallest_visible(differences: &[f64]) -> f64 {
     let mut planted = 1e-6;
     while deviation(differences, planted) < DIFFERENCE

@@ -1,4 +1,4 @@
-//! Access tokens: which are good, and how others are refused.
+//! Access tokens: valid ones, and the errors of invalid ones.
 
 use std::time::SystemTime;
 
@@ -17,30 +17,30 @@ use crate::support::{
     tokens::{Jwt, json_string, seconds_from_now, sign_parts},
 };
 
-/// Longer than what the server takes in as metadata, 16 KiB.
+/// Longer than the limit of metadata, 16 KiB.
 const TOO_LONG: usize = 20 * 1024;
 
-/// A token that is not good.
-struct Bad {
-    why: &'static str,
+/// An invalid token, with the expected reason of the error.
+struct InvalidToken {
+    fault: &'static str,
     token: String,
     reason: &'static str,
 }
 
-/// Every kind of them, made of the session of a caller who has a good one.
-async fn bad_tokens(app: &App, ana: &Client) -> Vec<Bad> {
-    let mut bad = ended_sessions(app, ana).await;
-    bad.extend(wrong_signatures(ana));
-    bad.extend(wrong_fields(ana));
-    bad.extend(wrong_shapes(ana));
-    bad
+/// Returns tokens with all kinds of faults, derived from the valid token of a caller.
+async fn invalid_tokens(app: &App, ana: &Client) -> Vec<InvalidToken> {
+    let mut tokens = inactive_sessions(app, ana).await;
+    tokens.extend(wrong_signatures(ana));
+    tokens.extend(wrong_fields(ana));
+    tokens.extend(malformed_tokens(ana));
+    tokens
 }
 
-fn invalid(why: &'static str, token: String) -> Bad {
-    Bad { why, token, reason: "TOKEN_INVALID" }
+fn invalid(fault: &'static str, token: String) -> InvalidToken {
+    InvalidToken { fault, token, reason: "TOKEN_INVALID" }
 }
 
-async fn ended_sessions(app: &App, ana: &Client) -> Vec<Bad> {
+async fn inactive_sessions(app: &App, ana: &Client) -> Vec<InvalidToken> {
     let (bob, cid) = (app.signed_up("bob").await, app.signed_up("cid").await);
     let (logged_out, revoked) = (app.logged_in("ana").await, app.logged_in("ana").await);
     logged_out.log_out(LogoutScope::ThisSession).await;
@@ -66,17 +66,17 @@ async fn ended_sessions(app: &App, ana: &Client) -> Vec<Bad> {
         ("an unknown user", made(&unknown, &ana.tokens().session_id)),
     ]
     .into_iter()
-    .map(|(why, token)| Bad { why, token, reason: "SESSION_REVOKED" })
+    .map(|(fault, token)| InvalidToken { fault, token, reason: "SESSION_REVOKED" })
     .collect()
 }
 
-fn wrong_signatures(ana: &Client) -> Vec<Bad> {
+fn wrong_signatures(ana: &Client) -> Vec<InvalidToken> {
     let jwt = Jwt::for_client(ana);
     let with = |algorithm: &str| jwt.clone().header("alg", json_string(algorithm));
-    let good = jwt.signed();
-    let (payload, signature) = good.rsplit_once('.').expect("it is signed");
+    let valid = jwt.signed();
+    let (payload, signature) = valid.rsplit_once('.').expect("a signed token");
     let other_claims = jwt.clone().claim("exp", seconds_from_now(900)).signed();
-    let (other_payload, _) = other_claims.rsplit_once('.').expect("it is signed");
+    let (other_payload, _) = other_claims.rsplit_once('.').expect("a signed token");
     vec![
         invalid("no algorithm, no signature", with("none").unsigned()),
         invalid("no algorithm in odd case", with("nOnE").unsigned()),
@@ -87,15 +87,15 @@ fn wrong_signatures(ana: &Client) -> Vec<Bad> {
         invalid("HS256 that calls itself HS512", with("HS512").signed()),
         invalid("RS256 with the key", with("RS256").signed()),
         invalid("EdDSA with the key", with("EdDSA").signed()),
-        invalid("an algorithm that nobody knows", with("X").signed()),
+        invalid("an unknown algorithm", with("X").signed()),
         invalid("an algorithm that is no text", jwt.clone().header("alg", "256").signed()),
-        invalid("no word of the algorithm", jwt.clone().without_field("alg").signed()),
+        invalid("no algorithm field", jwt.clone().without_field("alg").signed()),
         invalid("another key", jwt.signed_with(hmac::HMAC_SHA256, &"x".repeat(32))),
         invalid("an empty key", jwt.signed_with(hmac::HMAC_SHA256, "")),
         invalid("an empty signature", jwt.unsigned()),
         invalid("no signature", payload.to_owned()),
-        invalid("half a signature", good[..good.len() - signature.len() / 2].to_owned()),
-        invalid("more than a signature", format!("{good}A")),
+        invalid("half a signature", valid[..valid.len() - signature.len() / 2].to_owned()),
+        invalid("more than a signature", format!("{valid}A")),
         invalid("another token's signature", format!("{other_payload}.{signature}")),
         invalid("an expired token of another key", {
             jwt.claim("exp", seconds_from_now(-600)).signed_with(hmac::HMAC_SHA256, &"x".repeat(32))
@@ -103,23 +103,23 @@ fn wrong_signatures(ana: &Client) -> Vec<Bad> {
     ]
 }
 
-fn wrong_fields(ana: &Client) -> Vec<Bad> {
+fn wrong_fields(ana: &Client) -> Vec<InvalidToken> {
     let jwt = Jwt::for_client(ana);
     let header = |name, json: &str| jwt.clone().header(name, json).signed();
     let claim = |name, json: &str| jwt.clone().claim(name, json).signed();
-    let mut bad: Vec<_> = ["iss", "aud", "sub", "sid", "jti", "iat", "exp", "typ"]
+    let mut tokens: Vec<_> = ["iss", "aud", "sub", "sid", "jti", "iat", "exp", "typ"]
         .map(|name| invalid("a field is missing", jwt.clone().without_field(name).signed()))
         .into();
     for name in ["iss", "aud", "sub", "sid", "exp"] {
         for json in ["null", "true", "[]", "{}", "\"\"", "\"x\"", "[\"x\"]"] {
-            bad.push(invalid("a claim of another kind", claim(name, json)));
+            tokens.push(invalid("a claim of another type", claim(name, json)));
         }
     }
     for id in ["1", "me", "ana", "ana@example.com", &ana.user_id().to_uppercase()] {
-        bad.push(invalid("a user that is no id", claim("sub", &json_string(id))));
-        bad.push(invalid("a session that is no id", claim("sid", &json_string(id))));
+        tokens.push(invalid("a user that is not an id", claim("sub", &json_string(id))));
+        tokens.push(invalid("a session that is not an id", claim("sid", &json_string(id))));
     }
-    bad.extend([
+    tokens.extend([
         invalid("another type", header("typ", "\"JWT\"")),
         invalid("no type", header("typ", "\"\"")),
         invalid("a type that is no text", header("typ", "1")),
@@ -129,23 +129,27 @@ fn wrong_fields(ana: &Client) -> Vec<Bad> {
         invalid("not yet valid", claim("nbf", &seconds_from_now(60))),
         invalid("never valid", claim("nbf", &u64::MAX.to_string())),
         invalid("not yet valid, as a text", claim("nbf", &json_string(&seconds_from_now(60)))),
-        invalid("a beginning that is no number", claim("nbf", "\"x\"")),
-        invalid("an end beyond all time", claim("exp", &i64::MAX.to_string())),
-        invalid("an end beyond all numbers", claim("exp", "1e400")),
+        invalid("a start that is no number", claim("nbf", "\"x\"")),
+        invalid("an expiry beyond the range of times", claim("exp", &i64::MAX.to_string())),
+        invalid("an expiry beyond the range of numbers", claim("exp", "1e400")),
         invalid("expired, and for another audience", {
             jwt.clone().claim("exp", seconds_from_now(-60)).claim("aud", "\"x\"").signed()
         }),
     ]);
     for past in [seconds_from_now(-60), seconds_from_now(-7), "1".into(), "0".into()] {
-        bad.push(Bad { why: "expired", token: claim("exp", &past), reason: "TOKEN_EXPIRED" });
+        tokens.push(InvalidToken {
+            fault: "expired",
+            token: claim("exp", &past),
+            reason: "TOKEN_EXPIRED",
+        });
     }
-    bad
+    tokens
 }
 
-fn wrong_shapes(ana: &Client) -> Vec<Bad> {
-    let good = &ana.tokens().access_token;
-    let parts: Vec<_> = good.split('.').collect();
-    let [header, claims, signature] = parts[..] else { panic!("{good}") };
+fn malformed_tokens(ana: &Client) -> Vec<InvalidToken> {
+    let valid = &ana.tokens().access_token;
+    let parts: Vec<_> = valid.split('.').collect();
+    let [header, claims, signature] = parts[..] else { panic!("{valid}") };
     let decoded = |part| URL_SAFE_NO_PAD.decode(part).expect("base64");
     let text = |part| String::from_utf8(decoded(part)).expect("JSON");
     let deep = "[".repeat(4_000);
@@ -154,10 +158,10 @@ fn wrong_shapes(ana: &Client) -> Vec<Bad> {
         invalid("8 KiB of garbage", "x".repeat(8 * 1024)),
         invalid("8 KiB of dots", ".".repeat(8 * 1024)),
         invalid("only dots", "..".to_owned()),
-        invalid("two tokens", format!("{good}.{good}")),
-        invalid("two tokens with a comma", format!("{good}, Bearer {good}")),
-        invalid("a part too many", format!("{good}.")),
-        invalid("a part too few", format!("{claims}.{signature}")),
+        invalid("two tokens", format!("{valid}.{valid}")),
+        invalid("two tokens with a comma", format!("{valid}, Bearer {valid}")),
+        invalid("an additional part", format!("{valid}.")),
+        invalid("a missing part", format!("{claims}.{signature}")),
         invalid("parts in another order", format!("{claims}.{header}.{signature}")),
         invalid("padding", format!("{header}=.{claims}.{signature}")),
         invalid("a refresh token", ana.tokens().refresh_token.clone()),
@@ -173,34 +177,34 @@ fn wrong_shapes(ana: &Client) -> Vec<Bad> {
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_good_is_refused_without_saying_more() {
+async fn an_invalid_access_token_is_rejected_without_details() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    for Bad { why, token, reason } in bad_tokens(&app, &ana).await {
-        let refused = ana.clone().with_token(&token).try_get_user("me").await;
-        assert!(refused.is_err(), "{why}: {token}");
-        let refused = assert_unauthenticated(refused, reason);
-        assert_eq!(refused.message(), "Could not validate credentials", "{why}");
+    for InvalidToken { fault, token, reason } in invalid_tokens(&app, &ana).await {
+        let rejected = ana.clone().with_token(&token).try_get_user("me").await;
+        assert!(rejected.is_err(), "{fault}: {token}");
+        let rejected = assert_unauthenticated(rejected, reason);
+        assert_eq!(rejected.message(), "Could not validate credentials", "{fault}");
     }
     assert!(ana.is_session_active().await);
 }
 
 #[tokio::test]
-async fn introspection_tells_nothing_of_a_token_that_is_not_good() {
+async fn introspection_returns_only_inactive_for_an_invalid_token() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    for Bad { why, token, .. } in bad_tokens(&app, &ana).await {
-        let answer = ana.introspect(&token).await;
-        assert_eq!(answer, IntrospectTokenResponse::default(), "{why}: {token}");
+    for InvalidToken { fault, token, .. } in invalid_tokens(&app, &ana).await {
+        let response = ana.introspect(&token).await;
+        assert_eq!(response, IntrospectTokenResponse::default(), "{fault}: {token}");
     }
     let with_scheme = format!("Bearer {}", ana.tokens().access_token);
-    for bad in [&*with_scheme, " ", "\0", "🦀", &"x".repeat(100_000)] {
-        assert_eq!(ana.introspect(bad).await, IntrospectTokenResponse::default());
+    for token in [&*with_scheme, " ", "\0", "🦀", &"x".repeat(100_000)] {
+        assert_eq!(ana.introspect(token).await, IntrospectTokenResponse::default());
     }
 }
 
 #[tokio::test]
-async fn introspection_tells_whose_a_good_token_is() {
+async fn introspection_returns_the_user_and_session_of_an_active_token() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     for caller in [&ana, &bob] {
@@ -222,27 +226,27 @@ async fn introspection_tells_whose_a_good_token_is() {
 }
 
 #[tokio::test]
-async fn a_token_by_hand_is_good_if_all_of_it_is() {
+async fn a_handmade_token_with_valid_claims_is_accepted() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let jwt = Jwt::for_client(&ana);
-    for (why, jwt) in [
-        ("like that of the service", jwt.clone()),
+    for (fault, jwt) in [
+        ("the same as a token of the service", jwt.clone()),
         ("it expired within the leeway", jwt.clone().claim("exp", seconds_from_now(-2))),
-        ("it begins within the leeway", jwt.clone().claim("nbf", seconds_from_now(2))),
-        ("it has begun", jwt.clone().claim("nbf", seconds_from_now(-60))),
-        ("it says more", jwt.claim("scope", "\"all\"")),
+        ("it becomes valid within the leeway", jwt.clone().claim("nbf", seconds_from_now(2))),
+        ("it is already valid", jwt.clone().claim("nbf", seconds_from_now(-60))),
+        ("it has another claim", jwt.claim("scope", "\"all\"")),
     ] {
         let token = jwt.signed();
         let user = ana.clone().with_token(&token).try_get_user("me").await;
-        assert_eq!(user.expect(why).into_inner().user, ana.user);
-        assert!(ana.introspect(&token).await.active, "{why}");
+        assert_eq!(user.expect(fault).into_inner().user, ana.user);
+        assert!(ana.introspect(&token).await.active, "{fault}");
     }
 }
 
 /// RFC 7515, section 4.1.11.
 #[tokio::test]
-async fn a_token_with_an_extension_that_must_be_understood_is_refused() {
+async fn a_token_with_a_critical_extension_is_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let token = Jwt::for_client(&ana).header("crit", "[\"x\"]").header("x", "1").signed();
@@ -250,30 +254,30 @@ async fn a_token_with_an_extension_that_must_be_understood_is_refused() {
 }
 
 #[tokio::test]
-async fn an_expired_token_is_refused_with_the_servers_time() {
+async fn an_expired_token_is_rejected_with_the_server_time() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let token = Jwt::for_client(&ana).claim("exp", seconds_from_now(-60)).signed();
-    let begun = SystemTime::now();
-    let refused = ana.with_token(&token).try_get_user("me").await;
-    let refused = assert_unauthenticated(refused, "TOKEN_EXPIRED");
-    let details = refused.get_error_details();
+    let started = SystemTime::now();
+    let rejected = ana.with_token(&token).try_get_user("me").await;
+    let rejected = assert_unauthenticated(rejected, "TOKEN_EXPIRED");
+    let details = rejected.get_error_details();
     let metadata = &details.error_info().expect("ErrorInfo").metadata;
     let server_time: Timestamp = metadata["server_time"].parse().expect("RFC 3339");
     let server_time = to_system_time(Some(server_time));
-    assert!((begun..=SystemTime::now()).contains(&server_time));
+    assert!((started..=SystemTime::now()).contains(&server_time));
 }
 
 #[tokio::test]
-async fn a_call_needs_an_access_token_in_its_scheme() {
+async fn a_call_needs_a_bearer_token() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let token = &ana.tokens().access_token;
-    let refused = app.anonymous().try_get_user("me").await;
-    let refused = assert_unauthenticated(refused, "NOT_AUTHENTICATED");
-    assert_eq!(refused.message(), "Not authenticated");
-    // Before anything is said about the request.
-    assert_unauthenticated(app.anonymous().try_get_user("bad").await, "NOT_AUTHENTICATED");
+    let rejected = app.anonymous().try_get_user("me").await;
+    let rejected = assert_unauthenticated(rejected, "NOT_AUTHENTICATED");
+    assert_eq!(rejected.message(), "Not authenticated");
+    // Authentication precedes validation.
+    assert_unauthenticated(app.anonymous().try_get_user("invalid").await, "NOT_AUTHENTICATED");
     for none in [
         "",
         " ",
@@ -288,9 +292,10 @@ async fn a_call_needs_an_access_token_in_its_scheme() {
         &format!("Bearer,Bearer {token}"),
         &format!("\"Bearer\" {token}"),
     ] {
-        let refused = app.anonymous().with_metadata("authorization", none).try_get_user("me").await;
-        let refused = assert_unauthenticated(refused, "NOT_AUTHENTICATED");
-        assert_eq!(refused.message(), "Not authenticated", "{none:?}");
+        let rejected =
+            app.anonymous().with_metadata("authorization", none).try_get_user("me").await;
+        let rejected = assert_unauthenticated(rejected, "NOT_AUTHENTICATED");
+        assert_eq!(rejected.message(), "Not authenticated", "{none:?}");
     }
     for scheme in ["Bearer", "bearer", "BEARER", "bEaReR"] {
         let caller = app.anonymous().with_metadata("authorization", &format!("{scheme} {token}"));
@@ -299,39 +304,41 @@ async fn a_call_needs_an_access_token_in_its_scheme() {
 }
 
 #[tokio::test]
-async fn more_than_one_authorization_is_refused() {
+async fn more_than_one_authorization_header_is_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let good = format!("Bearer {}", ana.tokens().access_token);
-    for (first, second) in [(&*good, &*good), (&good, "Basic x"), ("Basic x", &good), ("", &good)] {
+    let valid = format!("Bearer {}", ana.tokens().access_token);
+    for (first, second) in
+        [(&*valid, &*valid), (&valid, "Basic x"), ("Basic x", &valid), ("", &valid)]
+    {
         let caller = app
             .anonymous()
             .with_metadata("authorization", first)
             .with_metadata("authorization", second);
-        let refused = assert_unauthenticated(caller.try_get_user("me").await, "TOKEN_INVALID");
-        assert_eq!(refused.message(), "Could not validate credentials");
+        let rejected = assert_unauthenticated(caller.try_get_user("me").await, "TOKEN_INVALID");
+        assert_eq!(rejected.message(), "Could not validate credentials");
     }
 }
 
 #[tokio::test]
-async fn headers_over_16_kib_are_refused_and_the_connection_lives() {
+async fn headers_above_16_kib_are_rejected_and_the_connection_stays_open() {
     const GET_USER: &str = "/fastzero.user.v1.UserService/GetUser";
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    // It never connects again.
-    let wire = app.raw_client().await.with_token_of(&ana);
-    for (padding, is_good) in
+    // The raw client never reconnects.
+    let raw = app.raw_client().await.with_token_of(&ana);
+    for (padding, is_ok) in
         [(TOO_LONG, false), (12 * 1024, true), (TOO_LONG, false), (TOO_LONG, false), (0, true)]
     {
-        let caller = wire.clone().with_metadata("x-padding", "x".repeat(padding));
+        let caller = raw.clone().with_metadata("x-padding", "x".repeat(padding));
         // `id` is "me".
-        let answer = caller.call(GET_USER, b"\x0a\x02me").await;
-        assert_eq!(answer.is_ok(), is_good, "{padding}: {answer:?}");
+        let response = caller.call(GET_USER, b"\x0a\x02me").await;
+        assert_eq!(response.is_ok(), is_ok, "{padding}: {response:?}");
     }
 }
 
 #[tokio::test]
-async fn public_methods_do_not_look_at_tokens() {
+async fn public_methods_ignore_access_tokens() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let garbage = ana.clone().with_token("garbage");

@@ -15,16 +15,16 @@ use crate::support::{
     assert::{assert_status, assert_unauthenticated},
 };
 
-/// The methods that the contract marks as public.
+/// The methods that the API marks as public.
 pub const PUBLIC: [&str; 3] = [
     "/fastzero.auth.v1.AuthService/Login",
     "/fastzero.auth.v1.AuthService/RefreshToken",
     "/fastzero.user.v1.UserService/CreateUser",
 ];
 
-/// The paths of all methods of the contract.
+/// Returns the paths of all methods of the API.
 fn methods() -> Vec<String> {
-    let descriptors = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("good descriptors");
+    let descriptors = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("valid descriptors");
     let mut methods = Vec::new();
     for file in &descriptors.file {
         for service in &file.service {
@@ -41,20 +41,20 @@ async fn every_method_needs_an_access_token_unless_it_is_public() {
     let app = App::start().await;
     let anonymous = app.raw_client().await;
     let methods = methods();
-    assert_eq!(methods.len(), 17, "the contract has 5 rpcs on users, 7 on sessions, 5 on to-dos");
+    assert_eq!(methods.len(), 17, "the API has 5 RPCs for users, 7 for sessions and 5 for todos");
     assert!(PUBLIC.iter().all(|public| methods.iter().any(|method| method == public)));
     for method in methods {
-        // What an empty message lacks is told only to those who may know.
-        let answer = anonymous.call(&method, &[]).await;
+        // Anonymous callers learn nothing about missing fields.
+        let response = anonymous.call(&method, &[]).await;
         if PUBLIC.contains(&&*method) {
-            let status = answer.expect_err("an empty message is refused");
+            let status = response.expect_err("an empty message is rejected");
             assert_ne!(
                 status.get_details_error_info().expect("a reason").reason,
                 "NOT_AUTHENTICATED"
             );
             assert_ne!(status.message(), "Not authenticated", "{method}");
         } else {
-            let status = assert_unauthenticated(answer, "NOT_AUTHENTICATED");
+            let status = assert_unauthenticated(response, "NOT_AUTHENTICATED");
             assert_eq!(status.message(), "Not authenticated", "{method}");
         }
     }
@@ -63,12 +63,12 @@ async fn every_method_needs_an_access_token_unless_it_is_public() {
 #[tokio::test]
 async fn health_and_reflection_are_public() {
     let app = App::start().await;
-    let wire = app.raw_client().await;
-    wire.call("/grpc.health.v1.Health/Check", &[]).await.expect("answered");
+    let raw = app.raw_client().await;
+    raw.call("/grpc.health.v1.Health/Check", &[]).await.expect("a response");
     // `list_services: ""`
     for version in ["v1", "v1alpha"] {
         let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
-        wire.call(&path, &[0x3a, 0]).await.expect("answered");
+        raw.call(&path, &[0x3a, 0]).await.expect("a response");
     }
 }
 
@@ -78,13 +78,13 @@ async fn the_scheme_is_bearer_in_any_case() {
     let ana = app.signed_up("ana").await;
     let token = &ana.tokens().access_token;
     for scheme in ["Bearer", "bearer", "BEARER", "bEaReR"] {
-        let wire =
+        let raw =
             app.raw_client().await.with_metadata("authorization", format!("{scheme} {token}"));
-        wire.call(LIST_TODOS, &[]).await.expect("listed");
+        raw.call(LIST_TODOS, &[]).await.expect("listed");
     }
     for other in ["", "Bearer", "Bearer ", "Basic YTpi", token, &format!("Token {token}")] {
-        let wire = app.raw_client().await.with_metadata("authorization", other);
-        assert_unauthenticated(wire.call(LIST_TODOS, &[]).await, "NOT_AUTHENTICATED");
+        let raw = app.raw_client().await.with_metadata("authorization", other);
+        assert_unauthenticated(raw.call(LIST_TODOS, &[]).await, "NOT_AUTHENTICATED");
     }
 }
 
@@ -125,9 +125,9 @@ async fn authentication_comes_before_everything_else() {
         (GET_TODO, b"\xff\xff\xff"),
         (GET_TODO, &large),
     ] {
-        let refused = anonymous.call(path, message).await;
-        assert_unauthenticated(refused, "NOT_AUTHENTICATED");
+        let rejected = anonymous.call(path, message).await;
+        assert_unauthenticated(rejected, "NOT_AUTHENTICATED");
     }
-    let refused = anonymous.with_metadata("grpc-timeout", "soon").call(GET_TODO, &get).await;
-    assert_unauthenticated(refused, "NOT_AUTHENTICATED");
+    let rejected = anonymous.with_metadata("grpc-timeout", "soon").call(GET_TODO, &get).await;
+    assert_unauthenticated(rejected, "NOT_AUTHENTICATED");
 }

@@ -19,22 +19,22 @@ async fn an_internal_error_hides_its_cause() {
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("a").await;
     app.execute("drop table todos").await;
-    for answer in [
+    for response in [
         ana.try_get_todo(&todo.id).await.map(discard_message),
         ana.try_list_todos(ListTodosRequest::default()).await.map(discard_message),
         ana.try_create_todo(Some(todo_titled("b"))).await.map(discard_message),
         ana.try_update_todo(Some(todo.clone()), None).await.map(discard_message),
         ana.try_delete_todo(&todo.id, "").await.map(discard_message),
     ] {
-        let status = assert_status(answer, Code::Internal, "INTERNAL");
+        let status = assert_status(response, Code::Internal, "INTERNAL");
         assert_hides_cause(&status);
     }
     let me = GetUserRequest { id: "me".into() };
-    ana.users().get_user(me).await.expect("other tables are there");
+    ana.users().get_user(me).await.expect("other tables exist");
 }
 
 #[tokio::test]
-async fn the_log_tells_the_cause_of_an_internal_error_under_its_request_id() {
+async fn the_log_has_the_cause_of_an_internal_error_with_its_request_id() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).start();
     let address = server.address().await.parse().expect("an address");
@@ -44,8 +44,8 @@ async fn the_log_tells_the_cause_of_an_internal_error_under_its_request_id() {
     let mut sql = database.connect().await;
     sqlx::raw_sql("drop table todos").execute(&mut sql).await.expect("dropped");
 
-    let refused = ana.with_metadata("x-request-id", "find-me").try_get_todo(NO_ID).await;
-    assert_status(refused, Code::Internal, "INTERNAL");
+    let rejected = ana.with_metadata("x-request-id", "find-me").try_get_todo(NO_ID).await;
+    assert_status(rejected, Code::Internal, "INTERNAL");
     let line = server.wait_for_line("internal error").await;
     for part in ["\"find-me\"", "\"ERROR\"", "todos", "does not exist"] {
         assert!(line.contains(part), "{part}: {line}");

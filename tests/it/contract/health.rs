@@ -30,11 +30,11 @@ async fn every_service_is_serving() {
 async fn an_unknown_service_is_not_found() {
     let app = App::start().await;
     for service in ["no.such.Service", "TodoService", "fastzero.todo.v1", "Liveness", " "] {
-        let refused = try_check_health(&app.channel, service).await;
-        assert_status(refused, Code::NotFound, "SERVICE_UNKNOWN");
+        let rejected = try_check_health(&app.channel, service).await;
+        assert_status(rejected, Code::NotFound, "SERVICE_UNKNOWN");
         let request = HealthCheckRequest { service: service.to_owned() };
-        let refused = HealthClient::new(app.channel.clone()).watch(request).await;
-        assert_status(refused, Code::NotFound, "SERVICE_UNKNOWN");
+        let rejected = HealthClient::new(app.channel.clone()).watch(request).await;
+        assert_status(rejected, Code::NotFound, "SERVICE_UNKNOWN");
     }
 }
 
@@ -43,8 +43,8 @@ async fn readiness_follows_the_schema_and_liveness_does_not() {
     let app = App::start().await;
     let mut watches = watch_readiness(&app).await;
     app.execute(
-        "create table kept as table _sqlx_migrations;
-         delete from _sqlx_migrations where version = (select max(version) from kept)",
+        "create table saved as table _sqlx_migrations;
+         delete from _sqlx_migrations where version = (select max(version) from saved)",
     )
     .await;
     for watch in &mut watches {
@@ -54,7 +54,7 @@ async fn readiness_follows_the_schema_and_liveness_does_not() {
     assert_eq!(check_health(&app.channel, LIVENESS_SERVICE).await, ServingStatus::Serving);
     app.execute(
         "insert into _sqlx_migrations
-         select * from kept where version = (select max(version) from kept)",
+         select * from saved where version = (select max(version) from saved)",
     )
     .await;
     for watch in &mut watches {
@@ -63,8 +63,8 @@ async fn readiness_follows_the_schema_and_liveness_does_not() {
     assert_eq!(check_health(&app.channel, LIVENESS_SERVICE).await, ServingStatus::Serving);
 }
 
-/// The process of PostgreSQL's that the looks at the database are made in.
-async fn looked_at_by(app: &App) -> Option<i32> {
+/// Returns the process ID of the PostgreSQL backend that serves the health checks.
+async fn health_check_backend(app: &App) -> Option<i32> {
     app.fetch_scalar(
         "select max(pid) from pg_stat_activity where datname = current_database()
             and application_name = 'fast-zero' and query like '%from _sqlx_migrations%'",
@@ -73,36 +73,36 @@ async fn looked_at_by(app: &App) -> Option<i32> {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_closed_is_no_outage() {
+async fn a_closed_database_connection_is_no_outage() {
     let app = App::start().await;
     let mut watch = app.watch("").await;
     with_timeout("SERVING", watch.wait_until_serving()).await;
-    wait_until("a look", async || looked_at_by(&app).await.is_some()).await;
-    let before = looked_at_by(&app).await;
+    wait_until("a health check", async || health_check_backend(&app).await.is_some()).await;
+    let before = health_check_backend(&app).await;
     app.execute(
         "select pg_terminate_backend(pid) from pg_stat_activity
             where datname = current_database() and application_name = 'fast-zero'",
     )
     .await;
-    let looks_again = wait_until("another look", async || {
-        let now = looked_at_by(&app).await;
+    let next_check = wait_until("another health check", async || {
+        let now = health_check_backend(&app).await;
         now.is_some() && now != before
     });
     tokio::select! {
-        () = watch.wait_until_not_serving() => panic!("the database is there"),
-        () = looks_again => {}
+        () = watch.wait_until_not_serving() => panic!("the database is available"),
+        () = next_check => {}
     }
-    // The look has found out that those of calls are closed, too.
+    // The health check discarded the closed connections of the pool, too.
     app.create_user("ana").await;
 }
 
 #[tokio::test]
-async fn a_watch_that_stopping_ends_has_the_details_of_every_error() {
+async fn a_watch_ended_by_shutdown_has_the_details_of_every_error() {
     let app = App::start().await;
     let mut watch = app.watch("").await;
     app.shut_down();
     let status = with_timeout("the end of a watch", watch.wait_until_ended()).await;
-    let status = status.expect("it ends with an error");
+    let status = status.expect("an error at the end");
     assert_eq!(status.code(), Code::Unavailable);
     assert_has_error_details(&status);
 }
@@ -113,11 +113,11 @@ async fn a_watch_ends_with_its_deadline() {
     let mut request = Request::new(HealthCheckRequest::default());
     request.set_timeout(Duration::from_millis(300));
     let watch = HealthClient::new(app.channel.clone()).watch(request).await.expect("watched");
-    let begun = Instant::now();
+    let started = Instant::now();
     let status =
         with_timeout("the end of a watch", Watch(watch.into_inner()).wait_until_ended()).await;
-    let status = status.expect("it ends with an error");
+    let status = status.expect("an error at the end");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_has_error_details(&status);
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
 }

@@ -12,71 +12,71 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn bytes_that_are_no_protobuf_are_internal_and_the_connection_lives() {
+async fn invalid_protobuf_is_internal_and_the_connection_stays_open() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let wire = app.raw_client().await.with_token_of(&ana);
-    // An unknown wire type, a field that is cut, text that is no UTF-8, a wrong wire type.
+    let raw = app.raw_client().await.with_token_of(&ana);
+    // An unknown wire type, a truncated field, invalid UTF-8, a wrong wire type.
     for garbage in [&b"\xff\xff\xff"[..], b"\x0a\x7fa", b"\x0a\x01\xff", b"\x08\x01"] {
-        let refused = wire.call(GET_TODO, garbage).await;
-        assert_status(refused, Code::Internal, "INTERNAL");
+        let rejected = raw.call(GET_TODO, garbage).await;
+        assert_status(rejected, Code::Internal, "INTERNAL");
     }
-    wire.call(LIST_TODOS, &[]).await.expect("the connection lives");
+    raw.call(LIST_TODOS, &[]).await.expect("an open connection");
     let anonymous = app.raw_client().await;
-    let refused = anonymous.call(PUBLIC[0], b"\xff\xff\xff").await;
-    assert_status(refused, Code::Internal, "INTERNAL");
+    let rejected = anonymous.call(PUBLIC[0], b"\xff\xff\xff").await;
+    assert_status(rejected, Code::Internal, "INTERNAL");
 }
 
 #[tokio::test]
-async fn fields_that_the_server_does_not_know_are_ignored() {
+async fn unknown_fields_are_ignored() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let wire = app.raw_client().await.with_token_of(&ana);
-    // Field 1000 as a text, before and after those that are known.
+    let raw = app.raw_client().await.with_token_of(&ana);
+    // The unknown field 1000 as a string, before and after the known ones.
     let unknown = &b"\xc2\x3e\x01a"[..];
     let create = CreateTodoRequest { todo: Some(todo_titled("a")) }.encode_to_vec();
-    wire.call(CREATE_TODO, &[unknown, &create, unknown].concat()).await.expect("added");
+    raw.call(CREATE_TODO, &[unknown, &create, unknown].concat()).await.expect("added");
 }
 
 #[tokio::test]
-async fn a_request_above_1_mib_is_out_of_range_and_the_connection_lives() {
+async fn a_request_above_1_mib_is_out_of_range_and_the_connection_stays_open() {
     const MIB: usize = 1024 * 1024;
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let wire = app.raw_client().await.with_token_of(&ana);
+    let raw = app.raw_client().await.with_token_of(&ana);
     let request = |size: usize| {
         let id = |length| GetTodoRequest { id: "a".repeat(length) };
         let overhead = id(size).encoded_len() - size;
         id(size - overhead).encode_to_vec()
     };
     assert_eq!(request(MIB).len(), MIB);
-    assert_invalid(wire.call(GET_TODO, &request(MIB)).await, &["id"]);
+    assert_invalid(raw.call(GET_TODO, &request(MIB)).await, &["id"]);
     for size in [MIB + 1, 5 * MIB] {
-        let refused = wire.call(GET_TODO, &request(size)).await;
-        assert_status(refused, Code::OutOfRange, "MESSAGE_TOO_LARGE");
-        wire.call(LIST_TODOS, &[]).await.expect("the connection lives");
+        let rejected = raw.call(GET_TODO, &request(size)).await;
+        assert_status(rejected, Code::OutOfRange, "MESSAGE_TOO_LARGE");
+        raw.call(LIST_TODOS, &[]).await.expect("an open connection");
     }
 }
 
 #[tokio::test]
-async fn a_compression_that_the_server_does_not_know_is_unimplemented() {
+async fn an_unknown_compression_is_unimplemented() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let wire = app.raw_client().await.with_token_of(&ana).with_metadata("grpc-encoding", "br");
-    assert_status(wire.call(LIST_TODOS, &[]).await, Code::Unimplemented, "UNIMPLEMENTED");
+    let raw = app.raw_client().await.with_token_of(&ana).with_metadata("grpc-encoding", "br");
+    assert_status(raw.call(LIST_TODOS, &[]).await, Code::Unimplemented, "UNIMPLEMENTED");
 }
 
 #[tokio::test]
-async fn metadata_above_16_kib_is_refused_and_the_connection_lives() {
+async fn metadata_above_16_kib_is_rejected_and_the_connection_stays_open() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let wire = app.raw_client().await.with_token_of(&ana);
-    wire.clone()
+    let raw = app.raw_client().await.with_token_of(&ana);
+    raw.clone()
         .with_metadata("x-small", "a".repeat(8 * 1024))
         .call(LIST_TODOS, &[])
         .await
         .expect("listed");
-    let large = wire.clone().with_metadata("x-large", "a".repeat(17 * 1024));
-    large.call(LIST_TODOS, &[]).await.expect_err("it is too large");
-    wire.call(LIST_TODOS, &[]).await.expect("the connection lives");
+    let large = raw.clone().with_metadata("x-large", "a".repeat(17 * 1024));
+    large.call(LIST_TODOS, &[]).await.expect_err("an oversized message");
+    raw.call(LIST_TODOS, &[]).await.expect("an open connection");
 }

@@ -1,4 +1,4 @@
-//! What holds for every RPC.
+//! Rules that apply to every RPC.
 
 mod access;
 mod deadlines;
@@ -19,7 +19,7 @@ const LIST_TODOS: &str = "/fastzero.todo.v1.TodoService/ListTodos";
 const CREATE_TODO: &str = "/fastzero.todo.v1.TodoService/CreateTodo";
 const UPDATE_TODO: &str = "/fastzero.todo.v1.TodoService/UpdateTodo";
 
-/// A good id of nothing.
+/// A valid id that does not exist.
 const NO_ID: &str = "01890000-0000-7000-8000-000000000000";
 
 fn update_of(todo: Todo) -> Vec<u8> {

@@ -23,22 +23,27 @@ use crate::support::{
 /// The versions of server reflection.
 const REFLECTION: [&str; 2] = ["v1", "v1alpha"];
 
-async fn try_reflect(wire: &RawClient, version: &str, asked: MessageRequest) -> RpcResult<Vec<u8>> {
+async fn try_reflect(
+    raw: &RawClient,
+    version: &str,
+    request: MessageRequest,
+) -> RpcResult<Vec<u8>> {
     let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
-    let request = ServerReflectionRequest { message_request: Some(asked), ..<_>::default() };
-    wire.call(&path, &request.encode_to_vec()).await
+    let request = ServerReflectionRequest { message_request: Some(request), ..<_>::default() };
+    raw.call(&path, &request.encode_to_vec()).await
 }
 
-/// The messages of both versions are alike.
-async fn reflect(wire: &RawClient, version: &str, asked: MessageRequest) -> MessageResponse {
-    let answer = try_reflect(wire, version, asked).await.expect("answered").into_inner();
-    let response = ServerReflectionResponse::decode(&*answer).expect("a response");
-    response.message_response.expect("it says something")
+/// Sends a request. The messages of both versions are equal.
+async fn reflect(raw: &RawClient, version: &str, request: MessageRequest) -> MessageResponse {
+    let response = try_reflect(raw, version, request).await.expect("a response").into_inner();
+    let response = ServerReflectionResponse::decode(&*response).expect("a response");
+    response.message_response.expect("a message")
 }
 
-/// The names of the files that a file imports.
-async fn imports(wire: &RawClient, version: &str, asked: MessageRequest) -> Vec<String> {
-    let MessageResponse::FileDescriptorResponse(files) = reflect(wire, version, asked).await else {
+/// Returns the names of the files that a file imports.
+async fn imports(raw: &RawClient, version: &str, request: MessageRequest) -> Vec<String> {
+    let MessageResponse::FileDescriptorResponse(files) = reflect(raw, version, request).await
+    else {
         panic!("no file descriptor");
     };
     let decode = |file: &Vec<u8>| FileDescriptorProto::decode(&**file).expect("a descriptor");
@@ -48,9 +53,9 @@ async fn imports(wire: &RawClient, version: &str, asked: MessageRequest) -> Vec<
 #[tokio::test]
 async fn reflection_lists_every_service_and_describes_it() {
     let app = App::start().await;
-    let wire = app.raw_client().await;
+    let raw = app.raw_client().await;
     for version in REFLECTION {
-        let listed = reflect(&wire, version, MessageRequest::ListServices(String::new())).await;
+        let listed = reflect(&raw, version, MessageRequest::ListServices(String::new())).await;
         let MessageResponse::ListServicesResponse(listed) = listed else {
             panic!("no list");
         };
@@ -65,42 +70,42 @@ async fn reflection_lists_every_service_and_describes_it() {
         ];
         assert_eq!(listed, expected.map(str::to_owned).into(), "{version}");
 
-        // A client needs the files of all services, and whatever they import.
+        // A client needs the files of all services and their imports.
         let mut files = vec!["fastzero/error/v1/error_reason.proto".to_owned()];
         for service in listed {
-            let asked = MessageRequest::FileContainingSymbol(service);
-            files.extend(imports(&wire, version, asked).await);
+            let request = MessageRequest::FileContainingSymbol(service);
+            files.extend(imports(&raw, version, request).await);
         }
         while let Some(file) = files.pop() {
-            let asked = MessageRequest::FileByFilename(file);
-            files.extend(imports(&wire, version, asked).await);
+            let request = MessageRequest::FileByFilename(file);
+            files.extend(imports(&raw, version, request).await);
         }
     }
 }
 
 #[tokio::test]
-async fn what_reflection_does_not_know_has_the_details_of_every_error() {
+async fn an_unknown_symbol_has_the_details_of_every_error() {
     let app = App::start().await;
-    let wire = app.raw_client().await;
+    let raw = app.raw_client().await;
     for version in REFLECTION {
-        let asked = MessageRequest::FileContainingSymbol("no.such.Symbol".to_owned());
-        let status = try_reflect(&wire, version, asked).await.expect_err("unknown");
+        let request = MessageRequest::FileContainingSymbol("no.such.Symbol".to_owned());
+        let status = try_reflect(&raw, version, request).await.expect_err("unknown");
         assert_eq!(status.code(), Code::NotFound);
         assert_has_error_details(&status);
     }
 }
 
 #[tokio::test]
-async fn reflection_can_be_switched_off() {
+async fn reflection_can_be_disabled() {
     let app = App::start_with(config_with(|config| {
         config.listen.reflection = false;
     }))
     .await;
-    let wire = app.raw_client().await;
+    let raw = app.raw_client().await;
     for version in REFLECTION {
-        let asked = MessageRequest::ListServices(String::new());
-        let refused = try_reflect(&wire, version, asked).await.map(discard_message);
-        assert_status(refused, Code::Unimplemented, "UNIMPLEMENTED");
+        let request = MessageRequest::ListServices(String::new());
+        let rejected = try_reflect(&raw, version, request).await.map(discard_message);
+        assert_status(rejected, Code::Unimplemented, "UNIMPLEMENTED");
     }
     assert_eq!(check_health(&app.channel, "").await, ServingStatus::Serving);
     app.signed_up("ana").await.create_todo_with(todo_titled("everything else works")).await;

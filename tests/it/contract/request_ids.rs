@@ -5,9 +5,9 @@ use tonic_types::StatusExt;
 use super::{GET_TODO, LIST_TODOS};
 use crate::support::{App, RpcResult, raw_client::RawClient};
 
-/// The request id that came back, in the response or in the error.
-fn returned<T>(answer: &RpcResult<T>) -> String {
-    let metadata = match answer {
+/// Returns the request id in the metadata of the response or the error.
+fn returned<T>(response: &RpcResult<T>) -> String {
+    let metadata = match response {
         Ok(response) => response.metadata(),
         Err(status) => status.metadata(),
     };
@@ -18,7 +18,7 @@ fn returned<T>(answer: &RpcResult<T>) -> String {
 }
 
 #[tokio::test]
-async fn a_request_id_of_1_to_128_visible_characters_comes_back() {
+async fn a_request_id_of_1_to_128_visible_characters_is_returned() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let anonymous = app.raw_client().await;
@@ -26,7 +26,7 @@ async fn a_request_id_of_1_to_128_visible_characters_comes_back() {
     let visible: String = ('!'..='~').collect();
     let longest = "x".repeat(128);
     for id in ["a", "req-1/2:3", &visible, &longest] {
-        let answers = async |caller: &RawClient| {
+        let responses = async |caller: &RawClient| {
             let caller = caller.clone().with_metadata("x-request-id", id);
             [
                 caller.call(LIST_TODOS, &[]).await,
@@ -37,9 +37,10 @@ async fn a_request_id_of_1_to_128_visible_characters_comes_back() {
                 caller.call("/grpc.health.v1.Health/Check", b"\x0a\x01x").await,
             ]
         };
-        for answer in answers(&with_token).await.into_iter().chain(answers(&anonymous).await) {
-            assert_eq!(returned(&answer), id);
-            if let Err(status) = answer {
+        for response in responses(&with_token).await.into_iter().chain(responses(&anonymous).await)
+        {
+            assert_eq!(returned(&response), id);
+            if let Err(status) = response {
                 let info = status.get_details_request_info().expect("details");
                 assert_eq!(info.request_id, id);
             }
@@ -48,22 +49,22 @@ async fn a_request_id_of_1_to_128_visible_characters_comes_back() {
 }
 
 #[tokio::test]
-async fn any_other_request_id_is_replaced_by_one_of_the_servers() {
+async fn any_other_request_id_is_replaced_by_a_generated_one() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let wire = app.raw_client().await.with_token_of(&ana);
+    let raw = app.raw_client().await.with_token_of(&ana);
     let too_long = "x".repeat(129);
-    let mut made = vec![returned(&wire.call(LIST_TODOS, &[]).await)];
-    for bad in ["", " ", "a b", " a", "a ", &too_long] {
-        let caller = wire.clone().with_metadata("x-request-id", bad);
-        for answer in [caller.call(LIST_TODOS, &[]).await, caller.call(GET_TODO, &[]).await] {
-            let id = returned(&answer);
-            assert_ne!(id, bad);
+    let mut made = vec![returned(&raw.call(LIST_TODOS, &[]).await)];
+    for invalid in ["", " ", "a b", " a", "a ", &too_long] {
+        let caller = raw.clone().with_metadata("x-request-id", invalid);
+        for response in [caller.call(LIST_TODOS, &[]).await, caller.call(GET_TODO, &[]).await] {
+            let id = returned(&response);
+            assert_ne!(id, invalid);
             made.push(id);
         }
     }
     assert!(made.iter().all(|id| (1..=128).contains(&id.len())));
     made.sort();
     made.dedup();
-    assert_eq!(made.len(), 13, "each call has an id of its own");
+    assert_eq!(made.len(), 13, "each call has its own id");
 }

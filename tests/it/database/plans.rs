@@ -1,5 +1,5 @@
-//! How PostgreSQL runs each statement of the service when the tables are large: by an index,
-//! reading as little as when they are small.
+//! The plans of all statements: in large tables PostgreSQL uses indexes and reads hardly more
+//! than in small ones.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -8,21 +8,21 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::support::postgres::TestDatabase;
 
-/// To-dos of each owner: more than fit a page, so that sorting them all would be seen.
-const OF_EACH: u32 = 2_000;
+/// The number of todos of each owner: more than a page, so that a sort of all would be visible.
+const TODOS_PER_OWNER: u32 = 2_000;
 
-/// To-dos in all, where the tables are small and where they are large; a tenth as many users,
-/// each with a session.
+/// The number of todos in small and in large tables. There are a tenth as many users, each with
+/// a session.
 const SMALL: u32 = 10_000;
 const LARGE: u32 = 1_000_000;
 
-/// The most rows that may be sorted: a page and the row after it.
-const PAGE: u32 = 1_001;
+/// The maximum number of sorted rows: a page and the next row.
+const MAX_SORTED_ROWS: u32 = 1_001;
 
-/// Pages of 8 KiB that a statement may read more when the tables are large: an index of a
-/// million rows has two levels more than one of a thousand, and a statement writes to four of
-/// them at the most, and checks keys in two more.
-const MORE_BUFFERS: u64 = 24;
+/// The maximum number of additional 8 KiB pages that a statement reads in large tables. An index
+/// of a million rows has two levels more than one of a thousand. A statement writes to at most
+/// four indexes and checks keys in two more.
+const MAX_ADDITIONAL_BUFFERS: u64 = 24;
 
 /// The arguments of the statements that the compiler checks, by words that they contain: the
 /// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `NEW` and `NONE` are ids.
@@ -57,13 +57,13 @@ const ARGUMENTS: [(&str, &str); 23] = [
     ("delete from sessions where user_id = $1 and ( expires_at", "OWNER, now(), 100"),
     ("delete from sessions where user_id = $1 and ((id", "OWNER, TODO, true, false"),
     ("delete from sessions where user_id = $1 and id", "OWNER, TODO, now()"),
-    // About the database itself.
+    // The database itself.
     ("current_setting", ""),
     ("lower(", ""),
 ];
 
-/// A database with so many to-dos.
-async fn filled(todos: u32) -> (TestDatabase, PgConnection) {
+/// Creates a database with this number of todos.
+async fn create_database(todos: u32) -> (TestDatabase, PgConnection) {
     let database = TestDatabase::create().await;
     let mut sql = database.connect().await;
     for statement in [
@@ -75,12 +75,12 @@ async fn filled(todos: u32) -> (TestDatabase, PgConnection) {
              from generate_series(0, {} - 1) as n", todos / 10
         ),
         format!(
-            "insert into sessions select id, id(2, {OF_EACH} * n::bigint + {OF_EACH} / 2), 0, now(),
+            "insert into sessions select id, id(2, {TODOS_PER_OWNER} * n::bigint + {TODOS_PER_OWNER} / 2), 0, now(),
                  now() + interval '1 day', 'agent', 'peer'
              from generate_series(0, {} - 1) as n, id(1, n)", todos / 10
         ),
         format!(
-            "insert into todos select id(1, n / {OF_EACH}), id(2, n), title, title, about, about,
+            "insert into todos select id(1, n / {TODOS_PER_OWNER}), id(2, n), title, title, about, about,
                  1 + n % 5, now() - n * interval '1 second', 1
              from generate_series(0, {todos} - 1) as n,
                  concat('title ', n * 7919::bigint % {todos}) as title, concat('all about ', n) as about"
@@ -88,7 +88,7 @@ async fn filled(todos: u32) -> (TestDatabase, PgConnection) {
         "analyze".to_owned(),
         "vacuum users, sessions, todos".to_owned(),
     ] {
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect("filled");
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect("inserted");
     }
     (database, sql)
 }
@@ -170,8 +170,8 @@ fn list_arguments(name: &str) -> String {
 
 /// Replaces the names of ids by those in the middle of the tables.
 fn with_ids(arguments: &str, todos: u32) -> String {
-    let owner = todos / OF_EACH / 2;
-    let todo = owner * OF_EACH + OF_EACH / 2;
+    let owner = todos / TODOS_PER_OWNER / 2;
+    let todo = owner * TODOS_PER_OWNER + TODOS_PER_OWNER / 2;
     let id = |kind: u32, number: u32| format!("'{kind:08x}-0000-0000-0000-{number:012x}'::uuid");
     arguments
         .replace("OWNER", &id(1, owner))
@@ -180,10 +180,10 @@ fn with_ids(arguments: &str, todos: u32) -> String {
         .replace("NONE", &id(0, 0))
 }
 
-/// Runs a statement, and undoes it. How PostgreSQL did it.
+/// Runs a statement, rolls it back, and returns its plan.
 async fn explain(sql: &mut PgConnection, statement: &str, arguments: &str) -> Value {
     let arguments = if arguments.is_empty() { String::new() } else { format!("({arguments})") };
-    let mut transaction = sql.begin().await.expect("begun");
+    let mut transaction = sql.begin().await.expect("started");
     let prepare =
         format!("set local plan_cache_mode = force_generic_plan; prepare it as {statement}");
     let explain = format!("explain (analyze, buffers, format json) execute it{arguments}");
@@ -191,12 +191,12 @@ async fn explain(sql: &mut PgConnection, statement: &str, arguments: &str) -> Va
     let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *transaction).await;
     let plan = plan.unwrap_or_else(|error| panic!("{statement}: {error}"));
     let text: String = plan.try_get_unchecked(0).expect("text");
-    transaction.rollback().await.expect("undone");
-    sqlx::raw_sql("deallocate it").execute(sql).await.expect("forgotten");
+    transaction.rollback().await.expect("rolled back");
+    sqlx::raw_sql("deallocate it").execute(sql).await.expect("deallocated");
     serde_json::from_str::<Value>(&text).expect("JSON")[0]["Plan"].take()
 }
 
-/// All steps of a plan.
+/// Returns all nodes of a plan.
 fn nodes(plan: &Value) -> Vec<&Value> {
     let below = plan["Plans"].as_array().into_iter().flatten();
     std::iter::once(plan).chain(below.flat_map(nodes)).collect()
@@ -209,10 +209,10 @@ fn buffers(plan: &Value) -> u64 {
 
 #[tokio::test]
 #[ignore = "fills a table with a million rows: half a minute"]
-async fn no_statement_reads_more_when_the_tables_are_large() {
-    let (_small, mut small) = filled(SMALL).await;
-    let (_large, mut large) = filled(LARGE).await;
-    let mut figures = BTreeMap::new();
+async fn no_statement_reads_more_in_large_tables() {
+    let (_small, mut small) = create_database(SMALL).await;
+    let (_large, mut large) = create_database(LARGE).await;
+    let mut buffers_by_statement = BTreeMap::new();
     let checked = checked_statements();
     let checked = checked.into_iter().map(|(text, arguments)| (text, arguments.to_owned()));
     for (statement, arguments) in checked.chain(todo_statements()) {
@@ -224,20 +224,23 @@ async fn no_statement_reads_more_when_the_tables_are_large() {
             let sorted = node["Plans"].as_array().filter(|_| kind.contains("Sort"));
             for below in sorted.into_iter().flatten() {
                 let rows = below["Actual Rows"].as_f64().expect("a number");
-                assert!(rows <= f64::from(PAGE), "{statement}\n{plan:#}");
+                assert!(rows <= f64::from(MAX_SORTED_ROWS), "{statement}\n{plan:#}");
             }
         }
-        // Titles are searched without their rows, which lie anywhere.
+        // The search of titles must not read the rows, which are scattered over the table.
         if statement.contains("id = any(array(") {
             let mut nodes = nodes(&plan).into_iter();
             let is_of_index = nodes.any(|node| node["Node Type"] == "Index Only Scan");
             assert!(is_of_index, "{statement}\n{plan:#}");
         }
         let (few, many) = (buffers(&few), buffers(&plan));
-        assert!(many <= few + MORE_BUFFERS, "{few} buffers became {many}: {statement}\n{plan:#}");
-        figures.insert(statement, (few, many));
+        assert!(
+            many <= few + MAX_ADDITIONAL_BUFFERS,
+            "{few} buffers became {many}: {statement}\n{plan:#}"
+        );
+        buffers_by_statement.insert(statement, (few, many));
     }
-    for (statement, (few, many)) in figures {
+    for (statement, (few, many)) in buffers_by_statement {
         println!("{few:>5} {many:>5}  {}", statement.chars().take(100).collect::<String>());
     }
 }

@@ -1,4 +1,4 @@
-//! How many SQL statements a call costs.
+//! The number of SQL statements of each call.
 
 use fast_zero::proto::{
     auth::v1::{
@@ -14,7 +14,7 @@ use fast_zero::proto::{
 
 use crate::support::{App, Client, PASSWORD, app::unique_name, statements::statement_count};
 
-/// Makes a call with a request id of its own, and counts its statements.
+/// Makes a call with its own request id, and returns the number of its statements.
 async fn count<T>(client: &Client, call: impl AsyncFnOnce(Client) -> T) -> usize {
     let request_id = unique_name("statements-");
     call(client.clone().with_metadata("x-request-id", &request_id)).await;
@@ -22,80 +22,80 @@ async fn count<T>(client: &Client, call: impl AsyncFnOnce(Client) -> T) -> usize
 }
 
 #[tokio::test]
-async fn a_call_with_a_warm_session_costs_one_statement() {
+async fn a_call_with_a_cached_session_costs_one_statement() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("warm the session up").await;
 
     let get_user = count(&ana, async |ana| {
-        ana.users().get_user(GetUserRequest { id: "me".into() }).await.expect("answered")
+        ana.users().get_user(GetUserRequest { id: "me".into() }).await.expect("a response")
     });
     assert_eq!(get_user.await, 1, "GetUser");
 
     let list_users = count(&ana, async |ana| {
-        ana.users().list_users(ListUsersRequest::default()).await.expect("answered")
+        ana.users().list_users(ListUsersRequest::default()).await.expect("a response")
     });
     assert_eq!(list_users.await, 1, "ListUsers");
 
     let update_user = count(&ana, async |ana| {
         let user = User { id: "me".into(), username: "ana2".into(), ..User::default() };
         let request = UpdateUserRequest { user: Some(user), update_mask: None };
-        ana.users().update_user(request).await.expect("answered")
+        ana.users().update_user(request).await.expect("a response")
     });
     assert_eq!(update_user.await, 1, "UpdateUser");
 
     let create = count(&ana, async |ana| {
         let todo = Todo { title: "one".into(), ..Todo::default() };
-        ana.todos().create_todo(CreateTodoRequest { todo: Some(todo) }).await.expect("answered")
+        ana.todos().create_todo(CreateTodoRequest { todo: Some(todo) }).await.expect("a response")
     });
     assert_eq!(create.await, 1, "CreateTodo");
 
     let get = count(&ana, async |ana| {
-        ana.todos().get_todo(GetTodoRequest { id: todo.id.clone() }).await.expect("answered")
+        ana.todos().get_todo(GetTodoRequest { id: todo.id.clone() }).await.expect("a response")
     });
     assert_eq!(get.await, 1, "GetTodo");
 
     let list = count(&ana, async |ana| {
-        ana.todos().list_todos(ListTodosRequest::default()).await.expect("answered")
+        ana.todos().list_todos(ListTodosRequest::default()).await.expect("a response")
     });
     assert_eq!(list.await, 1, "ListTodos");
 
     let update = count(&ana, async |ana| {
         let todo = Todo { title: "two".into(), ..todo.clone() };
         let request = UpdateTodoRequest { todo: Some(todo), update_mask: None };
-        ana.todos().update_todo(request).await.expect("answered")
+        ana.todos().update_todo(request).await.expect("a response")
     });
     assert_eq!(update.await, 1, "UpdateTodo");
 
     let delete = count(&ana, async |ana| {
         let request = DeleteTodoRequest { id: todo.id.clone(), etag: String::new() };
-        ana.todos().delete_todo(request).await.expect("answered")
+        ana.todos().delete_todo(request).await.expect("a response")
     });
     assert_eq!(delete.await, 1, "DeleteTodo");
 
     let sessions = count(&ana, async |ana| {
-        ana.auth().list_sessions(ListSessionsRequest {}).await.expect("answered")
+        ana.auth().list_sessions(ListSessionsRequest {}).await.expect("a response")
     });
     assert_eq!(sessions.await, 1, "ListSessions");
 
     let logout = count(&ana, async |ana| {
-        ana.auth().logout(LogoutRequest { scope: 0 }).await.expect("answered")
+        ana.auth().logout(LogoutRequest { scope: 0 }).await.expect("a response")
     });
     assert_eq!(logout.await, 1, "Logout");
 }
 
 #[tokio::test]
-async fn a_cold_session_costs_one_more() {
+async fn a_session_cache_miss_costs_one_more_statement() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let cold = count(&ana, async |ana| {
-        ana.users().get_user(GetUserRequest { id: "me".into() }).await.expect("answered")
+        ana.users().get_user(GetUserRequest { id: "me".into() }).await.expect("a response")
     });
     assert_eq!(cold.await, 2);
 }
 
 #[tokio::test]
-async fn signing_up_logging_in_and_refreshing_cost_a_few() {
+async fn sign_up_login_and_refresh_cost_few_statements() {
     let app = App::start().await;
     let anonymous = app.anonymous();
     let sign_up = count(&anonymous, async |client| {
@@ -104,32 +104,36 @@ async fn signing_up_logging_in_and_refreshing_cost_a_few() {
             email: "ana@example.com".into(),
             password: PASSWORD.into(),
         };
-        client.users().create_user(request).await.expect("answered")
+        client.users().create_user(request).await.expect("a response")
     });
     assert_eq!(sign_up.await, 1, "CreateUser");
 
-    // The user, the new session, and the trimming of old ones.
+    // The user, the new session, and the deletion of old sessions.
     let login = count(&anonymous, async |client| {
         let request = LoginRequest { login: "ana".into(), password: PASSWORD.into() };
-        client.auth().login(request).await.expect("answered")
+        client.auth().login(request).await.expect("a response")
     });
     assert_eq!(login.await, 3, "Login");
 
     let ana = app.logged_in("ana").await;
     let refresh = count(&anonymous, async |client| {
         let refresh_token = ana.tokens().refresh_token.clone();
-        client.auth().refresh_token(RefreshTokenRequest { refresh_token }).await.expect("answered")
+        client
+            .auth()
+            .refresh_token(RefreshTokenRequest { refresh_token })
+            .await
+            .expect("a response")
     });
     assert_eq!(refresh.await, 1, "RefreshToken");
 
     ana.create_todo("warm the session up").await;
-    // The user, and the transaction: begin, user, sessions, commit.
+    // The user, and the transaction: begin, update of the user, deletion of sessions, commit.
     let change = count(&ana, async |ana| {
         let request = ChangePasswordRequest {
             current_password: PASSWORD.into(),
             new_password: "another password".into(),
         };
-        ana.auth().change_password(request).await.expect("answered")
+        ana.auth().change_password(request).await.expect("a response")
     });
     let change = change.await;
     assert!((3..=5).contains(&change), "ChangePassword: {change}");

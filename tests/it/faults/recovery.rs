@@ -1,4 +1,4 @@
-//! Calls after a lost connection, and beside abandoned calls.
+//! Calls after a lost connection, and next to cancelled calls.
 
 use fast_zero::proto::todo::v1::Todo;
 use tonic::{Code, Response};
@@ -13,16 +13,16 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_statement_that_nobody_waits_for_any_more_holds_up_no_other_call() {
+async fn a_statement_of_a_cancelled_call_blocks_no_other_call() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut lock = app.hold_lock("select from users for update").await;
-    let given_up = tokio::spawn({
+    let cancelled = tokio::spawn({
         let ana = ana.clone();
         async move { ana.try_update_user(Some(own_user("new", "")), None).await }
     });
     lock.wait_until_blocked_by(1).await;
-    given_up.abort();
+    cancelled.abort();
     for _ in 0..3 * config().limits.database_max_connections {
         ana.get_user("me").await;
     }
@@ -42,17 +42,17 @@ async fn calls_recover_after_the_database_has_closed_all_connections() {
              where datname = current_database() and pid <> pg_backend_pid()",
         )
         .await;
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         for _ in 0..12 {
-            answers.push(if write {
+            responses.push(if write {
                 ana.try_update_todo(Some(unguarded.clone()), None).await.map(discard_message)
             } else {
                 ana.try_get_todo(&todo.id).await.map(discard_message)
             });
         }
-        assert!(answers.last().is_some_and(Result::is_ok), "{answers:?}");
-        let failed: Vec<_> = answers.into_iter().filter_map(Result::err).collect();
-        // One call notices for all.
+        assert!(responses.last().is_some_and(Result::is_ok), "{responses:?}");
+        let failed: Vec<_> = responses.into_iter().filter_map(Result::err).collect();
+        // One failed call discards all closed connections.
         assert!(failed.len() <= 1, "{failed:?}");
         for status in failed {
             let status = assert_status(
@@ -67,20 +67,20 @@ async fn calls_recover_after_the_database_has_closed_all_connections() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_leaves_the_others_alone() {
+async fn a_cancelled_call_does_not_affect_other_calls() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let (locked, free) = (ana.create_todo("locked").await, ana.create_todo("free").await);
-    let mut held = app.lock_todo(&locked.id).await;
+    let mut locked_row = app.lock_todo(&locked.id).await;
     tokio::select! {
-        answer = ana.try_delete_todo(&locked.id, "") => panic!("not locked: {answer:?}"),
-        () = held.wait_until_blocking() => {}
+        response = ana.try_delete_todo(&locked.id, "") => panic!("not locked: {response:?}"),
+        () = locked_row.wait_until_blocking() => {}
     }
-    // More calls than there are connections, while it still waits and afterwards.
+    // More calls than connections, while the cancelled statement still waits and afterwards.
     for _ in 0..8 {
         assert_eq!(ana.get_todo(&free.id).await, free);
     }
-    held.release().await;
+    locked_row.release().await;
     for _ in 0..8 {
         assert_eq!(ana.get_todo(&free.id).await, free);
     }

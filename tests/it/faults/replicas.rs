@@ -24,16 +24,16 @@ use crate::support::{
     todos::todo_titled,
 };
 
-/// In the log of a replica that gets calls.
+/// A method in the log of each replica that receives calls.
 const CREATE_TODO: &str = "TodoService/CreateTodo";
 
 const USERS: usize = 8;
 const CALLERS_PER_USER: usize = 4;
 
-/// Between two calls of a caller, so that other tests get on, too.
+/// The pause between two calls of a caller, so that concurrent tests make progress.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Longer than the proxy takes to see that a replica is NOT_SERVING, in seconds.
+/// Longer than the load balancer takes to notice that a replica is NOT_SERVING, in seconds.
 const SHUTDOWN_DELAY: &str = "2";
 
 fn start(database: &TestDatabase) -> Process {
@@ -44,31 +44,31 @@ async fn join(balancer: &LoadBalancer, replica: &Process) {
     balancer.add(replica.address().await.parse().expect("an address")).await;
 }
 
-/// What became of the calls of all.
+/// Totals of all callers.
 #[derive(Default)]
-struct Figures {
+struct Totals {
     calls: AtomicUsize,
     retried: AtomicUsize,
 }
 
-impl Figures {
-    /// Makes a call, and once again if it is told that the service is UNAVAILABLE.
-    async fn with_a_retry<T, F>(&self, call: impl Fn() -> F) -> Result<T, Status>
+impl Totals {
+    /// Makes a call, and retries it once if it fails with UNAVAILABLE.
+    async fn call_with_retry<T, F>(&self, call: impl Fn() -> F) -> Result<T, Status>
     where
         F: Future<Output = RpcResult<T>>,
     {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        let answer = match call().await {
+        let response = match call().await {
             Err(status) if status.code() == Code::Unavailable => {
                 self.retried.fetch_add(1, Ordering::Relaxed);
                 call().await
             }
-            answer => answer,
+            response => response,
         };
-        answer.map(tonic::Response::into_inner)
+        response.map(tonic::Response::into_inner)
     }
 
-    /// Writes and reads until it is told to end. The titles that were acknowledged.
+    /// Writes and reads until `end` is cancelled. Returns the acknowledged titles.
     async fn work(
         &self,
         client: &Client,
@@ -79,16 +79,16 @@ impl Figures {
         while !end.is_cancelled() {
             let title = format!("{name}/{}", acknowledged.len());
             let create = || client.try_create_todo(Some(todo_titled("to be named")));
-            let todo = self.with_a_retry(create).await?.todo.expect("a to-do");
+            let todo = self.call_with_retry(create).await?.todo.expect("a todo");
             sleep(PAUSE).await;
-            // Without its etag: a second time is as good as once.
+            // Without an etag, the update is idempotent.
             let named = Todo { id: todo.id.clone(), title: title.clone(), ..Todo::default() };
             let rename = || client.try_update_todo(Some(named.clone()), Some(&["title"]));
-            self.with_a_retry(rename).await?;
+            self.call_with_retry(rename).await?;
             acknowledged.push(title);
             sleep(PAUSE).await;
-            let read = self.with_a_retry(|| client.try_get_todo(&todo.id)).await?;
-            assert_eq!(read.todo.expect("a to-do").title, named.title);
+            let read = self.call_with_retry(|| client.try_get_todo(&todo.id)).await?;
+            assert_eq!(read.todo.expect("a todo").title, named.title);
             sleep(PAUSE).await;
         }
         Ok(acknowledged)
@@ -103,16 +103,16 @@ async fn a_rolling_restart_fails_no_call_that_is_retried_once() {
     for replica in &replicas {
         join(&balancer, replica).await;
     }
-    let (figures, end) = (Arc::<Figures>::default(), CancellationToken::new());
+    let (totals, end) = (Arc::<Totals>::default(), CancellationToken::new());
     let (mut users, mut working) = (Vec::new(), JoinSet::new());
     for user in 0..USERS {
         let channel = connect(balancer.address).await;
         let client = Client::new(channel).signed_up(&format!("user{user}")).await;
         users.push(client.clone());
         for caller in 0..CALLERS_PER_USER {
-            let (client, figures, end) = (client.clone(), figures.clone(), end.clone());
+            let (client, totals, end) = (client.clone(), totals.clone(), end.clone());
             let name = user * CALLERS_PER_USER + caller;
-            working.spawn(async move { figures.work(&client, name, end).await });
+            working.spawn(async move { totals.work(&client, name, end).await });
         }
     }
 
@@ -120,7 +120,7 @@ async fn a_rolling_restart_fails_no_call_that_is_retried_once() {
         replica.wait_for_line(CREATE_TODO).await;
     }
 
-    let begun = Instant::now();
+    let started = Instant::now();
     for replica in &mut replicas {
         replica.signal(Signal::SIGTERM);
         assert_eq!(replica.wait().await.code(), Some(0));
@@ -129,7 +129,7 @@ async fn a_rolling_restart_fails_no_call_that_is_retried_once() {
         join(&balancer, replica).await;
         replica.wait_for_line(CREATE_TODO).await;
     }
-    let took = begun.elapsed();
+    let took = started.elapsed();
     end.cancel();
     let (mut acknowledged, mut failed) = (BTreeSet::new(), Vec::new());
     for ended in working.join_all().await {
@@ -140,20 +140,20 @@ async fn a_rolling_restart_fails_no_call_that_is_retried_once() {
     }
     println!(
         "two replicas restarted in {took:.1?}: {} callers, {} calls, {} retried, {} failed, \
-         {} acknowledged to-dos",
+         {} acknowledged todos",
         USERS * CALLERS_PER_USER,
-        figures.calls.load(Ordering::Relaxed),
-        figures.retried.load(Ordering::Relaxed),
+        totals.calls.load(Ordering::Relaxed),
+        totals.retried.load(Ordering::Relaxed),
         failed.len(),
         acknowledged.len(),
     );
     assert!(failed.is_empty(), "{failed:#?}");
 
-    let mut kept = BTreeSet::new();
+    let mut stored = BTreeSet::new();
     for user in users {
         let todos = user.list_all_todos(ListTodosRequest::default()).await;
-        kept.extend(todos.into_iter().map(|todo| todo.title));
+        stored.extend(todos.into_iter().map(|todo| todo.title));
     }
-    let lost: Vec<_> = acknowledged.difference(&kept).collect();
+    let lost: Vec<_> = acknowledged.difference(&stored).collect();
     assert!(lost.is_empty(), "{lost:?}");
 }

@@ -1,4 +1,4 @@
-//! How many calls may be in flight.
+//! The limits of calls in flight.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn calls_beyond_the_limit_are_turned_away_but_health_is_not() {
+async fn calls_beyond_the_limit_are_shed_but_health_calls_are_not() {
     let app = App::start_with(config_with(|config| {
         config.limits.max_concurrent_calls = 2;
     }))
@@ -35,64 +35,64 @@ async fn calls_beyond_the_limit_are_turned_away_but_health_is_not() {
     let held = [update(), update()];
     lock.wait_until_blocked_by(2).await;
 
-    let begun = Instant::now();
-    let refused = ana.try_list_todos(ListTodosRequest::default()).await;
-    let refused = assert_status(refused, Code::ResourceExhausted, "OVERLOADED");
-    assert!(refused.get_error_details().retry_info().is_some(), "{refused:?}");
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    let started = Instant::now();
+    let rejected = ana.try_list_todos(ListTodosRequest::default()).await;
+    let rejected = assert_status(rejected, Code::ResourceExhausted, "OVERLOADED");
+    assert!(rejected.get_error_details().retry_info().is_some(), "{rejected:?}");
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     let mut health = HealthClient::new(app.channel.clone());
-    health.check(HealthCheckRequest::default()).await.expect("health answers");
+    health.check(HealthCheckRequest::default()).await.expect("a health response");
 
     lock.release().await;
     for held in held {
-        held.await.expect("no panic").expect("who was let in is answered");
+        held.await.expect("no panic").expect("an admitted call succeeds");
     }
-    ana.try_list_todos(ListTodosRequest::default()).await.expect("there is room again");
+    ana.try_list_todos(ListTodosRequest::default()).await.expect("a permit is free");
 }
 
 #[tokio::test]
-async fn calls_without_a_body_hold_no_place() {
+async fn calls_without_a_body_hold_no_permit() {
     let app = App::start_with(adjusted(config(), |config| {
         config.limits.max_concurrent_calls = 2;
     }))
     .await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("a").await;
-    let wire = app.raw_client().await.with_token_of(&ana).with_metadata("grpc-timeout", "4S");
+    let raw = app.raw_client().await.with_token_of(&ana).with_metadata("grpc-timeout", "4S");
     let mut silent = JoinSet::new();
     for _ in 0..50 {
-        let mut wire = wire.clone();
-        silent.spawn(async move { wire.send(GET, unfinished_body("")).await });
+        let mut raw = raw.clone();
+        silent.spawn(async move { raw.send(GET, unfinished_body("")).await });
     }
     let in_flight = async || app.scrape().await.get("fastzero_calls_in_flight");
     app.wait_until_in_flight(50).await;
     ana.get_todo(&todo.id).await;
-    assert_eq!(in_flight().await, Some(50.0), "they are still there");
+    assert_eq!(in_flight().await, Some(50.0), "they wait for their bodies");
     while let Some(ended) = with_timeout("the deadline", silent.join_next()).await {
-        let ended = read_rpc_result(ended.expect("no panic").expect("an answer")).await;
+        let ended = read_rpc_result(ended.expect("no panic").expect("a response")).await;
         assert_status(ended, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     }
 }
 
 #[tokio::test]
-async fn health_is_limited_for_each_peer() {
+async fn health_calls_are_limited_per_client() {
     let app = App::start_with(config()).await;
     let mut watching = Vec::new();
-    let refused = 'refused: loop {
-        let mut wire =
+    let rejected = 'rejected: loop {
+        let mut raw =
             RawClient::connect_from(OTHER_CLIENT_IP, app.address, None).await.expect("connected");
         for _ in 0..100 {
             let watch =
-                wire.send("/grpc.health.v1.Health/Watch", full_body(length_prefixed(b""))).await;
-            let watch = watch.expect("an answer");
+                raw.send("/grpc.health.v1.Health/Watch", full_body(length_prefixed(b""))).await;
+            let watch = watch.expect("a response");
             if watch.headers().contains_key("grpc-status") {
-                break 'refused read_rpc_result(watch).await;
+                break 'rejected read_rpc_result(watch).await;
             }
-            watching.push((wire.clone(), watch));
+            watching.push((raw.clone(), watch));
         }
     };
-    assert_overloaded(refused);
+    assert_overloaded(rejected);
     assert_eq!(watching.len(), 256);
     let mut health = HealthClient::new(app.channel.clone());
-    health.check(HealthCheckRequest::default()).await.expect("of another peer");
+    health.check(HealthCheckRequest::default()).await.expect("a health call of another client");
 }

@@ -1,4 +1,4 @@
-//! How many connections a client may open, and when the server closes them.
+//! Connections: their limits, and when the server closes them.
 
 use std::{
     net::SocketAddr,
@@ -19,7 +19,7 @@ use tokio::{
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use super::{LIST, UPDATE, all, signed_up_with_much};
+use super::{LIST, UPDATE, user_with_large_list, whole_list};
 use crate::support::{
     App, Client, PASSWORD,
     app::{config_with, connect, unique_name},
@@ -32,16 +32,16 @@ use crate::support::{
     wait::{wait_until, with_timeout},
 };
 
-/// Whether the server speaks on a new connection.
-async fn is_taken(address: SocketAddr) -> Option<TcpStream> {
+/// Opens a connection. Returns `None` if the server closes it immediately.
+async fn try_connect(address: SocketAddr) -> Option<TcpStream> {
     let mut stream = connect_raw(address, PREFACE).await;
     let mut first = [0; 9];
-    let taken = with_timeout("an answer", stream.read_exact(&mut first)).await.is_ok();
-    taken.then_some(stream)
+    let is_open = with_timeout("a response", stream.read_exact(&mut first)).await.is_ok();
+    is_open.then_some(stream)
 }
 
 #[tokio::test]
-async fn a_peer_gets_so_many_connections_and_no_more() {
+async fn connections_are_limited_per_client_and_in_total() {
     for limited in [
         config_with(|config| {
             config.limits.max_connections_per_peer = 3;
@@ -50,21 +50,21 @@ async fn a_peer_gets_so_many_connections_and_no_more() {
             config.limits.max_connections = 3;
         }),
     ] {
-        // The application under test has one itself.
+        // The channel of the app is the first connection.
         let app = App::start_with(limited).await;
-        let one = is_taken(app.address).await.expect("the second");
-        let _other = is_taken(app.address).await.expect("the third");
-        assert!(is_taken(app.address).await.is_none(), "the fourth");
+        let one = try_connect(app.address).await.expect("the second");
+        let _other = try_connect(app.address).await.expect("the third");
+        assert!(try_connect(app.address).await.is_none(), "the fourth");
         app.anonymous().create_user("ana").await;
         drop(one);
-        wait_until("a place is free", async || is_taken(app.address).await.is_some()).await;
+        wait_until("a slot is free", async || try_connect(app.address).await.is_some()).await;
     }
 }
 
 #[tokio::test]
-async fn who_says_nothing_or_nonsense_is_closed() {
+async fn connections_without_a_valid_preface_are_closed() {
     let app = App::start_with(config()).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     assert_eq!(
         read_until_closed(
             &mut connect_raw(app.address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await
@@ -72,19 +72,19 @@ async fn who_says_nothing_or_nonsense_is_closed() {
         .await,
         b""
     );
-    assert!(begun.elapsed() < Duration::from_secs(4), "nonsense, at once");
-    for said in [&b""[..], b"PRI * HTTP/2.0"] {
+    assert!(started.elapsed() < Duration::from_secs(4), "an invalid preface, without a timeout");
+    for preface in [&b""[..], b"PRI * HTTP/2.0"] {
         assert_eq!(
-            read_until_closed(&mut connect_raw(app.address, said).await).await,
+            read_until_closed(&mut connect_raw(app.address, preface).await).await,
             b"",
-            "half of it"
+            "an incomplete preface"
         );
     }
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
-async fn a_connection_ends_with_age_and_no_call_with_it() {
+async fn a_connection_ends_at_its_maximum_age_without_failing_calls() {
     let app = App::start_with(config_with(|config| {
         config.limits.connection_max_age_seconds = 1;
     }))
@@ -92,11 +92,11 @@ async fn a_connection_ends_with_age_and_no_call_with_it() {
     let ana = app.signed_up("ana").await;
     let channel = connect(app.address).await;
     let mut health = HealthClient::new(channel.clone());
-    let watch = health.watch(HealthCheckRequest::default()).await.expect("it begins");
+    let watch = health.watch(HealthCheckRequest::default()).await.expect("a response");
     let mut watch = Watch(watch.into_inner());
     let ended = with_timeout("the end of the stream", watch.wait_until_ended()).await;
     assert_eq!(ended.map(|status| status.code()), Some(Code::Unavailable));
-    // The channel connects anew by itself.
+    // The channel reconnects by itself.
     let ana = ana.with_channel(&channel);
     for _ in 0..10 {
         ana.create_todo("a").await;
@@ -104,46 +104,47 @@ async fn a_connection_ends_with_age_and_no_call_with_it() {
 }
 
 #[tokio::test]
-async fn a_connection_without_calls_ends() {
+async fn idle_connections_are_closed() {
     let app = App::start_with(config_with(|config| {
         config.limits.connection_idle_seconds = 1;
     }))
     .await;
-    let begun = Instant::now();
-    let mut idle = is_taken(app.address).await.expect("taken");
+    let started = Instant::now();
+    let mut idle = try_connect(app.address).await.expect("a connection");
     let goaway = read_until_closed(&mut idle).await;
-    // The type of a frame is its fourth byte.
+    // The fourth byte of a frame is its type. 0x07 is GOAWAY.
     assert!(goaway.windows(4).any(|bytes| bytes[3] == 0x07), "{goaway:?}");
-    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_names_whom_it_speaks_for() {
+async fn a_trusted_proxy_names_the_client_address() {
     let trusting = config_with(|config| {
         config.listen.trusted_proxies = vec![
             "127.0.0.0/8".parse().expect("a network"),
             "10.0.0.0/8".parse().expect("a network"),
         ];
     });
-    let (trusting, plain) = (App::start_with(trusting).await, App::start_with(config()).await);
+    let (trusting_app, other_app) =
+        (App::start_with(trusting).await, App::start_with(config()).await);
     for (app, forwarded, expected) in [
-        (&trusting, "192.0.2.7", "192.0.2.7"),
-        (&trusting, "198.51.100.1, 192.0.2.7, 10.1.2.3", "192.0.2.7"),
-        (&trusting, "192.0.2.7, nobody", "127.0.0.1"),
-        (&trusting, "10.0.0.1", "10.0.0.1"),
-        (&trusting, "192.0.2.7, é, 198.51.100.1", "198.51.100.1"),
-        (&plain, "192.0.2.7", "127.0.0.1"),
+        (&trusting_app, "192.0.2.7", "192.0.2.7"),
+        (&trusting_app, "198.51.100.1, 192.0.2.7, 10.1.2.3", "192.0.2.7"),
+        (&trusting_app, "192.0.2.7, unknown", "127.0.0.1"),
+        (&trusting_app, "10.0.0.1", "10.0.0.1"),
+        (&trusting_app, "192.0.2.7, é, 198.51.100.1", "198.51.100.1"),
+        (&other_app, "192.0.2.7", "127.0.0.1"),
     ] {
         let name = unique_name("ana");
         app.create_user(&name).await;
         let proxied = app.anonymous().with_metadata("x-forwarded-for", forwarded);
         let ana = proxied.logged_in(&name, PASSWORD).await.expect("logged in");
-        assert_eq!(peer_of(&ana).await, expected, "{forwarded}");
+        assert_eq!(session_client_ip(&ana).await, expected, "{forwarded}");
     }
 }
 
-/// Where the caller's session was opened from.
-async fn peer_of(client: &Client) -> String {
+/// Returns the client address that the caller's session records.
+async fn session_client_ip(client: &Client) -> String {
     let sessions = client
         .auth()
         .list_sessions(ListSessionsRequest::default())
@@ -154,7 +155,7 @@ async fn peer_of(client: &Client) -> String {
 }
 
 #[tokio::test]
-async fn a_stop_waits_until_it_is_known() {
+async fn the_server_serves_calls_during_the_shutdown_delay() {
     let app = App::start_with(config_with(|config| {
         config.lifecycle.shutdown_delay_seconds = 2;
     }))
@@ -165,14 +166,14 @@ async fn a_stop_waits_until_it_is_known() {
     app.shut_down();
     with_timeout("NOT_SERVING", watch.wait_until_not_serving()).await;
     // New connections and calls are still served.
-    let late = ana.with_channel(&connect(app.address).await);
-    late.create_todo("late").await;
+    let ana = ana.with_channel(&connect(app.address).await);
+    ana.create_todo("a").await;
 }
 
 #[tokio::test]
-async fn a_connection_that_is_stuck_ends_after_its_other_calls() {
+async fn a_stalled_connection_drains_its_other_calls_before_it_closes() {
     let app = App::start_with(config()).await;
-    let ana = signed_up_with_much(&app).await;
+    let ana = user_with_large_list(&app).await;
     let todo = ana.create_todo("a").await;
     let lock = app.lock_todo(&todo.id).await;
     let bearer = format!("Bearer {}", ana.tokens().access_token);
@@ -183,10 +184,10 @@ async fn a_connection_that_is_stuck_ends_after_its_other_calls() {
     };
     let mut stream = connect_raw(app.address, PREFACE).await;
     let window = http2::settings_frame(http2::INITIAL_WINDOW_SIZE, 1024);
-    let list = call(LIST, 1, &all().encode_to_vec());
+    let list = call(LIST, 1, &whole_list().encode_to_vec());
     stream.write_all(&[window, list].concat()).await.expect("sent");
 
-    // One call a second, each of which waits, until the server has had enough.
+    // One call a second, each blocked by the lock, until the server detects the stall.
     let update = UpdateTodoRequest {
         todo: Some(Todo { etag: String::new(), ..todo }),
         update_mask: Some(FieldMask { paths: vec!["title".to_owned()] }),
@@ -210,22 +211,22 @@ async fn a_connection_that_is_stuck_ends_after_its_other_calls() {
     };
     with_timeout("GOAWAY", goaway).await;
     lock.release().await;
-    let answered = async {
+    let responded = async {
         loop {
             let frame = read_frame(&mut stream).await.expect("a frame");
-            // An error would have no message.
+            // An error has no DATA frame.
             if frame.stream == newest && frame.kind == http2::DATA {
                 return;
             }
         }
     };
-    with_timeout("the answer", answered).await;
+    with_timeout("the response", responded).await;
     read_until_closed(&mut stream).await;
-    ana.list_todos(all()).await;
+    ana.list_todos(whole_list()).await;
 }
 
 #[tokio::test]
-async fn who_does_not_even_read_errors_is_cut() {
+async fn a_client_that_does_not_read_errors_is_disconnected() {
     let app = App::start_with(config()).await;
     let mut stream =
         connect_without_reading(app.address, OTHER_CLIENT_IP).await.expect("connected");

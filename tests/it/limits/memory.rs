@@ -1,11 +1,11 @@
-//! How much memory calls may reserve.
+//! The memory that calls may reserve.
 
 use hyper::body::Incoming;
 use prost::Message;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use super::{CREATE, GET, LIST, all, assert_overloaded, other_peer, signed_up_with_much};
+use super::{CREATE, GET, LIST, assert_overloaded, other_client, user_with_large_list, whole_list};
 use crate::support::{
     App,
     http2::length_prefixed,
@@ -15,63 +15,66 @@ use crate::support::{
     wait::with_timeout,
 };
 
-/// Asks so often for everything and reads nothing: the answers, and how many calls were
-/// turned away.
-async fn unread(wire: &RawClient, calls: usize) -> (Vec<http::Response<Incoming>>, usize) {
-    let calls = (0..calls).map(|_| {
-        let mut wire = wire.clone();
-        async move { wire.send(LIST, full_body(length_prefixed(&all().encode_to_vec()))).await }
-    });
-    let (mut unread, mut refused) = (Vec::new(), 0);
+/// Makes `calls` list calls without reading. Returns the unread responses and the number of
+/// shed calls.
+async fn unread(raw: &RawClient, calls: usize) -> (Vec<http::Response<Incoming>>, usize) {
+    let calls =
+        (0..calls).map(|_| {
+            let mut raw = raw.clone();
+            async move {
+                raw.send(LIST, full_body(length_prefixed(&whole_list().encode_to_vec()))).await
+            }
+        });
+    let (mut unread, mut rejected) = (Vec::new(), 0);
     for response in join_all(calls).await {
-        let response = response.expect("an answer");
+        let response = response.expect("a response");
         if response.headers().contains_key("grpc-status") {
             assert_overloaded(read_rpc_result(response).await);
-            refused += 1;
+            rejected += 1;
         } else {
             unread.push(response);
         }
     }
-    (unread, refused)
+    (unread, rejected)
 }
 
 #[tokio::test]
-async fn who_reads_nothing_leaves_room_for_others() {
+async fn a_client_that_reads_nothing_leaves_memory_for_others() {
     let app = App::start_with(config()).await;
-    let ana = signed_up_with_much(&app).await;
-    // Twice: what was taken comes back.
+    let ana = user_with_large_list(&app).await;
+    // Twice, because closed connections release their memory.
     for _ in 0..2 {
-        let other = other_peer(&app, &ana).await;
-        let (unread, refused) = unread(&other, 20).await;
-        assert_eq!((unread.len(), refused), (12, 8));
-        ana.list_todos(all()).await;
+        let other = other_client(&app, &ana).await;
+        let (unread, rejected) = unread(&other, 20).await;
+        assert_eq!((unread.len(), rejected), (12, 8));
+        ana.list_todos(whole_list()).await;
         drop((other, unread));
         app.wait_until_connections(1).await;
     }
 }
 
 #[tokio::test]
-async fn requests_that_are_almost_whole_leave_room_for_others() {
+async fn incomplete_requests_leave_memory_for_others() {
     let app = App::start_with(config()).await;
-    let ana = signed_up_with_much(&app).await;
+    let ana = user_with_large_list(&app).await;
     let mut large = length_prefixed(&vec![0; 1024 * 1024]);
     let last = large.pop().expect("a byte");
     for _ in 0..2 {
-        let other = other_peer(&app, &ana).await;
+        let other = other_client(&app, &ana).await;
         let mut calls = JoinSet::new();
         for _ in 0..12 {
-            let (mut wire, almost) = (other.clone(), large.clone());
-            calls.spawn(async move { wire.send(CREATE, unfinished_body(almost)).await });
+            let (mut raw, almost) = (other.clone(), large.clone());
+            calls.spawn(async move { raw.send(CREATE, unfinished_body(almost)).await });
         }
-        let refused = with_timeout("a refusal", calls.join_next()).await.expect("one");
-        let refused = refused.expect("no panic").expect("an answer");
-        assert_overloaded(read_rpc_result(refused).await);
-        ana.list_todos(all()).await;
-        let mut wire = app.raw_client().await.with_token_of(&ana);
+        let rejected = with_timeout("a rejection", calls.join_next()).await.expect("one");
+        let rejected = rejected.expect("no panic").expect("a response");
+        assert_overloaded(read_rpc_result(rejected).await);
+        ana.list_todos(whole_list()).await;
+        let mut raw = app.raw_client().await.with_token_of(&ana);
         let whole = full_body([&large[..], &[last]].concat());
-        let read = wire.send(CREATE, whole).await.expect("an answer");
-        let read = read_rpc_result(read).await.expect_err("no good request");
-        assert_eq!(read.code(), Code::Internal, "read, and no to-do: {read:?}");
+        let read = raw.send(CREATE, whole).await.expect("a response");
+        let read = read_rpc_result(read).await.expect_err("an invalid request");
+        assert_eq!(read.code(), Code::Internal, "the server read the whole request: {read:?}");
         calls.shutdown().await;
         drop(other);
         app.wait_until_in_flight(0).await;
@@ -79,24 +82,24 @@ async fn requests_that_are_almost_whole_leave_room_for_others() {
 }
 
 #[tokio::test]
-async fn metadata_take_memory_as_messages_do() {
+async fn metadata_reserves_memory_as_messages_do() {
     let app = App::start_with(config()).await;
     let ana = app.signed_up("ana").await;
     for (length, all_come) in [(15, true), (15_000, false)] {
         let mut calls = JoinSet::new();
         for _ in 0..3 {
-            let wire = other_peer(&app, &ana).await.with_metadata("a", "x".repeat(length));
+            let raw = other_client(&app, &ana).await.with_metadata("a", "x".repeat(length));
             for _ in 0..80 {
-                let mut wire = wire.clone();
-                calls.spawn(async move { wire.send(GET, unfinished_body("")).await });
+                let mut raw = raw.clone();
+                calls.spawn(async move { raw.send(GET, unfinished_body("")).await });
             }
         }
         if all_come {
             app.wait_until_in_flight(240).await;
         } else {
-            let refused = with_timeout("a refusal", calls.join_next()).await.expect("one");
+            let rejected = with_timeout("a rejection", calls.join_next()).await.expect("one");
             assert_overloaded(
-                read_rpc_result(refused.expect("no panic").expect("an answer")).await,
+                read_rpc_result(rejected.expect("no panic").expect("a response")).await,
             );
         }
         calls.shutdown().await;

@@ -18,26 +18,26 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_message_that_is_cut_is_an_error_and_changes_nothing() {
+async fn a_truncated_message_is_rejected_and_changes_nothing() {
     let app = App::start_with(config()).await;
     let ana = app.signed_up("ana").await;
-    let mut wire = app.raw_client().await.with_token_of(&ana);
+    let mut raw = app.raw_client().await.with_token_of(&ana);
     let todo = CreateTodoRequest { todo: Some(todo_titled("a")) };
     let message = length_prefixed(&todo.encode_to_vec());
     for length in [0, 1, 4, 5, message.len() - 1] {
         let cut =
-            wire.send(CREATE, full_body(message[..length].to_vec())).await.expect("an answer");
-        let refused = read_rpc_result(cut).await.expect_err("an error");
-        assert!(refused.get_error_details().error_info().is_some(), "{refused:?}");
+            raw.send(CREATE, full_body(message[..length].to_vec())).await.expect("a response");
+        let rejected = read_rpc_result(cut).await.expect_err("an error");
+        assert!(rejected.get_error_details().error_info().is_some(), "{rejected:?}");
     }
     assert_eq!(ana.list_all_todos(ListTodosRequest::default()).await, []);
-    read_rpc_result(wire.send(CREATE, full_body(message)).await.expect("an answer"))
+    read_rpc_result(raw.send(CREATE, full_body(message)).await.expect("a response"))
         .await
         .expect("added");
 }
 
 #[tokio::test]
-async fn a_wrong_length_ends_its_call_only() {
+async fn a_wrong_content_length_ends_only_its_call() {
     let app = App::start_with(config()).await;
     let mut stream = connect_raw(app.address, PREFACE).await;
     for (id, length) in [(1, "100"), (3, "5")] {
@@ -47,7 +47,7 @@ async fn a_wrong_length_ends_its_call_only() {
         let data = frame(http2::DATA, END_STREAM, id, &length_prefixed(b""));
         stream.write_all(&[headers, data].concat()).await.expect("sent");
         let kind = loop {
-            let frame = with_timeout("an answer", read_frame(&mut stream)).await.expect("a frame");
+            let frame = with_timeout("a response", read_frame(&mut stream)).await.expect("a frame");
             if frame.stream == id && frame.kind != http2::WINDOW_UPDATE {
                 break frame.kind;
             }

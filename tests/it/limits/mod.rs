@@ -22,8 +22,8 @@ const GET: &str = "/fastzero.todo.v1.TodoService/GetTodo";
 const LIST: &str = "/fastzero.todo.v1.TodoService/ListTodos";
 const UPDATE: &str = "/fastzero.todo.v1.TodoService/UpdateTodo";
 
-/// Somebody with a list of a MiB.
-async fn signed_up_with_much(app: &App) -> Client {
+/// Creates a user with a list of about 1 MiB.
+async fn user_with_large_list(app: &App) -> Client {
     let ana = app.signed_up("ana").await;
     let description = "x".repeat(10_000);
     for _ in 0..110 {
@@ -32,18 +32,19 @@ async fn signed_up_with_much(app: &App) -> Client {
     ana
 }
 
-/// The request for it.
-fn all() -> ListTodosRequest {
+/// Returns the request for the whole list.
+fn whole_list() -> ListTodosRequest {
     ListTodosRequest { page_size: 1000, ..ListTodosRequest::default() }
 }
 
-/// The same caller from another address, who reads a KiB of each answer.
-async fn other_peer(app: &App, caller: &Client) -> RawClient {
-    let wire = RawClient::connect_from(OTHER_CLIENT_IP, app.address, 1024).await;
-    wire.expect("connected").with_token_of(caller)
+/// Connects the same caller from another address, with a flow-control window of 1 KiB for each
+/// response.
+async fn other_client(app: &App, caller: &Client) -> RawClient {
+    let raw = RawClient::connect_from(OTHER_CLIENT_IP, app.address, 1024).await;
+    raw.expect("connected").with_token_of(caller)
 }
 
-fn assert_overloaded<T>(refused: RpcResult<T>) {
-    let refused = assert_status(refused, Code::ResourceExhausted, "OVERLOADED");
-    assert!(refused.get_error_details().retry_info().is_some(), "{refused:?}");
+fn assert_overloaded<T>(rejected: RpcResult<T>) {
+    let rejected = assert_status(rejected, Code::ResourceExhausted, "OVERLOADED");
+    assert!(rejected.get_error_details().retry_info().is_some(), "{rejected:?}");
 }

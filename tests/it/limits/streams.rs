@@ -1,5 +1,5 @@
-//! Server streams: back-pressure, quotas, and what ends them. The service under test has a
-//! handler and nothing else.
+//! Server streams: backpressure, quotas, and the reasons for which they end. They call a service
+//! that exists for tests only.
 
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,7 @@ async fn next(stream: &mut Streaming<CountResponse>) -> CountResponse {
 /// Waits until the stream fails.
 async fn failure(mut stream: Streaming<CountResponse>) -> Status {
     let status = with_timeout("the end of a stream", stream.message()).await;
-    let status = status.expect_err("it ends with an error");
+    let status = status.expect_err("an error at the end");
     assert_has_error_details(&status);
     status
 }
@@ -67,7 +67,7 @@ async fn a_stream_delivers_its_messages_and_ends() {
 }
 
 #[tokio::test]
-async fn a_failure_in_a_stream_has_the_details_of_every_error() {
+async fn an_error_in_a_stream_has_the_details_of_every_error() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let request = CountRequest { messages: 1, then_fails: true, ..CountRequest::default() };
@@ -78,21 +78,21 @@ async fn a_failure_in_a_stream_has_the_details_of_every_error() {
 }
 
 #[tokio::test]
-async fn a_stream_needs_a_caller() {
+async fn a_stream_requires_an_access_token() {
     let app = App::start().await;
-    let refused = count(&app.anonymous(), SILENT).await;
-    assert_status(refused, Code::Unauthenticated, "NOT_AUTHENTICATED");
+    let rejected = count(&app.anonymous(), SILENT).await;
+    assert_status(rejected, Code::Unauthenticated, "NOT_AUTHENTICATED");
 }
 
 #[tokio::test]
 async fn a_stream_ends_at_its_deadline() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let stream = silent(&ana.with_metadata("grpc-timeout", "300m")).await;
     let status = failure(stream).await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    let took = begun.elapsed();
+    let took = started.elapsed();
     assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(2), "{took:?}");
 }
 
@@ -101,14 +101,14 @@ async fn a_stream_ends_at_its_deadline() {
 async fn a_stream_outlives_the_longest_call() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let stream = silent(&ana.with_metadata("grpc-timeout", "7S")).await;
     assert_eq!(failure(stream).await.code(), Code::DeadlineExceeded);
-    assert!(begun.elapsed() > Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert!(started.elapsed() > Duration::from_secs(6), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
-async fn a_slow_reader_holds_its_handler_back() {
+async fn a_slow_reader_applies_backpressure_to_its_handler() {
     const WINDOW_BYTES: u32 = 64 * 1024;
     const PADDING_BYTES: u32 = 16 * 1024;
     const READ: u32 = 200;
@@ -119,13 +119,13 @@ async fn a_slow_reader_holds_its_handler_back() {
     let ana = ana.with_channel(&channel.expect("connected"));
     let request = CountRequest { padding_bytes: PADDING_BYTES, ..CountRequest::default() };
     let unread = count(&ana, request).await.expect("opened");
-    // The handler of the stream that nobody reads could run as far as this one.
+    // Without backpressure, the handler of the unread stream would run as far as this one.
     let mut reading = count(&ana, request).await.expect("opened").into_inner();
     let mut produced = 0;
     for _ in 0..READ {
         produced = next(&mut reading).await.produced;
     }
-    // Each handler is ahead by the window of its stream, and by what HTTP/2 buffers.
+    // Each handler is ahead by the flow-control window of its stream and the HTTP/2 buffers.
     let ahead = produced - READ;
     assert!(ahead <= 2 * 4 * WINDOW_BYTES / PADDING_BYTES, "{ahead} messages ahead");
     drop(unread);
@@ -140,12 +140,12 @@ async fn a_stream_ends_with_its_session_on_any_replica() {
     let here = silent(&ana).await;
     let there = silent(&ana.clone().with_channel(&replica.channel)).await;
     let mut unaffected = silent(&other_session.clone().with_channel(&replica.channel)).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     ana.log_out(LogoutScope::ThisSession).await;
     assert_eq!(failure(here).await.code(), Code::Unauthenticated);
     let status = failure(there).await;
     assert_eq!(status.code(), Code::Unauthenticated);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     let more = tokio::time::timeout(Duration::from_millis(50), unaffected.message()).await;
     assert!(more.is_err(), "{more:?}");
 }
@@ -158,15 +158,15 @@ async fn a_shutdown_ends_streams() {
     .await;
     let ana = app.signed_up("ana").await;
     let stream = silent(&ana).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     app.shut_down();
     assert_eq!(failure(stream).await.code(), Code::Unavailable);
-    with_timeout("the end of the server", &mut app.server_task).await.expect("it stops");
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    with_timeout("the end of the server", &mut app.server_task).await.expect("a clean stop");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
-async fn a_client_has_so_many_streams_and_no_more() {
+async fn streams_are_limited_per_client() {
     let app = App::start_with(config_with_metrics()).await;
     let ana = app.signed_up("ana").await;
     let mut streams = Vec::new();
@@ -174,10 +174,10 @@ async fn a_client_has_so_many_streams_and_no_more() {
         streams.push(silent(&ana).await);
     }
     assert_overloaded(count(&ana, SILENT).await);
-    // Streams hold no permit of calls.
+    // Streams hold no call permit.
     ana.create_todo("a").await;
     streams.pop();
-    wait_until("a stream is given back", async || count(&ana, SILENT).await.is_ok()).await;
+    wait_until("a slot is free", async || count(&ana, SILENT).await.is_ok()).await;
 }
 
 #[tokio::test]
@@ -200,24 +200,25 @@ async fn reflection_streams_end_after_their_maximum_age() {
     // The client sends one request, and does not end its half of the stream.
     let requests = tokio_stream::once(request).chain(tokio_stream::pending());
     let mut client = ServerReflectionClient::new(app.channel.clone());
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut responses =
         client.server_reflection_info(Request::new(requests)).await.expect("opened").into_inner();
     responses.message().await.expect("no error").expect("a response");
-    let half = with_timeout("nothing", async {
+    let half = with_timeout("the silence", async {
         tokio::time::timeout(Duration::from_secs(15), responses.message()).await
     });
     assert!(half.await.is_err(), "it ends too early");
-    let status = with_timeout("the end", responses.message()).await.expect_err("it ends");
+    let status =
+        with_timeout("the end", responses.message()).await.expect_err("an error at the end");
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert!(begun.elapsed() >= Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(started.elapsed() >= Duration::from_secs(30), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
-async fn requests_of_system_services_are_small() {
+async fn oversized_requests_of_system_services_are_rejected() {
     let app = App::start().await;
-    let wire = app.raw_client().await;
+    let raw = app.raw_client().await;
     let request = tonic_health::pb::HealthCheckRequest { service: "x".repeat(4 * 1024) };
-    let refused = wire.call("/grpc.health.v1.Health/Check", &request.encode_to_vec()).await;
-    assert_status(refused, Code::OutOfRange, "MESSAGE_TOO_LARGE");
+    let rejected = raw.call("/grpc.health.v1.Health/Check", &request.encode_to_vec()).await;
+    assert_status(rejected, Code::OutOfRange, "MESSAGE_TOO_LARGE");
 }

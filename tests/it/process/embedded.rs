@@ -28,7 +28,7 @@ use crate::support::embedded::{
 fn failure(data_dir: &Path) -> String {
     let mut command = fast_zero(&["postgres", "--lifeline"], data_dir);
     let mut child = command.stderr(Stdio::piped()).spawn().expect("the program");
-    let status = wait_until("it has exited", || child.try_wait().expect("a child"));
+    let status = wait_until("the process has exited", || child.try_wait().expect("a child"));
     assert!(!status.success());
     let (mut stdout, mut stderr) = (String::new(), String::new());
     child.stdout.take().expect("piped").read_to_string(&mut stdout).expect("text");
@@ -112,7 +112,7 @@ fn a_directory_without_access_is_a_clear_error() {
     // If root runs the test, the child is another user, without access to root's directory.
     let temp_dir = tempfile::tempdir_in("/tmp").expect("a temporary directory");
     let expected_mode = if geteuid().is_root() { 0o700 } else { 0o500 };
-    fs::set_permissions(temp_dir.path(), Permissions::from_mode(expected_mode)).expect("its owner");
+    fs::set_permissions(temp_dir.path(), Permissions::from_mode(expected_mode)).expect("an owner");
     let message = failure(temp_dir.path());
     assert!(message.contains(&temp_dir.path().display().to_string()), "{message}");
     assert!(message.contains("FASTZERO_DATA_DIR"), "{message}");
@@ -182,7 +182,7 @@ async fn a_start_recovers_from_killed_processes() {
     assert!(pid_file.is_file(), "a killed PostgreSQL leaves its pid file");
     assert_eq!(Postgres::start(&data_dir).stored().await, "Olá");
 
-    fs::write(&pid_file, "").expect("as a power failure may leave it");
+    fs::write(&pid_file, "").expect("truncated as by a power failure");
     assert_eq!(Postgres::start(&data_dir).stored().await, "Olá");
 
     let reused = format!("{}\n{}\n0\n5432\n\n\n\nready\n", std::process::id(), data_dir.display());
@@ -225,7 +225,7 @@ async fn ephemeral_directories_are_independent_and_removed() {
     killed.kill();
     let next = Postgres::temporary();
     wait_until_exited(&processes);
-    wait_until("it is removed", || (!dirs[0].exists()).then_some(()));
+    wait_until("the container is removed", || (!dirs[0].exists()).then_some(()));
     assert_eq!(other.fetch_scalar("select 'well'").await, "well");
 
     let client = other.connect().await;

@@ -1,4 +1,4 @@
-//! The binary from its start to its end.
+//! The life cycle of the binary, from startup to exit.
 
 use std::{
     net::TcpListener,
@@ -32,7 +32,7 @@ async fn client(process: &Process) -> Client {
 }
 
 #[tokio::test]
-async fn it_serves_until_a_signal_asks_it_to_stop() {
+async fn the_server_serves_until_a_signal() {
     let database = TestDatabase::create().await;
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut server = Binary::server(&database.url()).start();
@@ -47,7 +47,7 @@ async fn it_serves_until_a_signal_asks_it_to_stop() {
 }
 
 #[tokio::test]
-async fn the_healthcheck_finds_the_server_that_the_settings_describe() {
+async fn the_healthcheck_checks_the_server_of_its_settings() {
     let database = TestDatabase::create().await;
     let address = Proxy::reserve_address().await;
     let everywhere = format!("0.0.0.0:{}", address.port());
@@ -58,10 +58,10 @@ async fn the_healthcheck_finds_the_server_that_the_settings_describe() {
 }
 
 #[tokio::test]
-async fn it_waits_for_its_database_and_is_not_serving_until_then() {
+async fn the_server_waits_for_its_database_and_is_not_serving_until_then() {
     let database = TestDatabase::create().await;
-    let way = Proxy::reserve_address().await;
-    let url = proxy::options_via(way, &database.options).to_url_lossy();
+    let proxy_address = Proxy::reserve_address().await;
+    let url = proxy::options_via(proxy_address, &database.options).to_url_lossy();
     let address = Proxy::reserve_address().await.to_string();
     let server = Binary::server(url.as_str()).env("LISTEN_ADDR", &address).start();
 
@@ -70,29 +70,29 @@ async fn it_waits_for_its_database_and_is_not_serving_until_then() {
     assert_eq!(healthcheck(&address, "liveness").await, Some(0));
     let early = Client::new(connect(address.parse().expect("an address")).await);
     let request = GetUserRequest { id: "me".into() };
-    let refused = early.users().get_user(request).await;
-    assert_status(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    let rejected = early.users().get_user(request).await;
+    assert_status(rejected, Code::Unavailable, "DATABASE_UNAVAILABLE");
 
-    let _open = Proxy::open(way, &database.options).await;
+    let _open = Proxy::open(proxy_address, &database.options).await;
     server.address().await;
     assert_eq!(healthcheck(&address, "").await, Some(0));
 }
 
 #[tokio::test]
-async fn it_gives_up_waiting_for_its_database_after_the_time_that_is_set() {
+async fn the_wait_for_the_database_times_out() {
     let nothing = format!("postgres://ana:hidden-password@{}/db", Proxy::reserve_address().await);
     let server = Binary::server(&nothing).env("DATABASE_WAIT_SECONDS", "1");
-    let begun = Instant::now();
+    let started = Instant::now();
     let (code, output) = server.output().await;
     assert_eq!(code, Some(1), "{output}");
-    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(10));
     assert!(output.contains("waiting for the database"), "{output}");
     assert!(output.lines().last().is_some_and(|line| line.starts_with("error: ")), "{output}");
     assert!(!output.contains("hidden-password"), "{output}");
 }
 
 #[tokio::test]
-async fn what_waiting_does_not_mend_ends_the_start_at_once() {
+async fn a_permanent_database_error_fails_startup_immediately() {
     let database = TestDatabase::create().await;
     let missing = database.options.clone().database("no_such_database").to_url_lossy();
     let (code, output) = Binary::server(missing.as_str()).output().await;
@@ -101,7 +101,7 @@ async fn what_waiting_does_not_mend_ends_the_start_at_once() {
 }
 
 #[tokio::test]
-async fn a_failed_migration_ends_the_start() {
+async fn a_failed_migration_fails_startup() {
     let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
     let mut sql = database.connect().await;
     sqlx::raw_sql("create table todos (id int)").execute(&mut sql).await.expect("created");
@@ -112,7 +112,7 @@ async fn a_failed_migration_ends_the_start() {
 }
 
 #[tokio::test]
-async fn replicas_that_start_at_once_migrate_once() {
+async fn concurrently_started_replicas_migrate_once() {
     let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
     let servers: Vec<_> = (0..3).map(|_| Binary::server(&database.url()).start()).collect();
     for server in &servers {
@@ -126,7 +126,7 @@ async fn replicas_that_start_at_once_migrate_once() {
 }
 
 #[tokio::test]
-async fn where_migrating_is_a_step_of_its_own_the_server_waits_for_it() {
+async fn the_server_waits_for_a_separate_migration() {
     let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
     let server = Binary::server(&database.url()).env("MIGRATE_ON_START", "false").start();
     server.wait_for_line("waiting for schema migration").await;
@@ -140,7 +140,7 @@ async fn where_migrating_is_a_step_of_its_own_the_server_waits_for_it() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_named() {
+async fn a_port_in_use_is_named() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).start();
     let address = server.address().await;
@@ -151,7 +151,7 @@ async fn a_port_that_is_taken_is_named() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn a_second_signal_stops_the_server_immediately() {
     let database = TestDatabase::create().await;
     let mut server = Binary::server(&database.url()).start();
     let ana = client(&server).await.signed_up("ana").await;
@@ -159,23 +159,23 @@ async fn a_second_signal_ends_it_at_once() {
     let mut lock = RowLock::acquire(database.connect().await, "lock todos").await;
     let _held = tokio::spawn(async move { ana.try_delete_todo(&todo.id, "").await });
     lock.wait_until_blocking().await;
-    end_at_once(&mut server).await;
+    assert_second_signal_stops(&mut server).await;
 
-    // Before that, while the stop waits to be known.
+    // During the shutdown delay.
     let mut server = Binary::server(&database.url()).env("SHUTDOWN_DELAY_SECONDS", "3600").start();
     server.address().await;
-    end_at_once(&mut server).await;
+    assert_second_signal_stops(&mut server).await;
 
-    // And while it waits for a database.
+    // During the wait for the database.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("postgresql://{}/none", silent.local_addr().expect("an address"));
     let mut server = Binary::server(&url).env("SHUTDOWN_DELAY_SECONDS", "3600").start();
     server.wait_for_line("waiting for the database").await;
-    end_at_once(&mut server).await;
+    assert_second_signal_stops(&mut server).await;
 }
 
-/// The first signal alone does not, since there is something to wait for.
-async fn end_at_once(server: &mut Process) {
+/// Asserts that the server exits after the second signal, and not after the first.
+async fn assert_second_signal_stops(server: &mut Process) {
     server.signal(Signal::SIGTERM);
     server.wait_for_line("shutting down").await;
     server.signal(Signal::SIGTERM);
@@ -204,9 +204,9 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
     let ana = anonymous.logged_in("ana@example.com", PASSWORD).await.expect("logged in");
     let me = ana.clone().with_metadata("x-request-id", "me-1").users();
     let request = GetUserRequest { id: "me".into() };
-    let user = me.clone().get_user(request).await.expect("answered").into_inner().user;
+    let user = me.clone().get_user(request).await.expect("a response").into_inner().user;
 
-    // After all that was logged before.
+    // The shutdown line follows all earlier lines.
     server.signal(Signal::SIGTERM);
     server.wait_for_line("\"message\":\"stopped\"").await;
     let output = server.output();
@@ -241,7 +241,7 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
 }
 
 #[tokio::test]
-async fn calls_do_not_wait_for_a_log_that_nobody_reads() {
+async fn calls_do_not_wait_for_an_unread_log() {
     let database = TestDatabase::create().await;
     let (address, metrics) = (Proxy::reserve_address().await, Proxy::reserve_address().await);
     let (_unread, log) = std::io::pipe().expect("a pipe");
@@ -252,10 +252,10 @@ async fn calls_do_not_wait_for_a_log_that_nobody_reads() {
         .log_to(log)
         .start();
     let address_text = address.to_string();
-    wait_until("it serves", async || healthcheck(&address_text, "").await == Some(0)).await;
+    wait_until("the server serves", async || healthcheck(&address_text, "").await == Some(0)).await;
     let caller = Client::new(connect(address).await);
-    // More than the pipe takes, and than waits for it.
-    wait_until("lines are lost", async || {
+    // More lines than fit into the pipe and the buffer.
+    wait_until("lines are dropped", async || {
         caller.users().get_user(GetUserRequest::default()).await.expect_err("without a token");
         Scrape::fetch(metrics).await.get("fastzero_log_lines_dropped_total") > Some(0.0)
     })
@@ -264,18 +264,18 @@ async fn calls_do_not_wait_for_a_log_that_nobody_reads() {
 }
 
 #[tokio::test]
-async fn the_audit_trail_tells_what_happened_to_whom_by_id_only() {
+async fn the_audit_trail_identifies_users_by_id_only() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).start();
     let anonymous = client(&server).await;
     let user_id = anonymous.create_user("ana").await.id;
-    for login in ["ana", "nobody"] {
+    for login in ["ana", "stranger"] {
         for _ in 0..10 {
-            let refused = anonymous.try_log_in(login, "wrong password").await;
-            assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+            let rejected = anonymous.try_log_in(login, "wrong password").await;
+            assert_unauthenticated(rejected, "INCORRECT_CREDENTIALS");
         }
     }
-    // The other name is counted apart.
+    // Failures by email are counted separately.
     let login = "ana@example.com";
     let other = anonymous.logged_in(login, PASSWORD).await.expect("logged in");
     let ana = anonymous.logged_in(login, PASSWORD).await.expect("logged in");
@@ -294,8 +294,9 @@ async fn the_audit_trail_tells_what_happened_to_whom_by_id_only() {
     let trail: Vec<_> = output.lines().filter(|line| line.contains("fast_zero::audit")).collect();
     let count = |event: &str, ids: &[&str]| {
         let event = format!("\"event\":\"{event}\"");
-        let tells = |line: &&&str| line.contains(&event) && ids.iter().all(|id| line.contains(id));
-        trail.iter().filter(tells).count()
+        let matches =
+            |line: &&&str| line.contains(&event) && ids.iter().all(|id| line.contains(id));
+        trail.iter().filter(matches).count()
     };
     for (event, ids, times) in [
         ("sign_up", &[&*user_id][..], 1),
@@ -315,7 +316,7 @@ async fn the_audit_trail_tells_what_happened_to_whom_by_id_only() {
     for line in trail {
         assert!(line.contains("\"client_ip\":\"127.0.0.1\""), "{line}");
         for secret in
-            ["\"ana", "@example.com", "nobody", "password\"", old, &third.refresh_token, PASSWORD]
+            ["\"ana", "@example.com", "stranger", "password\"", old, &third.refresh_token, PASSWORD]
         {
             assert!(!line.contains(secret), "{secret} is in {line}");
         }
@@ -323,24 +324,24 @@ async fn the_audit_trail_tells_what_happened_to_whom_by_id_only() {
 }
 
 #[tokio::test]
-async fn an_outage_of_the_database_is_told_and_passes() {
+async fn a_database_outage_is_reported_and_recovers() {
     let database = TestDatabase::create().await;
-    let way = Proxy::reserve_address().await;
-    let through = proxy::options_via(way, &database.options);
-    let open = Proxy::open(way, &database.options).await;
-    let app = App::start_via(database, through, config()).await;
+    let proxy_address = Proxy::reserve_address().await;
+    let options = proxy::options_via(proxy_address, &database.options);
+    let open = Proxy::open(proxy_address, &database.options).await;
+    let app = App::start_via(database, options, config()).await;
     let ana = app.signed_up("ana").await;
     let get = async || ana.users().get_user(GetUserRequest { id: "me".into() }).await;
-    get().await.expect("answered");
+    get().await.expect("a response");
 
     drop(open);
     let mut health = app.watch("").await;
     health.wait_until_not_serving().await;
-    let begun = Instant::now();
+    let started = Instant::now();
     assert_status(get().await, Code::Unavailable, "DATABASE_UNAVAILABLE");
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(5));
 
-    let _open = Proxy::open(way, &app.database.options).await;
+    let _open = Proxy::open(proxy_address, &app.database.options).await;
     health.wait_until_serving().await;
-    get().await.expect("answered again");
+    get().await.expect("a response");
 }

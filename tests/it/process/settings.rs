@@ -1,4 +1,4 @@
-//! Settings: where they come from, and what is said of bad ones.
+//! Settings: their sources, and the errors of invalid ones.
 
 use clap::Args;
 use fast_zero::Config;
@@ -10,7 +10,7 @@ use crate::support::{
 const USAGE: Option<i32> = Some(64);
 const CONFIG: Option<i32> = Some(78);
 
-/// All settings, by their variable.
+/// Returns the environment variables of all settings.
 fn variables() -> Vec<String> {
     let settings = Config::augment_args(clap::Command::new("settings"));
     let variables = settings.get_arguments().filter_map(|setting| setting.get_env());
@@ -21,9 +21,9 @@ fn variables() -> Vec<String> {
 async fn the_help_names_every_setting() {
     let (code, help) = Binary::new(&["--help"]).output().await;
     assert_eq!(code, Some(0));
-    // There is one algorithm.
+    // ALGORITHM has a single valid value.
     for variable in variables().into_iter().filter(|variable| variable != "ALGORITHM") {
-        // A secret's value is not shown.
+        // The help hides the values of secrets.
         let named = [format!("[env: {variable}="), format!("[env: {variable}]")];
         assert!(named.iter().any(|text| help.contains(text)), "{variable} is not in:\n{help}");
         let flag = format!("--{}", variable.to_lowercase().replace('_', "-"));
@@ -35,7 +35,7 @@ async fn the_help_names_every_setting() {
 fn the_documentation_and_the_example_name_every_setting_and_no_other() {
     let variables = variables();
     let table = CONFIGURATION.split("\n## Settings\n").nth(1).expect("a section");
-    let table = table.split("\n## ").next().expect("its text");
+    let table = table.split("\n## ").next().expect("text");
     for variable in &variables {
         assert!(table.contains(&format!("`{variable}`")), "no {variable} in docs/configuration.md");
     }
@@ -47,12 +47,12 @@ fn the_documentation_and_the_example_name_every_setting_and_no_other() {
         .filter(|name| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_'))
         .collect();
     for variable in &variables {
-        // A secret in a file of its own is for containers; there is one algorithm.
+        // Secrets in files are for containers, and ALGORITHM has a single valid value.
         let is_special = variable.ends_with("_FILE") && !variable.starts_with("TLS_");
         let is_named = assigned.contains(&&**variable);
         assert!(is_named || is_special || variable == "ALGORITHM", "no {variable} in .env.example");
     }
-    // What else compose reads.
+    // Further variables that compose reads.
     for name in assigned {
         let of_compose = name.starts_with("POSTGRES_") || name == "FASTZERO_PORT";
         assert!(of_compose || variables.iter().any(|known| known == name), "{name} is no setting");
@@ -70,7 +70,7 @@ async fn the_version_names_the_commit() {
 }
 
 #[tokio::test]
-async fn bad_usage_and_bad_values_have_codes_of_their_own() {
+async fn invalid_usage_and_invalid_values_have_distinct_exit_codes() {
     for arguments in [&["--no-such-flag"][..], &["no-such-command"], &["serve", "more"]] {
         let (code, output) = Binary::new(arguments).output().await;
         assert_eq!(code, USAGE, "{arguments:?}: {output}");
@@ -105,7 +105,7 @@ async fn bad_usage_and_bad_values_have_codes_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_bad_secret_is_named_but_not_shown() {
+async fn an_invalid_secret_is_named_but_not_shown() {
     let database = "postgres://localhost/db";
     for (name, run) in [
         ("SECRET_KEY", Binary::new(&[]).env("SECRET_KEY", "15-bytes-of-key")),
@@ -136,7 +136,7 @@ async fn a_bad_secret_is_named_but_not_shown() {
 }
 
 #[tokio::test]
-async fn a_secret_key_is_required_with_a_database_of_ones_own() {
+async fn a_secret_key_is_required_with_a_database_url() {
     for run in [Binary::new(&[]), Binary::new(&[]).env("SECRET_KEY", "")] {
         let (code, output) = run.env("DATABASE_URL", "postgres://localhost/db").output().await;
         assert_eq!(code, CONFIG, "{output}");
@@ -171,18 +171,19 @@ async fn secrets_come_from_files_without_their_trailing_newline() {
 }
 
 #[tokio::test]
-async fn a_flag_comes_before_a_variable_and_a_variable_before_the_file() {
-    let bad = |source: &str| format!("from-{source}");
-    let file = format!("LISTEN_ADDR={}\n", bad("file"));
+async fn flags_override_variables_and_variables_override_the_file() {
+    let invalid = |source: &str| format!("from-{source}");
+    let file = format!("LISTEN_ADDR={}\n", invalid("file"));
     let from_file = Binary::new(&[]).file(".env", &file);
-    let from_variable = Binary::new(&[]).file(".env", &file).env("LISTEN_ADDR", &bad("variable"));
-    let from_flag = Binary::new(&["--listen-addr", &bad("flag")])
+    let from_variable =
+        Binary::new(&[]).file(".env", &file).env("LISTEN_ADDR", &invalid("variable"));
+    let from_flag = Binary::new(&["--listen-addr", &invalid("flag")])
         .file(".env", &file)
-        .env("LISTEN_ADDR", &bad("variable"));
+        .env("LISTEN_ADDR", &invalid("variable"));
     for (run, source) in [(from_file, "file"), (from_variable, "variable"), (from_flag, "flag")] {
         let (code, output) = run.output().await;
         assert_eq!(code, CONFIG, "{output}");
-        assert!(output.contains(&bad(source)), "{source}: {output}");
+        assert!(output.contains(&invalid(source)), "{source}: {output}");
     }
 }
 
@@ -204,7 +205,7 @@ async fn an_empty_variable_is_not_set() {
 }
 
 #[tokio::test]
-async fn a_start_that_waits_for_nothing_still_starts() {
+async fn a_wait_of_zero_seconds_still_connects() {
     for migrate in ["true", "false"] {
         let database = TestDatabase::create().await;
         let run = Binary::server(&database.url()).env("DATABASE_WAIT_SECONDS", "0");

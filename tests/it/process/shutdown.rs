@@ -13,32 +13,32 @@ use crate::support::{
 };
 
 async fn stopped(app: &mut App) {
-    with_timeout("the end of the server", &mut app.server_task).await.expect("it stops");
+    with_timeout("the end of the server", &mut app.server_task).await.expect("a clean stop");
 }
 
 #[tokio::test]
-async fn stopping_ends_watches_after_not_serving() {
+async fn a_shutdown_ends_watches_after_not_serving() {
     let mut app = App::start_with(config_with(|config| {
         config.lifecycle.shutdown_grace_seconds = 60;
     }))
     .await;
     let mut watches = watch_readiness(&app).await;
-    let mut alive = app.watch(LIVENESS_SERVICE).await;
+    let mut liveness = app.watch(LIVENESS_SERVICE).await;
     let _open = app.raw_client().await;
-    let begun = Instant::now();
+    let started = Instant::now();
     app.shut_down();
     for watch in &mut watches {
         with_timeout("NOT_SERVING", watch.wait_until_not_serving()).await;
         with_timeout("the end of a watch", watch.wait_until_ended()).await;
     }
-    with_timeout("the end of a watch", alive.wait_until_ended()).await;
+    with_timeout("the end of a watch", liveness.wait_until_ended()).await;
     stopped(&mut app).await;
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    TcpStream::connect(app.address).await.expect_err("nobody listens");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    TcpStream::connect(app.address).await.expect_err("the listener is closed");
 }
 
 #[tokio::test]
-async fn the_grace_is_a_hard_end() {
+async fn the_grace_period_is_a_hard_limit() {
     let mut app = App::start_with(config_with(|config| {
         config.lifecycle.shutdown_grace_seconds = 1;
     }))
@@ -48,32 +48,32 @@ async fn the_grace_is_a_hard_end() {
     let mut lock = app.hold_lock("lock todos").await;
     let held = tokio::spawn(async move { ana.try_delete_todo(&todo.id, "").await });
     lock.wait_until_blocking().await;
-    let begun = Instant::now();
+    let started = Instant::now();
     app.shut_down();
     stopped(&mut app).await;
-    let took = begun.elapsed();
+    let took = started.elapsed();
     assert!((Duration::from_secs(1)..Duration::from_secs(2)).contains(&took), "{took:?}");
-    held.await.expect("no panic").expect_err("it was cut");
+    held.await.expect("no panic").expect_err("a truncated message");
 }
 
 #[tokio::test]
-async fn connections_without_a_call_do_not_hold_the_stop() {
+async fn idle_connections_do_not_delay_the_shutdown() {
     let mut app = App::start_with(config_with(|config| {
         config.lifecycle.shutdown_grace_seconds = 60;
     }))
     .await;
     let mut watch = app.watch("").await;
-    // It never sends what HTTP/2 begins with.
+    // A connection that never sends the HTTP/2 preface.
     let _silent = TcpStream::connect(app.address).await.expect("connected");
-    let begun = Instant::now();
+    let started = Instant::now();
     app.shut_down();
     with_timeout("the end of a watch", watch.wait_until_ended()).await;
     stopped(&mut app).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
-async fn a_call_under_way_is_answered_while_the_server_stops() {
+async fn a_call_in_flight_completes_during_shutdown() {
     let mut app = App::start().await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("old").await;
@@ -87,7 +87,7 @@ async fn a_call_under_way_is_answered_while_the_server_stops() {
     assert!(!update.is_finished());
     assert!(!app.server_task.is_finished());
     held.release().await;
-    let updated = with_timeout("the answer", update).await.expect("answered");
+    let updated = with_timeout("the response", update).await.expect("a response");
     assert_eq!(updated.title, "new");
     stopped(&mut app).await;
 }

@@ -19,30 +19,30 @@ use crate::support::{
     wait::{wait_until, with_timeout},
 };
 
-/// A server from its first moment on, which may never serve.
+/// A starting server, which may never serve.
 struct Starting {
     address: SocketAddr,
-    running: JoinHandle<Result<(), Box<dyn std::error::Error + Send + Sync>>>,
+    server_task: JoinHandle<Result<(), Box<dyn std::error::Error + Send + Sync>>>,
     _stop: DropGuard,
 }
 
-async fn begin(database: &TestDatabase, mut config: Config) -> Starting {
+async fn start(database: &TestDatabase, mut config: Config) -> Starting {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it is bound");
+    let address = listener.local_addr().expect("a bound listener");
     config.database.database_url = Some(database.url().into());
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone().drop_guard();
-    let running = async move {
+    let server_task = async move {
         let server = Server::start(listener, &config).await?;
         server.run(&config, |_| (), shutdown).await
     };
-    Starting { address, running: tokio::spawn(running), _stop: stop }
+    Starting { address, server_task: tokio::spawn(server_task), _stop: stop }
 }
 
 #[tokio::test]
-async fn before_the_migration_the_server_lives_but_is_not_serving() {
+async fn before_the_migration_the_server_is_live_but_not_serving() {
     let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
-    let starting = begin(
+    let starting = start(
         &database,
         config_with(|config| {
             config.lifecycle.migrate_on_start = false;
@@ -54,12 +54,12 @@ async fn before_the_migration_the_server_lives_but_is_not_serving() {
         assert_eq!(check_health(&channel, service).await, ServingStatus::NotServing, "{service}");
     }
     assert_eq!(check_health(&channel, LIVENESS_SERVICE).await, ServingStatus::Serving);
-    let wire = RawClient::connect(starting.address).await;
-    let refused = wire.call("/fastzero.auth.v1.AuthService/Login", &[]).await;
-    let status = assert_status(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    let raw = RawClient::connect(starting.address).await;
+    let rejected = raw.call("/fastzero.auth.v1.AuthService/Login", &[]).await;
+    let status = assert_status(rejected, Code::Unavailable, "DATABASE_UNAVAILABLE");
     assert!(status.get_details_retry_info().is_some());
-    let refused = wire.call("/fastzero.auth.v1.AuthService/Nothing", &[]).await;
-    assert_status(refused, Code::Unimplemented, "UNIMPLEMENTED");
+    let rejected = raw.call("/fastzero.auth.v1.AuthService/Nothing", &[]).await;
+    assert_status(rejected, Code::Unimplemented, "UNIMPLEMENTED");
 
     MIGRATIONS.run(&mut database.connect().await).await.expect("migrated");
     wait_until("the schema is noticed", async || {
@@ -71,14 +71,14 @@ async fn before_the_migration_the_server_lives_but_is_not_serving() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_hold_all_texts_is_refused() {
+async fn a_database_without_utf8_encoding_is_rejected() {
     for encoding in ["LATIN1", "SQL_ASCII", "WIN1251", "EUC_JP"] {
         let options = format!("template template0 encoding '{encoding}' locale 'C'");
         let database = TestDatabase::create_empty(&options).await;
-        let starting = begin(&database, config()).await;
-        let ended = with_timeout("the refusal", starting.running).await;
-        let error = ended.expect("no panic").expect_err("refused").to_string();
-        // It says what is wrong, and not how the server stumbled over it.
+        let starting = start(&database, config()).await;
+        let ended = with_timeout("the rejection", starting.server_task).await;
+        let error = ended.expect("no panic").expect_err("an error").to_string();
+        // The error names the fault, and not the failed operation.
         assert!(error.contains(&format!("not {encoding}")), "{encoding}: {error}");
         assert!(error.contains("must be UTF8"), "{encoding}: {error}");
     }
@@ -95,7 +95,7 @@ async fn a_schema_that_a_newer_binary_migrated_is_accepted() {
     .await
     .expect("inserted");
     for migrate_on_start in [true, false] {
-        let starting = begin(
+        let starting = start(
             &database,
             config_with(|config| {
                 config.lifecycle.migrate_on_start = migrate_on_start;
@@ -103,7 +103,7 @@ async fn a_schema_that_a_newer_binary_migrated_is_accepted() {
         )
         .await;
         let channel = connect(starting.address).await;
-        wait_until("it serves", async || {
+        wait_until("the server serves", async || {
             check_health(&channel, "").await == ServingStatus::Serving
         })
         .await;

@@ -1,4 +1,4 @@
-//! TLS: who is served, what is shown, and how it changes while the server runs.
+//! TLS: accepted clients, server certificates, and reloads.
 
 use std::{fs, net::SocketAddr, path::Path};
 
@@ -26,7 +26,7 @@ use crate::support::{
 
 const CONFIG: Option<i32> = Some(78);
 
-/// A server that shows a certificate of this authority, and its files.
+/// Starts a server with a certificate of this authority. Returns it with its files.
 async fn start(
     authority: &CertificateAuthority,
     client_ca: Option<&CertificateAuthority>,
@@ -35,11 +35,11 @@ async fn start(
     (App::start_with(secret.config(config())).await, secret)
 }
 
-/// Waits until the server ends what was TLS, in whatever way; what it said before.
-async fn until_ended(what: &str, stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
-    let mut said = Vec::new();
-    let _ = with_timeout(what, stream.read_to_end(&mut said)).await;
-    said
+/// Reads until the server closes the TLS connection, with or without an alert. Returns the bytes.
+async fn read_tls_until_closed(event: &str, stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
+    let mut received = Vec::new();
+    let _ = with_timeout(event, stream.read_to_end(&mut received)).await;
+    received
 }
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn calls_are_made_over_tls_1_3_and_1_2() {
         [(&TLS13, ProtocolVersion::TLSv1_3), (&TLS12, ProtocolVersion::TLSv1_2)]
     {
         let caller = TlsClient { version, ..authority.client() };
-        let stream = caller.handshake(app.address).await.expect("they agree");
+        let stream = caller.handshake(app.address).await.expect("a handshake");
         assert_eq!(stream.get_ref().1.protocol_version(), Some(expected));
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
         let channel = caller.connect(app.address).await.expect("connected");
@@ -60,58 +60,59 @@ async fn calls_are_made_over_tls_1_3_and_1_2() {
 }
 
 #[tokio::test]
-async fn who_speaks_no_tls_is_closed() {
+async fn plaintext_connections_are_closed() {
     let authority = CertificateAuthority::new();
     let (app, _secret) = start(&authority, None).await;
-    for said in [PREFACE, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
-        let answer = read_until_closed(&mut connect_raw(app.address, said).await).await;
-        // Nothing, or an alert of TLS.
-        assert!(answer.first().is_none_or(|kind| *kind == 0x15), "{answer:?}");
+    for received in [PREFACE, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
+        let response = read_until_closed(&mut connect_raw(app.address, received).await).await;
+        // No bytes, or a TLS alert.
+        assert!(response.first().is_none_or(|kind| *kind == 0x15), "{response:?}");
     }
     assert!(authority.client().can_call(app.address).await);
 }
 
 #[tokio::test]
-async fn who_asks_for_no_h2_is_refused() {
+async fn a_client_without_alpn_h2_is_refused() {
     let authority = CertificateAuthority::new();
     let (app, _secret) = start(&authority, None).await;
     let other = TlsClient { alpn: &["http/1.1"], ..authority.client() };
-    let refused = other.handshake(app.address).await.expect_err("nothing in common");
-    assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
+    let rejected = other.handshake(app.address).await.expect_err("no common protocol");
+    assert!(rejected.to_string().contains("NoApplicationProtocol"), "{rejected}");
     let both = TlsClient { alpn: &["http/1.1", "h2"], ..authority.client() };
     assert!(both.can_call(app.address).await);
 
     let none = TlsClient { alpn: &[], ..authority.client() };
-    let mut stream = none.handshake(app.address).await.expect("they agree on TLS");
-    assert_eq!(until_ended("the end without a wish", &mut stream).await, b"");
+    let mut stream = none.handshake(app.address).await.expect("a handshake");
+    assert_eq!(read_tls_until_closed("the end without ALPN", &mut stream).await, b"");
     assert!(!none.can_call(app.address).await);
 }
 
 #[tokio::test]
-async fn a_handshake_that_does_not_end_is_closed() {
+async fn an_incomplete_handshake_times_out() {
     let authority = CertificateAuthority::new();
     let (app, _secret) = start(&authority, None).await;
-    let receive =
-        async |said: &[u8]| read_until_closed(&mut connect_raw(app.address, said).await).await;
-    let silent = async {
-        let mut stream = authority.client().handshake(app.address).await.expect("they agree");
-        until_ended("the end after the handshake", &mut stream).await
+    let receive = async |received: &[u8]| {
+        read_until_closed(&mut connect_raw(app.address, received).await).await
     };
-    // Nothing; the begin of a ClientHello; TLS, but then nothing.
-    let said = tokio::join!(receive(b""), receive(b"\x16\x03\x01\x02\x00\x01"), silent);
-    assert_eq!(said, (vec![], vec![], vec![]));
+    let silent = async {
+        let mut stream = authority.client().handshake(app.address).await.expect("a handshake");
+        read_tls_until_closed("the end after the handshake", &mut stream).await
+    };
+    // No bytes, a part of a ClientHello, and a handshake without a preface.
+    let received = tokio::join!(receive(b""), receive(b"\x16\x03\x01\x02\x00\x01"), silent);
+    assert_eq!(received, (vec![], vec![], vec![]));
 }
 
 #[tokio::test]
-async fn with_an_authority_for_clients_only_theirs_are_served() {
+async fn with_a_client_ca_only_clients_with_its_certificates_are_served() {
     let (authority, of_clients) = (CertificateAuthority::new(), CertificateAuthority::new());
     let (app, _secret) = start(&authority, Some(&of_clients)).await;
-    let (known, stranger) = (of_clients.issue(), CertificateAuthority::new().issue());
+    let (known, foreign) = (of_clients.issue(), CertificateAuthority::new().issue());
     for version in [&TLS13, &TLS12] {
         let caller = TlsClient { version, ..authority.client() };
         assert!(!caller.can_call(app.address).await, "no certificate");
         let caller = |own| TlsClient { identity: Some(own), ..caller };
-        assert!(!caller(&stranger).can_call(app.address).await, "of another authority");
+        assert!(!caller(&foreign).can_call(app.address).await, "of another authority");
         assert!(caller(&known).can_call(app.address).await);
     }
 }
@@ -122,7 +123,7 @@ async fn is_alive(channel: &Channel) -> bool {
 }
 
 #[tokio::test]
-async fn new_files_are_for_new_connections_and_broken_ones_for_none() {
+async fn new_connections_use_reloaded_files_and_invalid_files_are_ignored() {
     let (before, after) = (CertificateAuthority::new(), CertificateAuthority::new());
     let secret = TlsSecret::new(&before.issue(), None);
     let database = TestDatabase::create().await;
@@ -135,18 +136,19 @@ async fn new_files_are_for_new_connections_and_broken_ones_for_none() {
     secret.replace(&unmatched, None);
     let warning = server.wait_for_line("cannot be used").await;
     assert!(warning.contains("WARN") && warning.contains("TLS_KEY_FILE"), "{warning}");
-    assert!(before.client().can_call(address).await, "the old one stays");
+    assert!(before.client().can_call(address).await, "the previous certificate stays");
 
     secret.replace(&after.issue(), None);
-    wait_until("the new one", async || after.client().can_call(address).await).await;
+    wait_until("the new certificate", async || after.client().can_call(address).await).await;
     assert!(!before.client().can_call(address).await);
-    // Its caller does not trust the new certificate: it has not connected anew.
+    // The client of this connection does not trust the new certificate, so it cannot have
+    // reconnected.
     assert!(is_alive(&open).await);
     assert!(!server.output().contains("PRIVATE"), "{}", server.output());
 }
 
 #[tokio::test]
-async fn a_new_authority_of_clients_ends_the_trust_in_the_one_before() {
+async fn a_new_client_ca_replaces_the_previous_one() {
     let (authority, first, second) =
         (CertificateAuthority::new(), CertificateAuthority::new(), CertificateAuthority::new());
     let (app, secret) = start(&authority, Some(&first)).await;
@@ -154,7 +156,7 @@ async fn a_new_authority_of_clients_ends_the_trust_in_the_one_before() {
     let caller = |own| TlsClient { identity: Some(own), ..authority.client() };
     assert!(caller(&old).can_call(app.address).await);
     secret.replace(&authority.issue(), Some(&second));
-    wait_until("the new one", async || caller(&new).can_call(app.address).await).await;
+    wait_until("the new CA", async || caller(&new).can_call(app.address).await).await;
     assert!(!caller(&old).can_call(app.address).await);
 }
 
@@ -166,7 +168,7 @@ fn with(run: Binary, secret: &TlsSecret) -> Binary {
     secret.env_vars().into_iter().fold(run, |run, (name, path)| run.env(name, &path))
 }
 
-/// How `healthcheck` ends.
+/// Returns the exit code of `healthcheck`.
 async fn health(address: &str, arguments: &[&str], secret: Option<&TlsSecret>) -> Option<i32> {
     let run = Binary::new(&[&["healthcheck", "--addr", address], arguments].concat());
     let run = if let Some(secret) = secret { with(run, secret) } else { run };
@@ -175,7 +177,7 @@ async fn health(address: &str, arguments: &[&str], secret: Option<&TlsSecret>) -
 }
 
 #[tokio::test]
-async fn the_health_check_takes_the_certificate_of_its_settings_only() {
+async fn the_healthcheck_accepts_only_the_certificate_of_its_settings() {
     let authority = CertificateAuthority::new();
     let (app, secret) = start(&authority, None).await;
     let address = app.address.to_string();
@@ -183,7 +185,7 @@ async fn the_health_check_takes_the_certificate_of_its_settings_only() {
     assert_eq!(health(&address, &["--service", "no.such"], Some(&secret)).await, Some(3));
     let by_name = address.replace("127.0.0.1", "localhost");
     assert_eq!(health(&by_name, &[], Some(&secret)).await, Some(0));
-    // Signed by the same authority, but another one.
+    // Another certificate of the same authority.
     let other = TlsSecret::new(&authority.issue(), None);
     assert_eq!(health(&address, &[], Some(&other)).await, Some(2));
     assert_eq!(health(&address, &[], None).await, Some(3), "in the clear");
@@ -192,7 +194,7 @@ async fn the_health_check_takes_the_certificate_of_its_settings_only() {
 }
 
 #[tokio::test]
-async fn the_health_check_shows_the_server_s_certificate_or_its_own() {
+async fn the_healthcheck_presents_the_servers_certificate_or_its_own() {
     let (authority, of_clients) = (CertificateAuthority::new(), CertificateAuthority::new());
     let (app, secret) = start(&authority, Some(&authority)).await;
     assert_eq!(health(&app.address.to_string(), &[], Some(&secret)).await, Some(0));
@@ -211,7 +213,7 @@ async fn the_health_check_shows_the_server_s_certificate_or_its_own() {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_are_named_before_anything_starts() {
+async fn unusable_files_are_named_before_startup() {
     let (one, other) = (CertificateAuthority::new().issue(), CertificateAuthority::new().issue());
     let cut = one.key[..one.key.len() / 2].to_owned();
     for (variables, expected) in [
@@ -230,7 +232,7 @@ async fn files_that_cannot_be_used_are_named_before_anything_starts() {
             "TLS_CLIENT_CA_FILE key holds no certificate",
         ),
     ] {
-        // There is no database: whoever looks for one has not looked at the files.
+        // No database exists, so any other order of checks would report the database.
         let mut run = Binary::server("postgres://localhost:1/db")
             .file("cert", &one.certificate)
             .file("key", &one.key)
@@ -243,7 +245,7 @@ async fn files_that_cannot_be_used_are_named_before_anything_starts() {
         let (code, output) = run.output().await;
         assert_eq!(code, CONFIG, "{variables:?}: {output}");
         assert!(output.contains(expected), "{variables:?}: {output}");
-        let secret = one.key.lines().nth(1).expect("a key of some lines");
+        let secret = one.key.lines().nth(1).expect("a key of several lines");
         assert!(!output.contains(&secret[..8]), "{output}");
     }
 }
@@ -267,26 +269,26 @@ async fn the_documented_certificate_works() {
     }
     let commands = commands(TLS, "Certificates");
     let of = |program: &str| -> String {
-        let (_, rest) = commands.split_once(program).expect("it is there");
+        let (_, rest) = commands.split_once(program).expect("an existing entry");
         let ends =
             rest.match_indices('\n').map(|(at, _)| at).find(|at| !rest[..*at].ends_with('\\'));
         format!("{program}{}", &rest[..ends.unwrap_or(rest.len())])
     };
-    let folder = tempfile::tempdir().expect("a folder");
+    let dir = tempfile::tempdir().expect("a directory");
     let shell = async |command: String| {
-        let shell = Command::new("bash").args(["-euc", &command]).current_dir(&folder).output();
-        let shell = shell.await.expect("bash is there");
+        let shell = Command::new("bash").args(["-euc", &command]).current_dir(&dir).output();
+        let shell = shell.await.expect("an installed bash");
         let output = String::from_utf8_lossy(&[shell.stdout, shell.stderr].concat()).into_owned();
         assert!(shell.status.success(), "{command}: {output}");
         output
     };
     shell(of("openssl req")).await;
-    let read = |name| fs::read_to_string(folder.path().join(name)).expect("it is made");
+    let read = |name| fs::read_to_string(dir.path().join(name)).expect("a created file");
     let pair = PemIdentity { certificate: read("cert.pem"), key: read("key.pem") };
     let secret = TlsSecret::new(&pair, None);
     let app = App::start_with(secret.config(config())).await;
     let call = of("grpcurl").replace(":50051", &format!(":{}", app.address.port()));
-    let answer = shell(call).await;
-    assert!(answer.contains("SERVING"), "{answer}");
+    let response = shell(call).await;
+    assert!(response.contains("SERVING"), "{response}");
     assert_eq!(health(&app.address.to_string(), &[], Some(&secret)).await, Some(0));
 }

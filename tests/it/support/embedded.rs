@@ -28,7 +28,7 @@ pub const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// to another user.
 pub fn temp_dir() -> TempDir {
     let dir = tempfile::tempdir_in("/tmp").expect("a temporary directory");
-    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("its owner");
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("an owner");
     dir
 }
 
@@ -159,9 +159,9 @@ impl Postgres {
     /// Kills PostgreSQL, whose data is in `data_dir`, and then the child.
     pub fn crash(self, data_dir: &Path) {
         let pid_file = fs::read_to_string(cluster_dir(data_dir).join("postmaster.pid"));
-        let pid_file = pid_file.expect("it runs");
+        let pid_file = pid_file.expect("a running process");
         let main = pid_file.lines().next().and_then(|pid| pid.parse().ok());
-        kill(Pid::from_raw(main.expect("a number")), Signal::SIGKILL).expect("it runs");
+        kill(Pid::from_raw(main.expect("a number")), Signal::SIGKILL).expect("a running process");
         self.kill();
     }
 }
@@ -197,7 +197,7 @@ impl Drop for Frozen {
 }
 
 fn children(parent: i32) -> impl Iterator<Item = i32> {
-    let processes = fs::read_dir("/proc").expect("it is mounted").flatten();
+    let processes = fs::read_dir("/proc").expect("a mounted volume").flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(move |pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

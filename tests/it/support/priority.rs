@@ -6,7 +6,7 @@ use std::{future::poll_fn, pin::pin};
 pub fn set_lowest() {
     // On other systems than Linux this would change the whole process.
     if cfg!(target_os = "linux") {
-        rustix::process::setpriority_process(None, 19).expect("every user may lower it");
+        rustix::process::setpriority_process(None, 19).expect("every user may lower the priority");
     }
 }
 

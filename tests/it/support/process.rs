@@ -143,7 +143,7 @@ impl Process {
     async fn address_in_line(&self, text: &str) -> String {
         let line = self.wait_for_line(text).await;
         let (_, rest) = line.split_once("\"address\":\"").expect("the line contains the address");
-        rest.split('"').next().expect("it is json_string").to_owned()
+        rest.split('"').next().expect("a JSON string").to_owned()
     }
 
     /// Returns all output so far.

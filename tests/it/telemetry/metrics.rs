@@ -1,4 +1,4 @@
-//! The port for metrics and probes.
+//! The admin server: metrics and probes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,7 @@ const ALERTS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/a
 const DASHBOARD: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/dashboard.json"));
 
 impl Scrape {
-    /// The names of all series, and their labels.
+    /// Returns the names of all series, with their labels.
     fn names(&self) -> BTreeMap<String, BTreeSet<String>> {
         let series = self.0.lines().filter(|line| !line.starts_with('#'));
         let series = series.map(mentioned).map(|(names, labels)| {
@@ -34,14 +34,14 @@ impl Scrape {
         series.collect()
     }
 
-    /// All that a query reads is there.
+    /// Asserts that all metrics and labels of a query exist.
     #[track_caller]
-    fn assert_answers(&self, query: &str) {
+    fn assert_metrics_exist(&self, query: &str) {
         let (names, labels) = mentioned(query);
-        let there = self.names();
+        let exposed = self.names();
         let mut known: BTreeSet<_> = FROM_PROMETHEUS.into_iter().collect();
         for name in &names {
-            let labels = there.get(name).unwrap_or_else(|| panic!("no {name}, but {query}"));
+            let labels = exposed.get(name).unwrap_or_else(|| panic!("no {name}, but {query}"));
             known.extend(labels.iter().map(|label| &**label));
         }
         for label in labels {
@@ -50,15 +50,15 @@ impl Scrape {
     }
 }
 
-/// The labels that Prometheus itself gives to what it reads.
+/// The labels that Prometheus itself adds.
 const FROM_PROMETHEUS: [&str; 1] = ["instance"];
 
-/// The metrics that a text names, and the labels: those in braces, and those after `by`.
+/// Returns the metrics and the labels that a text names. Labels are in braces or after `by`.
 fn mentioned(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
-    // What is quoted are values.
+    // Quoted words are values of labels.
     let bare: String = text.split('"').step_by(2).collect();
     let lists =
-        |begin, end| bare.split(begin).skip(1).filter_map(move |rest| rest.split(end).next());
+        |start, end| bare.split(start).skip(1).filter_map(move |rest| rest.split(end).next());
     let labels = lists("{", "}").chain(lists("by (", ")")).flat_map(words).map(str::to_owned);
     let metrics = words(&bare)
         .filter(|word| word.starts_with("fastzero_") || word.starts_with("grpc_server_"))
@@ -80,12 +80,12 @@ async fn calls_are_counted_by_method_and_code() {
     let todo = ana.create_todo("a").await;
     let before = app.scrape().await;
     for _ in 0..3 {
-        ana.try_get_todo(&todo.id).await.expect("it is there");
+        ana.try_get_todo(&todo.id).await.expect("an existing entry");
     }
     let missing = ana.try_get_todo("01890a5d-ac96-774b-bcce-b302099a8057").await;
     assert_status(missing, Code::NotFound, "TODO_NOT_FOUND");
-    let refused = app.anonymous().try_get_todo(&todo.id).await;
-    assert_status(refused, Code::Unauthenticated, "NOT_AUTHENTICATED");
+    let rejected = app.anonymous().try_get_todo(&todo.id).await;
+    assert_status(rejected, Code::Unauthenticated, "NOT_AUTHENTICATED");
     let wrong = app.anonymous().logged_in("ana", "not the password").await;
     assert_status(
         wrong.map(drop).map(Response::new),
@@ -95,7 +95,7 @@ async fn calls_are_counted_by_method_and_code() {
     HealthClient::new(app.channel.clone())
         .check(HealthCheckRequest::default())
         .await
-        .expect("health answers");
+        .expect("a health response");
 
     let after = app.scrape().await;
     for (method, code, more) in [
@@ -124,7 +124,8 @@ async fn calls_are_counted_by_method_and_code() {
     ] {
         assert_eq!(after.get(series), Some(value), "{series}");
     }
-    // Her session was looked up at the first of her five calls, if they took no 5 seconds.
+    // The first of the five calls looks up the session, if the calls take less than the TTL of
+    // 5 seconds.
     let checks = |result| format!("fastzero_session_cache_lookups_total{{result=\"{result}\"}}");
     let (hits, misses) = (after.get(&checks("hit")), after.get(&checks("miss")));
     assert_eq!(hits.zip(misses).map(|(hits, misses)| hits + misses), Some(5.0));
@@ -141,14 +142,14 @@ async fn calls_are_counted_by_method_and_code() {
     assert!(open.is_some_and(|open| (1.0..=4.0).contains(&open)), "{used:?} {idle:?}");
 
     let other = connect(app.address).await;
-    // A client is connected before the server has accepted it.
+    // A client may be connected before the server has accepted the connection.
     app.wait_until_connections(2).await;
     drop(other);
     app.wait_until_connections(1).await;
 }
 
 #[tokio::test]
-async fn calls_under_way_and_turned_away_are_counted() {
+async fn calls_in_flight_and_shed_calls_are_counted() {
     let app = App::start_with(adjusted(config_with_metrics(), |config| {
         config.limits.max_concurrent_calls = 1;
     }))
@@ -170,7 +171,7 @@ async fn calls_under_way_and_turned_away_are_counted() {
 }
 
 #[tokio::test]
-async fn methods_that_do_not_exist_are_one_series() {
+async fn unknown_methods_share_one_series() {
     let app = App::start_with(config_with_metrics()).await;
     let before = app.scrape().await;
     for path in
@@ -180,8 +181,8 @@ async fn methods_that_do_not_exist_are_one_series() {
         client.ready().await.expect("ready");
         let codec = ProstCodec::<HealthCheckRequest, HealthCheckRequest>::default();
         let request = Request::new(HealthCheckRequest::default());
-        let refused = client.unary(request, PathAndQuery::from_static(path), codec).await;
-        assert_eq!(refused.expect_err(path).code(), Code::Unimplemented, "{path}");
+        let rejected = client.unary(request, PathAndQuery::from_static(path), codec).await;
+        assert_eq!(rejected.expect_err(path).code(), Code::Unimplemented, "{path}");
     }
     let after = app.scrape().await;
     assert!((after.call_count("other", "UNIMPLEMENTED") - 4.0).abs() < 0.1, "{}", after.0);
@@ -194,8 +195,8 @@ async fn probes_follow_the_database_and_the_process() {
     let database = TestDatabase::create().await;
     let address = Proxy::reserve_address().await;
     let proxy = Proxy::open(address, &database.options).await;
-    let way = proxy::options_via(address, &database.options);
-    let app = App::start_via(database, way, config_with_metrics()).await;
+    let options = proxy::options_via(address, &database.options);
+    let app = App::start_via(database, options, config_with_metrics()).await;
     let up = async || app.scrape().await.get("fastzero_database_up");
     assert_eq!((app.http_get("/readyz").await.status, up().await), (200, Some(1.0)));
 
@@ -211,7 +212,7 @@ async fn probes_follow_the_database_and_the_process() {
 }
 
 #[tokio::test]
-async fn the_stop_is_told_before_it_comes() {
+async fn readiness_fails_during_the_shutdown_delay() {
     let app = App::start_with(adjusted(config_with_metrics(), |config| {
         config.lifecycle.shutdown_delay_seconds = 10;
     }))
@@ -219,13 +220,13 @@ async fn the_stop_is_told_before_it_comes() {
     app.shut_down();
     wait_until("not ready", async || app.http_get("/readyz").await.status == 503).await;
     assert_eq!(app.http_get("/healthz").await.status, 200);
-    assert_eq!(app.scrape().await.get("fastzero_database_up"), Some(1.0), "that is not it");
+    assert_eq!(app.scrape().await.get("fastzero_database_up"), Some(1.0), "the database is up");
 }
 
 #[tokio::test]
-async fn there_is_nothing_else() {
+async fn other_paths_and_methods_are_rejected() {
     let app = App::start_with(config_with_metrics()).await;
-    let address = app.metrics_address.expect("it has metrics");
+    let address = app.metrics_address.expect("metrics are enabled");
     for (method, path, status) in [
         ("GET", "/", 404),
         ("GET", "/metrics/", 404),
@@ -236,34 +237,34 @@ async fn there_is_nothing_else() {
         ("DELETE", "/healthz", 405),
         ("PUT", "/readyz", 405),
     ] {
-        let answer = http_request(address, method, path).await;
-        assert_eq!(answer.status, status, "{method} {path}");
-        assert!(answer.head.contains("connection: close"), "{}", answer.head);
-        assert_eq!(answer.head.contains("allow: get, head"), status == 405, "{}", answer.head);
-        assert_eq!(answer.body.is_empty(), method == "HEAD", "{method} {path}");
+        let response = http_request(address, method, path).await;
+        assert_eq!(response.status, status, "{method} {path}");
+        assert!(response.head.contains("connection: close"), "{}", response.head);
+        assert_eq!(response.head.contains("allow: get, head"), status == 405, "{}", response.head);
+        assert_eq!(response.body.is_empty(), method == "HEAD", "{method} {path}");
     }
     assert!(App::start().await.metrics_address.is_none());
 }
 
 #[tokio::test]
-async fn who_says_nothing_takes_no_place_for_long() {
+async fn silent_admin_connections_time_out() {
     let app = App::start_with(config_with_metrics()).await;
-    let address = app.metrics_address.expect("it has metrics");
+    let address = app.metrics_address.expect("metrics are enabled");
     let mut silent = Vec::new();
     for _ in 0..16 {
         silent.push(TcpStream::connect(address).await.expect("connected"));
     }
-    // Waits for a place.
+    // This request waits for a slot.
     assert_eq!(app.http_get("/healthz").await.status, 200);
     for mut stream in silent {
-        let mut said = Vec::new();
-        // Closed, whether or not with a word on it.
-        let _ = with_timeout("the end", stream.read_to_end(&mut said)).await;
+        let mut received = Vec::new();
+        // The server may send an error before it closes.
+        let _ = with_timeout("the end", stream.read_to_end(&mut received)).await;
     }
 }
 
 #[tokio::test]
-async fn the_port_is_another_than_that_of_grpc() {
+async fn the_admin_port_differs_from_the_grpc_port() {
     for (listen, metrics) in
         [("127.0.0.1:50051", "127.0.0.1:50051"), ("127.0.0.1:50051", "0.0.0.0:50051")]
     {
@@ -280,12 +281,12 @@ async fn the_port_is_another_than_that_of_grpc() {
 }
 
 #[tokio::test]
-async fn what_is_documented_is_what_there_is() {
+async fn the_documentation_lists_exactly_the_exposed_metrics() {
     let app = App::start_with(config_with_metrics()).await;
     app.create_user("ana").await;
     app.logged_in("ana").await;
     let scrape = app.scrape().await;
-    let (_, section) = OBSERVABILITY.split_once("\n## Metrics\n").expect("the section is there");
+    let (_, section) = OBSERVABILITY.split_once("\n## Metrics\n").expect("the section exists");
     let (documented, _) = mentioned(section.split("\n## ").next().unwrap_or_default());
     let parts = ["_bucket", "_sum", "_count"];
     let whole = |name: String| {
@@ -295,17 +296,17 @@ async fn what_is_documented_is_what_there_is() {
 }
 
 #[tokio::test]
-async fn alerts_and_dashboard_read_what_there_is() {
+async fn alerts_and_dashboard_query_only_exposed_metrics() {
     let app = App::start_with(config_with_metrics()).await;
     let scrape = app.scrape().await;
     let rules = ALERTS.split("expr:").skip(1).filter_map(|rule| rule.split("for:").next());
-    rules.for_each(|query| scrape.assert_answers(query));
+    rules.for_each(|query| scrape.assert_metrics_exist(query));
 
-    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("it is JSON");
+    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
     let list = |value: &Value| value.as_array().expect("a list").clone();
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
     for variable in list(&dashboard["templating"]["list"]) {
-        scrape.assert_answers(variable["definition"].as_str().unwrap_or_default());
+        scrape.assert_metrics_exist(variable["definition"].as_str().unwrap_or_default());
     }
     let mut ids = BTreeSet::new();
     for panel in list(&dashboard["panels"]) {
@@ -315,9 +316,9 @@ async fn alerts_and_dashboard_read_what_there_is() {
         }
         assert_eq!(panel["datasource"]["uid"], "${datasource}", "{panel}");
         for target in list(&panel["targets"]) {
-            // Their labels, too, are of what is read.
+            // Legends use only labels of the queried metrics.
             let legend = text(&target["legendFormat"]);
-            scrape.assert_answers(&format!("{} {legend}", text(&target["expr"])));
+            scrape.assert_metrics_exist(&format!("{} {legend}", text(&target["expr"])));
         }
     }
 }

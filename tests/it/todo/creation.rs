@@ -16,7 +16,7 @@ fn described(description: &str) -> Todo {
 }
 
 #[tokio::test]
-async fn a_new_todo_is_a_draft_unless_it_says_otherwise() {
+async fn a_new_todo_is_a_draft_by_default() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let bare = ana.create_todo("buy milk").await;
@@ -33,7 +33,7 @@ async fn a_new_todo_is_a_draft_unless_it_says_otherwise() {
 }
 
 #[tokio::test]
-async fn ids_rise_and_hold_the_time_of_creation() {
+async fn ids_are_ascending_and_contain_the_time_of_creation() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut last = String::new();
@@ -71,24 +71,24 @@ async fn read_only_fields_of_a_new_todo_are_ignored() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_new_todo_is_named_at_once() {
+async fn all_invalid_fields_of_a_new_todo_are_reported() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     assert_invalid(ana.try_create_todo(None).await, &["todo"]);
     let all_bad = Todo { description: "\0".into(), state: 99, ..todo_titled("") };
-    let refused = ana.try_create_todo(Some(all_bad)).await;
-    assert_invalid(refused, &["todo.title", "todo.description", "todo.state"]);
+    let rejected = ana.try_create_todo(Some(all_bad)).await;
+    assert_invalid(rejected, &["todo.title", "todo.description", "todo.state"]);
     for state in [-1, 6, 65_537, i32::MAX, i32::MIN] {
-        let refused = ana.try_create_todo(Some(Todo { state, ..todo_titled("a") })).await;
-        assert_invalid(refused, &["todo.state"]);
+        let rejected = ana.try_create_todo(Some(Todo { state, ..todo_titled("a") })).await;
+        assert_invalid(rejected, &["todo.state"]);
     }
 }
 
 #[tokio::test]
-async fn titles_are_normalised_trimmed_and_then_measured_in_characters() {
+async fn titles_are_normalized_trimmed_and_then_measured_in_characters() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    for (raw, kept) in [
+    for (raw, stored) in [
         ("a".to_owned(), "a".to_owned()),
         (" \u{3000}a  b\u{a0}\u{2003}".into(), "a  b".into()),
         ("e\u{301}".into(), "\u{e9}".into()),
@@ -100,7 +100,7 @@ async fn titles_are_normalised_trimmed_and_then_measured_in_characters() {
         // One character becomes three.
         ("\u{1d160}".repeat(66), "\u{1d158}\u{1d165}\u{1d16e}".repeat(66)),
     ] {
-        assert_eq!(ana.create_todo(&raw).await.title, kept);
+        assert_eq!(ana.create_todo(&raw).await.title, stored);
     }
     for raw in [
         String::new(),
@@ -110,16 +110,16 @@ async fn titles_are_normalised_trimmed_and_then_measured_in_characters() {
         "🦀".repeat(201),
         "\u{1d160}".repeat(67),
     ] {
-        let refused = ana.try_create_todo(Some(todo_titled(&raw))).await;
-        assert_invalid(refused, &["todo.title"]);
+        let rejected = ana.try_create_todo(Some(todo_titled(&raw))).await;
+        assert_invalid(rejected, &["todo.title"]);
     }
 }
 
 #[tokio::test]
-async fn descriptions_are_normalised_trimmed_and_then_measured_in_characters() {
+async fn descriptions_are_normalized_trimmed_and_then_measured_in_characters() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    for (raw, kept) in [
+    for (raw, stored) in [
         (String::new(), String::new()),
         (" \n\t ".into(), String::new()),
         ("\n a\tb\n\nc \n".into(), "a\tb\n\nc".into()),
@@ -129,32 +129,32 @@ async fn descriptions_are_normalised_trimmed_and_then_measured_in_characters() {
         ("e\u{301}".repeat(10_000), "\u{e9}".repeat(10_000)),
     ] {
         let created = ana.create_todo_with(described(&raw)).await;
-        assert_eq!(created.description, kept);
+        assert_eq!(created.description, stored);
     }
     for raw in ["🦀".repeat(10_001), format!("a{}b", "\n".repeat(9_999))] {
-        let refused = ana.try_create_todo(Some(described(&raw))).await;
-        assert_invalid(refused, &["todo.description"]);
+        let rejected = ana.try_create_todo(Some(described(&raw))).await;
+        assert_invalid(rejected, &["todo.description"]);
     }
 }
 
 #[tokio::test]
-async fn control_characters_are_refused_even_where_trimming_would_cut_them() {
+async fn control_characters_are_rejected_even_where_trimming_would_remove_them() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for control in control_characters() {
         let (text, in_lines) = (format!("a{control}"), matches!(control, '\n' | '\t'));
-        let bad: &[&str] =
+        let invalid: &[&str] =
             if in_lines { &["todo.title"] } else { &["todo.title", "todo.description"] };
         let todo = Todo { description: text.clone(), ..todo_titled(&text) };
-        assert_invalid(ana.try_create_todo(Some(todo)).await, bad);
+        assert_invalid(ana.try_create_todo(Some(todo)).await, invalid);
 
-        let bad: &[&str] = if in_lines { &["title"] } else { &["title", "description"] };
+        let invalid: &[&str] = if in_lines { &["title"] } else { &["title", "description"] };
         let list = ListTodosRequest { title: text.clone(), description: text, ..<_>::default() };
-        assert_invalid(ana.try_list_todos(list).await, bad);
+        assert_invalid(ana.try_list_todos(list).await, invalid);
     }
     // A carriage return is part of a line break or nothing.
     for text in ["a\rb", "a\n\rb", "a\r\r\nb"] {
-        let refused = ana.try_create_todo(Some(described(text))).await;
-        assert_invalid(refused, &["todo.description"]);
+        let rejected = ana.try_create_todo(Some(described(text))).await;
+        assert_invalid(rejected, &["todo.description"]);
     }
 }

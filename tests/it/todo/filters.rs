@@ -1,4 +1,4 @@
-//! The filters of a list.
+//! The filters of lists.
 
 use fast_zero::proto::todo::v1::{ListTodosRequest, Todo, TodoState};
 
@@ -8,7 +8,7 @@ use crate::support::{
     todos::{titles, todo_titled},
 };
 
-/// Text, and what finds it.
+/// Texts, each with filters that match it.
 const CONTAINS: [(&str, &[&str]); 9] = [
     ("Ação", &["Ação", "AÇÃO", "ação", "c\u{327}a\u{303}", "ÇÃ", "A\u{303}o"]),
     ("É tarde", &["é", "É", "E\u{301}", "é t", " "]),
@@ -22,7 +22,7 @@ const CONTAINS: [(&str, &[&str]); 9] = [
 ];
 
 #[tokio::test]
-async fn a_list_holds_what_contains_the_text_without_regard_to_case() {
+async fn filters_match_case_insensitively() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for (text, _) in CONTAINS {
@@ -69,16 +69,16 @@ async fn filters_are_not_trimmed_and_have_up_to_100_characters() {
         let (title, description) = (text.to_owned(), text.to_owned());
         ana.try_list_todos(ListTodosRequest { title, description, ..<_>::default() })
     };
-    for good in ["🦀".repeat(100), "e\u{301}".repeat(100), " ".repeat(100)] {
-        filtered(&good).await.expect("100 characters");
+    for valid in ["🦀".repeat(100), "e\u{301}".repeat(100), " ".repeat(100)] {
+        filtered(&valid).await.expect("100 characters");
     }
-    for bad in ["🦀".repeat(101), " ".repeat(101), "a".repeat(1_000)] {
-        assert_invalid(filtered(&bad).await, &["title", "description"]);
+    for invalid in ["🦀".repeat(101), " ".repeat(101), "a".repeat(1_000)] {
+        assert_invalid(filtered(&invalid).await, &["title", "description"]);
     }
 }
 
 #[tokio::test]
-async fn states_are_alternatives_and_filters_must_all_fit() {
+async fn states_are_alternatives_and_all_filters_must_match() {
     use TodoState::{Doing, Done, Draft, Todo as ToBeDone, Trash};
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
@@ -117,7 +117,7 @@ async fn states_are_alternatives_and_filters_must_all_fit() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_list_is_named_at_once() {
+async fn all_invalid_fields_of_a_list_are_reported() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let request = ListTodosRequest {

@@ -1,4 +1,4 @@
-//! The orders of a list.
+//! The orders of lists.
 
 use fast_zero::proto::todo::v1::{ListTodosRequest, Todo};
 
@@ -34,7 +34,7 @@ async fn a_list_has_one_of_six_orders() {
     ] {
         assert_eq!(titles_by(&ana, order_by).await, expected, "{order_by}");
     }
-    for bad in [
+    for invalid in [
         "id",
         "desc",
         "Title",
@@ -48,18 +48,18 @@ async fn a_list_has_one_of_six_orders() {
         "title; drop table todos",
         "title\0",
     ] {
-        let request = ListTodosRequest { order_by: bad.to_owned(), ..<_>::default() };
+        let request = ListTodosRequest { order_by: invalid.to_owned(), ..<_>::default() };
         assert_invalid(ana.try_list_todos(request).await, &["order_by"]);
     }
 }
 
-/// Titles that locales order differently from each other.
+/// Titles that different locales order differently.
 const TITLES: [&str; 24] = [
     "b", "B", "a", "A", "a b", "ab", "a-b", "A_B", "z", "Z", "é", "É", "e", "f", "_", "~", "1",
     "10", "2", "Ação", "AÇÃO", "acao", "🦀", "Ω",
 ];
 
-/// All kinds of databases that this PostgreSQL can make and that hold UTF-8.
+/// Creates a database with each UTF-8 locale that this PostgreSQL supports.
 async fn databases() -> Vec<TestDatabase> {
     let first = TestDatabase::create().await;
     let mut sql = first.connect().await;
@@ -73,7 +73,7 @@ async fn databases() -> Vec<TestDatabase> {
              or collprovider = 'i' and collname = 'en-US-x-icu'
                  and current_setting('server_version_num')::int >= 150000",
     );
-    let available = available.fetch_all(&mut sql).await.expect("looked");
+    let available = available.fetch_all(&mut sql).await.expect("listed");
     let mut databases = vec![first];
     for locale in available {
         let options = format!("template template0 encoding 'UTF8' {locale}");
@@ -83,11 +83,11 @@ async fn databases() -> Vec<TestDatabase> {
 }
 
 #[tokio::test]
-async fn titles_are_ordered_without_case_then_by_code_point_whatever_the_collation() {
-    // For these titles, lower case is as good as case folding.
+async fn titles_are_ordered_case_insensitively_then_by_code_point_in_any_collation() {
+    // For these titles, lowercase equals case folding.
     let mut expected = TITLES.to_vec();
     expected.sort_by_key(|title| (title.to_lowercase(), *title));
-    let falling: Vec<_> = expected.iter().rev().copied().collect();
+    let descending: Vec<_> = expected.iter().rev().copied().collect();
     let databases = databases().await;
     assert!(databases.len() > 1, "there is always the collation C");
     for database in databases {
@@ -97,7 +97,7 @@ async fn titles_are_ordered_without_case_then_by_code_point_whatever_the_collati
             ana.create_todo(title).await;
         }
         assert_eq!(titles_by(&ana, "title").await, expected);
-        assert_eq!(titles_by(&ana, "title desc").await, falling);
+        assert_eq!(titles_by(&ana, "title desc").await, descending);
         let request = ListTodosRequest { title: "ÇÃO".into(), ..<_>::default() };
         assert_eq!(titles(&ana.list_todos(request).await.todos), ["Ação", "AÇÃO"]);
     }

@@ -1,4 +1,4 @@
-//! Changes of to-dos: masks and etags.
+//! Updates of todos: masks and etags.
 
 use std::collections::BTreeSet;
 
@@ -23,13 +23,13 @@ fn todo(title: &str, description: &str, state: i32) -> Todo {
     Todo { description: description.into(), state, ..todo_titled(title) }
 }
 
-/// What an update can change.
+/// Returns the fields that an update can change.
 fn content(todo: &Todo) -> (&str, &str, i32) {
     (&todo.title, &todo.description, todo.state)
 }
 
 #[tokio::test]
-async fn an_update_changes_what_its_mask_names_or_else_what_it_sets() {
+async fn an_update_changes_the_fields_of_its_mask_or_those_that_are_set() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for (mask, new, expected) in [
@@ -46,10 +46,10 @@ async fn an_update_changes_what_its_mask_names_or_else_what_it_sets() {
         (Some(&["title", "title"]), todo("new", "new", DONE), ("new", "old", DOING)),
         (Some(&["*"]), todo("new", "new", DONE), ("new", "new", DONE)),
         (Some(&["*"]), todo("new", "", DONE), ("new", "", DONE)),
-        // Texts are kept by the rules for new ones.
+        // Updated texts are normalized like those of new todos.
         (None, todo(" e\u{301} ", "a\r\nb\n", 0), ("\u{e9}", "a\nb", DOING)),
         (Some(&["description"]), todo("", " \n", 0), ("old", "", DOING)),
-        // Only what is to change has to be good.
+        // Only masked fields have to be valid.
         (Some(&["title"]), todo("new", "\0", 99), ("new", "old", DOING)),
         (Some(&["state"]), todo("\0", "\0", DONE), ("old", "old", DONE)),
     ] {
@@ -89,13 +89,13 @@ async fn read_only_fields_in_a_mask_are_ignored() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_an_update_is_named_at_once_and_nothing_changes() {
+async fn all_invalid_fields_of_an_update_are_reported_and_nothing_changes() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old = ana.create_todo_with(todo("old", "old", DOING)).await;
-    let update = async |new: Todo, mask, bad: &[&str]| {
+    let update = async |new: Todo, mask, invalid: &[&str]| {
         let new = Todo { id: old.id.clone(), ..new };
-        assert_invalid(ana.try_update_todo(Some(new), mask).await, bad);
+        assert_invalid(ana.try_update_todo(Some(new), mask).await, invalid);
     };
     for mask in [
         &["*", "title"][..],
@@ -118,7 +118,7 @@ async fn every_bad_field_of_an_update_is_named_at_once_and_nothing_changes() {
     ] {
         update(todo("new", "new", DONE), Some(mask), &["update_mask"]).await;
     }
-    // Nothing that could be written is set.
+    // No writable field is set.
     let read_only =
         Todo { etag: old.etag.clone(), create_time: old.create_time, ..todo("", "", 0) };
     for mask in [None, Some(&[][..])] {
@@ -134,25 +134,25 @@ async fn every_bad_field_of_an_update_is_named_at_once_and_nothing_changes() {
     update(todo("a", "a", 0), Some(&["*"]), &["todo.state"]).await;
 
     let nameless = todo("\0", "", 99);
-    let refused = ana.try_update_todo(Some(nameless), None).await;
-    assert_invalid(refused, &["todo.id", "todo.title", "todo.state"]);
-    let refused = ana.try_update_todo(Some(todo("a", "", 0)), Some(&["nothing"])).await;
-    assert_invalid(refused, &["todo.id", "update_mask"]);
+    let rejected = ana.try_update_todo(Some(nameless), None).await;
+    assert_invalid(rejected, &["todo.id", "todo.title", "todo.state"]);
+    let rejected = ana.try_update_todo(Some(todo("a", "", 0)), Some(&["nothing"])).await;
+    assert_invalid(rejected, &["todo.id", "update_mask"]);
     assert_eq!(ana.get_todo(&old.id).await, old);
 }
 
 #[tokio::test]
-async fn an_update_without_a_todo_is_refused() {
+async fn an_update_without_a_todo_is_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     assert_invalid(ana.try_update_todo(None, None).await, &["todo"]);
     assert_invalid(ana.try_update_todo(None, Some(&["title"])).await, &["todo"]);
-    let refused = ana.try_update_todo(None, Some(&["nothing"])).await;
-    assert_invalid(refused, &["todo", "update_mask"]);
+    let rejected = ana.try_update_todo(None, Some(&["nothing"])).await;
+    assert_invalid(rejected, &["todo", "update_mask"]);
 }
 
 #[tokio::test]
-async fn every_update_is_a_change_even_if_the_values_stay() {
+async fn an_update_with_equal_values_still_creates_a_new_version() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut last = ana.create_todo_with(todo("same", "same", DOING)).await;
@@ -166,7 +166,7 @@ async fn every_update_is_a_change_even_if_the_values_stay() {
     }
 }
 
-/// Etags that no to-do has.
+/// Returns etags that no todo has.
 fn garbage(etag: &str) -> Vec<String> {
     let garbage = ["x", "0", "-1", "99999999999999999999", "🦀", "\0", " "].map(str::to_owned);
     let similar =
@@ -175,7 +175,7 @@ fn garbage(etag: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_etag_that_does_not_match_stops_an_update() {
+async fn an_etag_mismatch_rejects_an_update() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let first = ana.create_todo("first").await;
@@ -183,8 +183,8 @@ async fn an_etag_that_does_not_match_stops_an_update() {
     for etag in garbage(&second.etag).into_iter().chain([first.etag]) {
         for mask in [None, Some(&["*"][..])] {
             let new = Todo { etag: etag.clone(), id: second.id.clone(), ..todo("a", "b", DONE) };
-            let refused = ana.try_update_todo(Some(new), mask).await;
-            assert_status(refused, Code::Aborted, MISMATCH);
+            let rejected = ana.try_update_todo(Some(new), mask).await;
+            assert_status(rejected, Code::Aborted, MISMATCH);
         }
     }
     assert_eq!(ana.get_todo(&second.id).await, second);
@@ -193,14 +193,14 @@ async fn an_etag_that_does_not_match_stops_an_update() {
 }
 
 #[tokio::test]
-async fn an_etag_that_does_not_match_stops_a_deletion() {
+async fn an_etag_mismatch_rejects_a_deletion() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let first = ana.create_todo("first").await;
     let second = ana.update_todo(first.clone(), None).await;
     for etag in garbage(&second.etag).iter().chain([&first.etag]) {
-        let refused = ana.try_delete_todo(&second.id, etag).await;
-        assert_status(refused, Code::Aborted, MISMATCH);
+        let rejected = ana.try_delete_todo(&second.id, etag).await;
+        assert_status(rejected, Code::Aborted, MISMATCH);
     }
     assert_eq!(ana.get_todo(&second.id).await, second);
     ana.try_delete_todo(&second.id, &second.etag).await.expect("deleted");
@@ -208,23 +208,23 @@ async fn an_etag_that_does_not_match_stops_a_deletion() {
 }
 
 #[tokio::test]
-async fn what_does_not_exist_has_no_etag() {
+async fn a_missing_todo_is_not_found_whatever_the_etag() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let gone = ana.create_todo("gone").await;
-    ana.try_delete_todo(&gone.id, "").await.expect("deleted");
-    for id in [gone.id, Uuid::now_v7().to_string()] {
-        for etag in ["", &gone.etag, "x"] {
+    let deleted = ana.create_todo("deleted").await;
+    ana.try_delete_todo(&deleted.id, "").await.expect("deleted");
+    for id in [deleted.id, Uuid::now_v7().to_string()] {
+        for etag in ["", &deleted.etag, "x"] {
             let new = Todo { id: id.clone(), etag: etag.into(), ..todo_titled("new") };
-            let refused = ana.try_update_todo(Some(new), None).await;
-            assert_status(refused, Code::NotFound, "TODO_NOT_FOUND");
-            let refused = ana.try_delete_todo(&id, etag).await;
-            assert_status(refused, Code::NotFound, "TODO_NOT_FOUND");
+            let rejected = ana.try_update_todo(Some(new), None).await;
+            assert_status(rejected, Code::NotFound, "TODO_NOT_FOUND");
+            let rejected = ana.try_delete_todo(&id, etag).await;
+            assert_status(rejected, Code::NotFound, "TODO_NOT_FOUND");
         }
     }
 }
 
-/// 32 updates at once, each with a title of its own.
+/// Makes 32 concurrent updates, each with its own title.
 async fn update_at_once(caller: &Client, todo: &Todo) -> Vec<RpcResult<UpdateTodoResponse>> {
     let update = |n: u32| {
         let (caller, new) = (caller.clone(), Todo { title: n.to_string(), ..todo.clone() });
@@ -234,29 +234,29 @@ async fn update_at_once(caller: &Client, todo: &Todo) -> Vec<RpcResult<UpdateTod
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_updates_with_one_etag_one_wins() {
+async fn one_of_many_concurrent_updates_with_the_same_etag_succeeds() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old = ana.create_todo("old").await;
     let (won, lost): (Vec<_>, Vec<_>) =
         update_at_once(&ana, &old).await.into_iter().partition(Result::is_ok);
     assert_eq!((won.len(), lost.len()), (1, 31));
-    for refused in lost {
-        assert_status(refused, Code::Aborted, MISMATCH);
+    for rejected in lost {
+        assert_status(rejected, Code::Aborted, MISMATCH);
     }
     let won = won.into_iter().find_map(Result::ok).and_then(|won| won.into_inner().todo);
     assert_eq!(won, Some(ana.get_todo(&old.id).await));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_updates_without_an_etag_all_count() {
+async fn concurrent_updates_without_an_etag_all_succeed() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old = ana.create_todo("old").await;
     let unguarded = Todo { etag: String::new(), ..old.clone() };
     let mut etags = BTreeSet::from([old.etag]);
-    for answer in update_at_once(&ana, &unguarded).await {
-        etags.insert(answer.expect("updated").into_inner().todo.expect("a to-do").etag);
+    for response in update_at_once(&ana, &unguarded).await {
+        etags.insert(response.expect("updated").into_inner().todo.expect("a todo").etag);
     }
     assert_eq!(etags.len(), 33);
     assert_eq!(app.fetch_scalar::<i64>("select version from todos").await, 33);

@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_deleted_account_takes_everything_with_it_and_frees_its_names() {
+async fn deleting_an_account_deletes_its_data_and_frees_its_names() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let other = app.logged_in("ana").await;
@@ -19,8 +19,8 @@ async fn a_deleted_account_takes_everything_with_it_and_frees_its_names() {
     ana.try_delete_user(&ana.user_id(), "").await.expect("deleted");
     for session in [&ana, &other] {
         assert!(!session.is_session_active().await);
-        let refused = ana.try_refresh(&session.tokens().refresh_token).await;
-        assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+        let rejected = ana.try_refresh(&session.tokens().refresh_token).await;
+        assert_unauthenticated(rejected, "REFRESH_TOKEN_INVALID");
     }
     for (rows, left) in [
         ("select count(*) from users", 1),
@@ -30,8 +30,8 @@ async fn a_deleted_account_takes_everything_with_it_and_frees_its_names() {
         assert_eq!(app.fetch_scalar::<i64>(rows).await, left, "{rows}");
     }
     assert_unauthenticated(ana.try_log_in("ana", PASSWORD).await, "INCORRECT_CREDENTIALS");
-    let gone = bob.try_get_user(&ana.user_id()).await;
-    assert_status(gone, Code::NotFound, "USER_NOT_FOUND");
+    let deleted = bob.try_get_user(&ana.user_id()).await;
+    assert_status(deleted, Code::NotFound, "USER_NOT_FOUND");
 
     let again = app.signed_up("ana").await;
     assert_ne!(again.user_id(), ana.user_id());

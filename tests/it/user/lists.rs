@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, VecDeque};
 
 use fast_zero::proto::{todo::v1::ListTodosRequest, user::v1::ListUsersRequest};
 
-use super::NOBODY;
+use super::UNKNOWN_USER_ID;
 use crate::support::{App, Client, assert::assert_invalid, users::usernames};
 
-/// The names on all pages, of which each begins where the one before ended.
+/// Returns the names on all consecutive pages.
 async fn listed(caller: &Client, page_size: i32) -> Vec<String> {
     let mut request = ListUsersRequest { page_size, ..<_>::default() };
     let mut listed = Vec::new();
@@ -22,7 +22,7 @@ async fn listed(caller: &Client, page_size: i32) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn users_are_listed_by_sign_up_with_the_callers_own_address_only() {
+async fn users_are_listed_in_order_of_sign_up_with_only_the_callers_email() {
     let app = App::start().await;
     let names = ["dan", "ana", "Eve", "cid", "bob"];
     for name in &names[..4] {
@@ -65,16 +65,16 @@ async fn a_page_has_100_users_unless_it_asks_for_up_to_1000() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_list_is_named_at_once() {
+async fn all_invalid_fields_of_a_list_are_reported() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
-    for (page_size, skip, page_token, bad) in [
+    for (page_size, skip, page_token, invalid) in [
         (-1, 0, "", &["page_size"][..]),
         (0, -1, "", &["skip"]),
         (i32::MIN, i32::MIN, "x", &["page_size", "skip", "page_token"]),
     ] {
         let request = ListUsersRequest { page_size, skip, page_token: page_token.into() };
-        assert_invalid(ana.try_list_users(request).await, bad);
+        assert_invalid(ana.try_list_users(request).await, invalid);
     }
 
     let of = async |caller: &Client, page_token: &str| {
@@ -83,33 +83,33 @@ async fn every_bad_field_of_a_list_is_named_at_once() {
             .await
     };
     let page = ListUsersRequest { page_size: 1, ..<_>::default() };
-    let good = ana.list_users(page.clone()).await.next_page_token;
+    let valid = ana.list_users(page.clone()).await.next_page_token;
     ana.create_todo("one").await;
     ana.create_todo("two").await;
     let of_todos = ListTodosRequest { page_size: 1, ..<_>::default() };
     let of_todos = ana.list_todos(of_todos).await.next_page_token;
-    for bad in [
+    for invalid in [
         "garbage",
         "\0",
         "🦀",
-        &good[1..],
-        &good[..good.len() - 1],
-        &format!("{good}A"),
-        &good.to_uppercase(),
-        &"A".repeat(good.len()),
+        &valid[1..],
+        &valid[..valid.len() - 1],
+        &format!("{valid}A"),
+        &valid.to_uppercase(),
+        &"A".repeat(valid.len()),
         &of_todos,
-        NOBODY,
+        UNKNOWN_USER_ID,
         &ana.user_id(),
     ] {
-        assert_invalid(of(&ana, bad).await, &["page_token"]);
+        assert_invalid(of(&ana, invalid).await, &["page_token"]);
     }
-    assert_invalid(of(&bob, &good).await, &["page_token"]);
+    assert_invalid(of(&bob, &valid).await, &["page_token"]);
     let again = app.logged_in("ana").await;
-    assert_eq!(of(&again, &good).await.expect("it is the same caller").into_inner().users.len(), 1);
+    assert_eq!(of(&again, &valid).await.expect("the same caller").into_inner().users.len(), 1);
 }
 
 #[tokio::test]
-async fn skip_leaves_out_further_users_before_a_page() {
+async fn skip_omits_users_before_a_page() {
     let app = App::start().await;
     for name in ["user0", "user1", "user2", "user3", "user4", "user5", "user6"] {
         app.create_user(name).await;
@@ -132,7 +132,7 @@ async fn skip_leaves_out_further_users_before_a_page() {
 }
 
 #[tokio::test]
-async fn who_stays_is_listed_once_while_others_sign_up_and_delete_their_accounts() {
+async fn remaining_users_are_listed_once_during_sign_ups_and_deletions() {
     let app = App::start().await;
     let (mut stay, mut leave) = (Vec::new(), VecDeque::new());
     for n in 0..6 {
@@ -149,11 +149,11 @@ async fn who_stays_is_listed_once_while_others_sign_up_and_delete_their_accounts
         if request.page_token.is_empty() {
             break;
         }
-        // The last one of the page, and one who would have come later.
+        // The last user of the page, and a user of a later page.
         for user in [leave.pop_front(), leave.pop_back()].into_iter().flatten() {
             user.try_delete_user("me", "").await.expect("deleted");
         }
-        // Once only, or the list would never end.
+        // Only once, so that the list ends.
         if seen.len() == 2 {
             app.create_user("new").await;
         }

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_user_is_looked_up_by_id_and_shows_their_address_to_nobody_else() {
+async fn a_user_is_looked_up_by_id_and_only_the_owner_sees_the_email() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     let (ana_user, bob_user) = (ana.user.clone(), bob.user.clone().expect("a user"));
@@ -30,7 +30,7 @@ async fn an_id_has_one_spelling() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let id = ana.user_id();
-    for bad in [
+    for invalid in [
         "",
         "ME",
         " me",
@@ -51,9 +51,9 @@ async fn an_id_has_one_spelling() {
         &format!("{id}0"),
         &id[1..],
     ] {
-        assert_invalid(ana.try_get_user(bad).await, &["id"]);
-        assert_invalid(ana.try_delete_user(bad, "").await, &["id"]);
-        let user = User { id: bad.to_owned(), ..own_user("new", "") };
+        assert_invalid(ana.try_get_user(invalid).await, &["id"]);
+        assert_invalid(ana.try_delete_user(invalid, "").await, &["id"]);
+        let user = User { id: invalid.to_owned(), ..own_user("new", "") };
         assert_invalid(ana.try_update_user(Some(user), None).await, &["user.id"]);
     }
     assert_eq!(Some(ana.get_user("me").await), ana.user);

@@ -7,4 +7,4 @@ mod races;
 mod sign_up;
 mod updates;
 
-const NOBODY: &str = "01890000-0000-7000-8000-000000000000";
+const UNKNOWN_USER_ID: &str = "01890000-0000-7000-8000-000000000000";

@@ -14,28 +14,28 @@ use crate::support::{
 const NEW: &str = "a new password";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_64_sign_ups_with_one_name_one_succeeds() {
+async fn one_of_64_concurrent_sign_ups_with_the_same_name_succeeds() {
     let app = App::start().await;
     let calls = (0..64).map(|n| {
         let (caller, username) = (app.anonymous(), if n % 2 == 0 { "ana" } else { "Ana" });
         async move { caller.try_sign_up(username, &format!("ana{n}@example.com"), PASSWORD).await }
     });
-    let (succeeded, refused): (Vec<_>, Vec<_>) =
+    let (succeeded, rejected): (Vec<_>, Vec<_>) =
         join_all(calls).await.into_iter().partition(Result::is_ok);
     assert_eq!(succeeded.len(), 1);
-    for refused in refused {
-        let code = refused.as_ref().err().map(tonic::Status::code);
+    for rejected in rejected {
+        let code = rejected.as_ref().err().map(tonic::Status::code);
         if code == Some(Code::ResourceExhausted) {
-            assert_status(refused, Code::ResourceExhausted, "OVERLOADED");
+            assert_status(rejected, Code::ResourceExhausted, "OVERLOADED");
         } else {
-            assert_status(refused, Code::AlreadyExists, "USERNAME_EXISTS");
+            assert_status(rejected, Code::AlreadyExists, "USERNAME_EXISTS");
         }
     }
     assert_eq!(app.fetch_scalar::<i64>("select count(*) from users").await, 1);
 }
 
 #[tokio::test]
-async fn of_several_updates_with_one_etag_one_wins() {
+async fn one_of_several_concurrent_updates_with_the_same_etag_succeeds() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let etag = ana.get_user("me").await.etag;
@@ -50,15 +50,15 @@ async fn of_several_updates_with_one_etag_one_wins() {
     let (won, lost): (Vec<_>, Vec<_>) =
         calls.await.expect("no panic").into_iter().partition(Result::is_ok);
     assert_eq!(won.len(), 1);
-    for refused in lost {
-        assert_status(refused, Code::Aborted, "ETAG_MISMATCH");
+    for rejected in lost {
+        assert_status(rejected, Code::Aborted, "ETAG_MISMATCH");
     }
     let won = won.into_iter().find_map(Result::ok).and_then(|won| won.into_inner().user);
     assert_eq!(won, Some(ana.get_user("me").await));
 }
 
 #[tokio::test]
-async fn calls_of_a_user_who_is_being_deleted_are_unauthenticated() {
+async fn calls_during_the_deletion_of_their_user_are_unauthenticated() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let session = app.logged_in("ana").await;
@@ -86,7 +86,7 @@ async fn calls_of_a_user_who_is_being_deleted_are_unauthenticated() {
     assert_unauthenticated(login.await.expect("no panic"), "INCORRECT_CREDENTIALS");
     assert_unauthenticated(refresh.await.expect("no panic"), "REFRESH_TOKEN_INVALID");
 
-    // The session is still taken for alive here, so each rpc has to find out by itself.
+    // The session is still cached as active, so each RPC detects the deletion by itself.
     assert_unauthenticated(ana.try_get_user("me").await, ended);
     assert_unauthenticated(ana.try_delete_user("me", "").await, ended);
     assert_unauthenticated(ana.try_change_password(PASSWORD, NEW).await, ended);

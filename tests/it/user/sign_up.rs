@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use tonic::Code;
 use uuid::Uuid;
 
-use super::NOBODY;
+use super::UNKNOWN_USER_ID;
 use crate::support::{
     App, PASSWORD,
     assert::{assert_invalid, assert_status},
@@ -15,22 +15,22 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_sign_up_answers_with_the_account_as_it_is_kept() {
+async fn a_sign_up_returns_the_stored_account() {
     let app = App::start().await;
-    let begun = SystemTime::now();
+    let started = SystemTime::now();
     let user =
         app.anonymous().sign_up("Ana.Luz_9-", " Ana.Luz@EXÂMPLE.Com\u{3000}", PASSWORD).await;
     assert_eq!((&*user.username, &*user.email), ("Ana.Luz_9-", "Ana.Luz@exâmple.com"));
     assert_eq!(user.id, Uuid::parse_str(&user.id).expect("a UUID").to_string());
     assert_eq!(user.create_time, Some(uuid_timestamp(&user.id)));
-    assert_recent(begun, <_>::default(), user.create_time);
-    assert_recent(begun, <_>::default(), user.update_time);
+    assert_recent(started, <_>::default(), user.create_time);
+    assert_recent(started, <_>::default(), user.update_time);
     assert!(!user.etag.is_empty());
     assert_eq!(app.logged_in("ana.luz_9-").await.get_user("me").await, user);
 }
 
 #[tokio::test]
-async fn ids_rise_with_the_time_of_sign_up() {
+async fn ids_are_ascending_in_order_of_sign_up() {
     let app = App::start().await;
     let mut last = String::new();
     for username in ["dan", "cid", "bob", "ana"] {
@@ -42,12 +42,12 @@ async fn ids_rise_with_the_time_of_sign_up() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_sign_up_is_named_at_once() {
+async fn all_invalid_fields_of_a_sign_up_are_reported() {
     let app = App::start().await;
     let anonymous = app.anonymous();
     assert_invalid(anonymous.try_sign_up("", "", "").await, &["username", "email", "password"]);
-    let refused = anonymous.try_sign_up("ana", "ana@example", "short").await;
-    assert_invalid(refused, &["email", "password"]);
+    let rejected = anonymous.try_sign_up("ana", "ana@example", "short").await;
+    assert_invalid(rejected, &["email", "password"]);
 
     for username in [
         "ab",
@@ -67,8 +67,8 @@ async fn every_bad_field_of_a_sign_up_is_named_at_once() {
         "٣٣٣",
         &"a".repeat(100_000),
     ] {
-        let refused = anonymous.try_sign_up(username, "ana@example.com", PASSWORD).await;
-        assert_invalid(refused, &["username"]);
+        let rejected = anonymous.try_sign_up(username, "ana@example.com", PASSWORD).await;
+        assert_invalid(rejected, &["username"]);
     }
     for email in [
         " ",
@@ -92,8 +92,8 @@ async fn every_bad_field_of_a_sign_up_is_named_at_once() {
         &address_of(255),
         &"a".repeat(100_000),
     ] {
-        let refused = anonymous.try_sign_up("ana", email, PASSWORD).await;
-        assert_invalid(refused, &["email"]);
+        let rejected = anonymous.try_sign_up("ana", email, PASSWORD).await;
+        assert_invalid(rejected, &["email"]);
     }
     for password in [
         "1234567",
@@ -104,13 +104,13 @@ async fn every_bad_field_of_a_sign_up_is_named_at_once() {
         &"🦀".repeat(129),
         &"x".repeat(100_000),
     ] {
-        let refused = anonymous.try_sign_up("ana", "ana@example.com", password).await;
-        assert_invalid(refused, &["password"]);
+        let rejected = anonymous.try_sign_up("ana", "ana@example.com", password).await;
+        assert_invalid(rejected, &["password"]);
     }
     assert_eq!(app.fetch_scalar::<i64>("select count(*) from users").await, 0);
 }
 
-/// A good address but for its length.
+/// Returns an email of this length, otherwise valid.
 fn address_of(characters: usize) -> String {
     let mut address = format!("{}@", "a".repeat(64));
     while characters - address.len() > 64 {
@@ -122,7 +122,7 @@ fn address_of(characters: usize) -> String {
 }
 
 #[tokio::test]
-async fn names_and_passwords_may_be_as_long_and_as_odd_as_the_rules_allow() {
+async fn names_and_passwords_at_the_limits_of_the_rules_are_accepted() {
     let app = App::start().await;
     for (username, email, password) in [
         ("abc", "a@b.co", "12345678"),
@@ -138,7 +138,7 @@ async fn names_and_passwords_may_be_as_long_and_as_odd_as_the_rules_allow() {
 }
 
 #[tokio::test]
-async fn an_address_is_kept_in_composed_form() {
+async fn an_email_is_stored_in_composed_form() {
     let app = App::start().await;
     let user = app.anonymous().sign_up("ana", "jose\u{301}@example.com", PASSWORD).await;
     assert_eq!(user.email, "jos\u{e9}@example.com");
@@ -147,7 +147,7 @@ async fn an_address_is_kept_in_composed_form() {
 }
 
 #[tokio::test]
-async fn no_text_may_hold_control_characters_even_where_trimming_would_cut_them() {
+async fn control_characters_are_rejected_even_where_trimming_would_remove_them() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for control in control_characters() {
@@ -156,13 +156,13 @@ async fn no_text_may_hold_control_characters_even_where_trimming_would_cut_them(
         assert_invalid(signing_up, &["username", "email", "password"]);
         let update = ana.try_update_user(Some(own_user(&name, &email)), None).await;
         assert_invalid(update, &["user.username", "user.email"]);
-        let bad = format!("{control}{NOBODY}");
-        assert_invalid(ana.try_get_user(&bad).await, &["id"]);
+        let invalid = format!("{control}{UNKNOWN_USER_ID}");
+        assert_invalid(ana.try_get_user(&invalid).await, &["id"]);
     }
 }
 
 #[tokio::test]
-async fn a_password_is_not_the_username_or_the_address_in_any_case() {
+async fn a_password_equal_to_the_username_or_email_is_rejected_in_any_case() {
     let app = App::start().await;
     for (username, email, password) in [
         ("ana.luz.9", "ana@example.com", "ana.luz.9"),
@@ -173,13 +173,13 @@ async fn a_password_is_not_the_username_or_the_address_in_any_case() {
         ("ana", "jose\u{301}@example.com", "JOSÉ@example.com"),
         ("ana", "josé@example.com", "jose\u{301}@example.com"),
     ] {
-        let refused = app.anonymous().try_sign_up(username, email, password).await;
-        assert_invalid(refused, &["password"]);
+        let rejected = app.anonymous().try_sign_up(username, email, password).await;
+        assert_invalid(rejected, &["password"]);
     }
 }
 
 #[tokio::test]
-async fn usernames_and_addresses_are_unique_without_regard_to_case() {
+async fn usernames_and_emails_are_unique_case_insensitively() {
     let app = App::start().await;
     app.anonymous().sign_up("Ana", "Ana@example.com", PASSWORD).await;
     app.anonymous().sign_up("bob", "José@example.com", PASSWORD).await;
@@ -189,7 +189,7 @@ async fn usernames_and_addresses_are_unique_without_regard_to_case() {
         ("new", "Ana@example.com", "EMAIL_EXISTS", "Email already exists"),
         ("new", " aNA@EXAMPLE.com ", "EMAIL_EXISTS", "Email already exists"),
         ("new", "JOSÉ@example.com", "EMAIL_EXISTS", "Email already exists"),
-        // Both of one user, both of different users, in either order of sign-up.
+        // Both conflicts with one user, then with two users in either order of sign-up.
         ("ana", "ana@example.com", "USERNAME_EXISTS", "Username already exists"),
         ("ana", "josé@example.com", "USERNAME_EXISTS", "Username already exists"),
         ("BOB", "ana@example.com", "USERNAME_EXISTS", "Username already exists"),
@@ -202,7 +202,7 @@ async fn usernames_and_addresses_are_unique_without_regard_to_case() {
 }
 
 #[tokio::test]
-async fn the_username_is_named_first_even_after_its_index_was_built_anew() {
+async fn a_username_conflict_is_reported_first_even_after_its_index_is_rebuilt() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.create_user("bob").await;

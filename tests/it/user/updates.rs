@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn an_update_changes_what_its_mask_names_or_else_what_it_sets() {
+async fn an_update_changes_the_fields_of_its_mask_or_those_that_are_set() {
     let app = App::start().await;
     for (n, (mask, username, email, changed)) in [
         (None, "new", "", "username"),
@@ -27,8 +27,8 @@ async fn an_update_changes_what_its_mask_names_or_else_what_it_sets() {
         (Some(&["email"]), "new", "new", "email"),
         (Some(&["email", "username"]), "new", "new", "both"),
         (Some(&["*"]), "new", "new", "both"),
-        // What the mask does not name may be anything.
-        (Some(&["username"]), "new", "bad@", "username"),
+        // Fields outside the mask may be invalid.
+        (Some(&["username"]), "new", "invalid@", "username"),
     ]
     .into_iter()
     .enumerate()
@@ -80,11 +80,11 @@ async fn read_only_fields_in_a_mask_are_ignored() {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_an_update_is_named_at_once_and_nothing_changes() {
+async fn all_invalid_fields_of_an_update_are_reported_and_nothing_changes() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let long = "a".repeat(33);
-    for (mask, username, email, bad) in [
+    for (mask, username, email, invalid) in [
         (None, "", "", &["update_mask"][..]),
         (Some(&[][..]), "", "", &["update_mask"]),
         (Some(&["id"]), "new", "", &["update_mask"]),
@@ -107,25 +107,25 @@ async fn every_bad_field_of_an_update_is_named_at_once_and_nothing_changes() {
         (None, "ana🦀", "", &["user.username"]),
         (None, "", "Ana <new@example.com>", &["user.email"]),
     ] {
-        let refused = ana.try_update_user(Some(own_user(username, email)), mask).await;
-        assert_invalid(refused, bad);
+        let rejected = ana.try_update_user(Some(own_user(username, email)), mask).await;
+        assert_invalid(rejected, invalid);
     }
     let all_bad = User { id: "x".into(), ..own_user("a", "a") };
-    let refused = ana.try_update_user(Some(all_bad), Some(&["*"])).await;
-    assert_invalid(refused, &["user.id", "user.username", "user.email"]);
+    let rejected = ana.try_update_user(Some(all_bad), Some(&["*"])).await;
+    assert_invalid(rejected, &["user.id", "user.username", "user.email"]);
 
-    for (mask, bad) in [
+    for (mask, invalid) in [
         (None, &["user"][..]),
         (Some(&["username"][..]), &["user"]),
         (Some(&["id"]), &["user", "update_mask"]),
     ] {
-        assert_invalid(ana.try_update_user(None, mask).await, bad);
+        assert_invalid(ana.try_update_user(None, mask).await, invalid);
     }
     assert_eq!(Some(ana.get_user("me").await), ana.user);
 }
 
 #[tokio::test]
-async fn ones_own_current_value_is_no_clash_but_anothers_is_in_any_case() {
+async fn the_callers_own_values_do_not_conflict_but_those_of_others_do_in_any_case() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.anonymous().sign_up("Bob", "José@example.com", PASSWORD).await;
@@ -146,27 +146,29 @@ async fn ones_own_current_value_is_no_clash_but_anothers_is_in_any_case() {
         ("new", "JOSÉ@Example.Com", "EMAIL_EXISTS", "Email already exists"),
         ("bob", "josé@example.com", "USERNAME_EXISTS", "Username already exists"),
     ] {
-        let refused = ana.try_update_user(Some(own_user(username, email)), None).await;
-        let refused = assert_status(refused, Code::AlreadyExists, reason);
-        assert_eq!(refused.message(), message);
+        let rejected = ana.try_update_user(Some(own_user(username, email)), None).await;
+        let rejected = assert_status(rejected, Code::AlreadyExists, reason);
+        assert_eq!(rejected.message(), message);
     }
     assert_eq!(ana.get_user("me").await, before);
 }
 
 #[tokio::test]
-async fn only_ones_own_account_can_be_changed_or_deleted() {
+async fn only_the_callers_own_account_can_be_updated_or_deleted() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     for id in [bob.user_id(), Uuid::now_v7().to_string()] {
         // Permission comes before conflicts and etags, but after validation.
         for (username, etag) in [("new", ""), ("bob", ""), ("ana", "garbage")] {
             let user = User { id: id.clone(), etag: etag.into(), ..own_user(username, "") };
-            let refused = ana.try_update_user(Some(user), None).await;
-            let refused = assert_status(refused, Code::PermissionDenied, "NOT_ENOUGH_PERMISSIONS");
-            assert_eq!(refused.message(), "Not enough permissions");
-            let refused = ana.try_delete_user(&id, etag).await;
-            let refused = assert_status(refused, Code::PermissionDenied, "NOT_ENOUGH_PERMISSIONS");
-            assert_eq!(refused.message(), "Not enough permissions");
+            let rejected = ana.try_update_user(Some(user), None).await;
+            let rejected =
+                assert_status(rejected, Code::PermissionDenied, "NOT_ENOUGH_PERMISSIONS");
+            assert_eq!(rejected.message(), "Not enough permissions");
+            let rejected = ana.try_delete_user(&id, etag).await;
+            let rejected =
+                assert_status(rejected, Code::PermissionDenied, "NOT_ENOUGH_PERMISSIONS");
+            assert_eq!(rejected.message(), "Not enough permissions");
         }
         let user = User { id, ..own_user("x", "") };
         assert_invalid(ana.try_update_user(Some(user), None).await, &["user.username"]);
@@ -175,12 +177,12 @@ async fn only_ones_own_account_can_be_changed_or_deleted() {
 }
 
 #[tokio::test]
-async fn an_etag_that_does_not_match_stops_updates_and_deletions() {
+async fn an_etag_mismatch_rejects_updates_and_deletions() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let stale = ana.get_user("me").await.etag;
     let user = ana.update_user(User { etag: stale.clone(), ..own_user("new", "") }, None).await;
-    let good = user.etag.clone();
+    let valid = user.etag.clone();
     for etag in [
         stale,
         "garbage".into(),
@@ -190,25 +192,25 @@ async fn an_etag_that_does_not_match_stops_updates_and_deletions() {
         "\0".into(),
         "🦀".into(),
         "99999999999999999999".into(),
-        format!("{good} "),
-        format!("0{good}"),
-        format!("+{good}"),
-        format!("\"{good}\""),
-        format!("{good}{good}"),
+        format!("{valid} "),
+        format!("0{valid}"),
+        format!("+{valid}"),
+        format!("\"{valid}\""),
+        format!("{valid}{valid}"),
     ] {
         let other = User { etag: etag.clone(), ..own_user("other", "") };
-        let refused = ana.try_update_user(Some(other), None).await;
-        assert_status(refused, Code::Aborted, "ETAG_MISMATCH");
-        let refused = ana.try_delete_user("me", &etag).await;
-        assert_status(refused, Code::Aborted, "ETAG_MISMATCH");
+        let rejected = ana.try_update_user(Some(other), None).await;
+        assert_status(rejected, Code::Aborted, "ETAG_MISMATCH");
+        let rejected = ana.try_delete_user("me", &etag).await;
+        assert_status(rejected, Code::Aborted, "ETAG_MISMATCH");
     }
     assert_eq!(ana.get_user("me").await, user);
-    ana.try_delete_user("me", &good).await.expect("it matches");
+    ana.try_delete_user("me", &valid).await.expect("a matching etag");
     assert!(!ana.is_session_active().await);
 }
 
 #[tokio::test]
-async fn every_update_is_a_change_even_if_the_values_stay() {
+async fn an_update_with_equal_values_still_creates_a_new_version() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut last = ana.get_user("me").await;
@@ -224,14 +226,14 @@ async fn every_update_is_a_change_even_if_the_values_stay() {
 }
 
 #[tokio::test]
-async fn a_new_address_neither_ends_sessions_nor_revives_any() {
+async fn an_email_change_neither_revokes_nor_restores_sessions() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let (other, gone) = (app.logged_in("ana").await, app.logged_in("ana").await);
-    gone.log_out(LogoutScope::ThisSession).await;
+    let (other, revoked) = (app.logged_in("ana").await, app.logged_in("ana").await);
+    revoked.log_out(LogoutScope::ThisSession).await;
     ana.update_user(own_user("", "new@example.com"), None).await;
 
-    // The old address now is somebody else's.
+    // Another user now has the old email.
     let bob = app.anonymous().sign_up("bob", "ana@example.com", PASSWORD).await;
     for session in [&ana, &other] {
         let user = session.get_user("me").await;
@@ -242,11 +244,11 @@ async fn a_new_address_neither_ends_sessions_nor_revives_any() {
         other.clone().with_token(&refreshed.access_token).get_user("me").await.username,
         "ana"
     );
-    assert!(!gone.is_session_active().await);
+    assert!(!revoked.is_session_active().await);
     assert_eq!(app.logged_in("ana@example.com").await.get_user("me").await, bob);
     assert_eq!(app.logged_in("new@example.com").await.get_user("me").await.id, ana.user_id());
 
-    // The first address again: what ended stays ended.
+    // After a change back to the first email, revoked sessions stay revoked.
     ana.update_user(own_user("", "ana2@example.com"), None).await;
-    assert!(!gone.is_session_active().await);
+    assert!(!revoked.is_session_active().await);
 }

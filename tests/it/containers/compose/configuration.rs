@@ -7,22 +7,22 @@ use crate::support::compose::{
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn compose_names_what_is_missing() {
+async fn compose_names_missing_settings() {
     if !is_engine_available() {
         return;
     }
     let stack = Stack::without_env_file(&[BASE]);
-    let refused = stack.try_compose(&["config", "--quiet"]).await;
-    assert!(!refused.status.success());
-    assert!(combined_output(&refused).contains(".env.example"), "{}", combined_output(&refused));
+    let rejected = stack.try_compose(&["config", "--quiet"]).await;
+    assert!(!rejected.status.success());
+    assert!(combined_output(&rejected).contains(".env.example"), "{}", combined_output(&rejected));
 
     std::fs::copy(stack.path(".env.example"), stack.path(".env")).expect("copied");
-    let refused = stack.try_compose(&["config", "--quiet"]).await;
-    assert!(!refused.status.success());
+    let rejected = stack.try_compose(&["config", "--quiet"]).await;
+    assert!(!rejected.status.success());
     assert!(
-        combined_output(&refused).contains("variable SECRET_KEY is missing"),
+        combined_output(&rejected).contains("variable SECRET_KEY is missing"),
         "{}",
-        combined_output(&refused)
+        combined_output(&rejected)
     );
 
     for files in [&[BASE][..], &[BASE, REPLICAS], &[BASE, SECRETS], &[TESTS]] {
@@ -35,7 +35,7 @@ async fn compose_names_what_is_missing() {
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn a_bad_setting_ends_the_start_with_a_readable_line() {
+async fn an_invalid_setting_fails_startup_with_a_readable_line() {
     if !is_engine_available() {
         return;
     }
@@ -52,17 +52,17 @@ async fn a_bad_setting_ends_the_start_with_a_readable_line() {
     ] {
         let wait = "DATABASE_WAIT_SECONDS=1";
         let run = ["run", "--rm", "--no-deps", "-e", wait, "-e", setting, APP];
-        let refused = stack.try_compose(&run).await;
-        let said = combined_output(&refused);
-        assert_eq!(refused.status.code(), Some(code), "{setting}: {said}");
-        assert!(said.contains(line), "{setting}: {said}");
-        assert!(!said.contains("panicked"), "{setting}: {said}");
+        let rejected = stack.try_compose(&run).await;
+        let output = combined_output(&rejected);
+        assert_eq!(rejected.status.code(), Some(code), "{setting}: {output}");
+        assert!(output.contains(line), "{setting}: {output}");
+        assert!(!output.contains("panicked"), "{setting}: {output}");
     }
 }
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn secrets_come_from_files_too() {
+async fn secrets_are_read_from_files() {
     if !is_engine_available() {
         return;
     }
@@ -71,7 +71,7 @@ async fn secrets_come_from_files_too() {
     std::fs::create_dir(&secrets).expect("created");
     let url = "postgresql://app_user:from-a-file@fastzero_database/app_db";
     for (name, secret) in [
-        ("secret_key", "a secret key that is kept in a file"),
+        ("secret_key", "a secret key that is stored in a file"),
         ("postgres_password", "from-a-file"),
         ("database_url", url),
     ] {
@@ -82,7 +82,7 @@ async fn secrets_come_from_files_too() {
     for service in [APP, DATABASE] {
         let container = stack.container(service).await;
         let environment = inspect(&container, "{{.Config.Env}}").await;
-        for secret in ["from-a-file", "kept in a file", DATABASE_PASSWORD] {
+        for secret in ["from-a-file", "stored in a file", DATABASE_PASSWORD] {
             assert!(!environment.contains(secret), "{environment}");
         }
     }

@@ -9,12 +9,12 @@ use crate::support::{
     },
 };
 
-/// What the image may add to its base, in bytes.
-const IMAGE_SIZE: u64 = 30_000_000;
+/// The maximum size that the image adds to its base.
+const MAX_ADDED_BYTES: u64 = 30_000_000;
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn the_image_holds_the_service_and_little_else() {
+async fn the_image_contains_little_but_the_service() {
     if !is_engine_available() {
         return;
     }
@@ -37,7 +37,7 @@ async fn the_image_holds_the_service_and_little_else() {
         assert!(!environment.contains(secret), "{environment}");
     }
 
-    let dockerfile = std::fs::read_to_string(stack.path("Dockerfile")).expect("it is there");
+    let dockerfile = std::fs::read_to_string(stack.path("Dockerfile")).expect("an existing entry");
     let base = dockerfile.rsplit("FROM ").next().and_then(|stage| stage.lines().next());
     let base = base.expect("the last stage has a base");
     if !run_command(docker_command(&["image", "inspect", base])).await.status.success() {
@@ -46,7 +46,7 @@ async fn the_image_holds_the_service_and_little_else() {
     let size = async |image| inspect(image, "{{.Size}}").await.parse::<u64>().expect("a number");
     let added = size(image).await - size(base).await;
     println!("the image has {added} bytes on top of its base");
-    assert!(added < IMAGE_SIZE, "{added} bytes");
+    assert!(added < MAX_ADDED_BYTES, "{added} bytes");
 
     let container = docker(&["create", image]).await;
     let history = docker(&["history", "--no-trunc", image]).await;

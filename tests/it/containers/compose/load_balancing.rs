@@ -15,7 +15,7 @@ use crate::support::{
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn two_replicas_share_the_calls() {
+async fn calls_are_balanced_across_two_replicas() {
     if !is_engine_available() {
         return;
     }
@@ -25,14 +25,14 @@ async fn two_replicas_share_the_calls() {
     let ana = stack.anonymous().await.signed_up("ana").await;
     let todo = ana.create_todo("Share").await;
 
-    // Sessions are those of callers, and not of the balancer.
+    // Sessions record the address of the client, not that of the load balancer.
     let balancer = stack.containers("fastzero_balancer").await.remove(0);
     let address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
     let address = docker(&["inspect", "--format", address, &balancer]).await;
     let sessions = ana.list_sessions().await;
     assert_ne!(sessions[0].peer, address.trim());
 
-    // The limits that the service sets on its connections stand on those of the pooler.
+    // The connections of the pooler have the limits that the service sets on its own.
     let limits = "select string_agg(setting || unit, ' ' order by name) from pg_settings where name
         in ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout')";
     let url = "postgresql://app_user@127.0.0.1/app_db";
@@ -56,29 +56,29 @@ async fn two_replicas_share_the_calls() {
         let (ana, id) = (ana.clone(), todo.id.clone());
         async move {
             for _ in 0..500 {
-                get_with_a_retry(&ana, &id).await;
+                get_with_retry(&ana, &id).await;
             }
         }
     });
     join_all(callers).await;
     stopping.await.expect("no panic");
-    get_with_a_retry(&ana, &todo.id).await;
+    get_with_retry(&ana, &todo.id).await;
 
     let before = reached(&replicas[0]).await;
     docker(&["start", &replicas[0]]).await;
-    wait_until("the replica is back", async || {
-        get_with_a_retry(&ana, &todo.id).await;
+    wait_until("the replica serves again", async || {
+        get_with_retry(&ana, &todo.id).await;
         sleep(Duration::from_millis(100)).await;
         reached(&replicas[0]).await > before
     })
     .await;
 }
 
-/// What a client does that was told to come back: it does, once.
-async fn get_with_a_retry(client: &Client, id: &str) {
-    let answer = match client.try_get_todo(id).await {
+/// Gets a todo, with one retry as a client should do after UNAVAILABLE.
+async fn get_with_retry(client: &Client, id: &str) {
+    let response = match client.try_get_todo(id).await {
         Err(status) if status.code() == Code::Unavailable => client.try_get_todo(id).await,
-        answer => answer,
+        response => response,
     };
-    answer.expect("one retry is enough");
+    response.expect("one retry is enough");
 }

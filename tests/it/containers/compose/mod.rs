@@ -1,6 +1,6 @@
 //! The containers: the image, the stack that compose starts, and the one with replicas.
 //!
-//! They need a Docker engine and build the image, so they run only when asked for:
+//! The tests need a Docker engine and build the image, so they run only on request:
 //! `cargo test compose:: -- --ignored`.
 
 mod configuration;
@@ -27,15 +27,15 @@ const TESTS: &str = "deploy/compose.tests.yaml";
 const APP: &str = "fastzero_app";
 const DATABASE: &str = "fastzero_database";
 
-/// The longest time that a call takes: its deadline of 5 s, and the way there.
-const ANSWERED_AFTER: Duration = Duration::from_millis(5_500);
+/// The maximum time of a call: its deadline of 5 s, plus the network.
+const MAX_CALL_TIME: Duration = Duration::from_millis(5_500);
 
-/// Every answer comes in time, whatever it is.
+/// Asserts that the call completes in time, and returns its result.
 async fn timed<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    let begun = Instant::now();
-    let answer = call.await;
-    assert!(begun.elapsed() < ANSWERED_AFTER, "{:?}", begun.elapsed());
-    answer
+    let started = Instant::now();
+    let response = call.await;
+    assert!(started.elapsed() < MAX_CALL_TIME, "{:?}", started.elapsed());
+    response
 }
 
 fn login(login: &str) -> LoginRequest {
@@ -43,6 +43,6 @@ fn login(login: &str) -> LoginRequest {
 }
 
 async fn docker_logs(container: &str) -> String {
-    // The service writes to its standard error.
+    // The service logs to standard error.
     combined_output(&run_command(docker_command(&["logs", container])).await)
 }

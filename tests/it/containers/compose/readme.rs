@@ -20,9 +20,9 @@ async fn the_commands_of_the_documentation_work_as_pasted() {
     let stack = Stack::without_env_file(&[BASE]);
     let alone = format!("{}-alone", stack.project);
     let containers = commands(DEPLOYMENT, "Containers");
-    // The tour comes where it is spoken of; what comes after the backup is not in it.
-    let (before, after) = containers.split_once(BACKUP).expect("there is a backup");
-    let (backup, after) = after.split_once('\n').expect("there is more");
+    // The tour runs at its mention, between the first commands and the backup.
+    let (before, after) = containers.split_once(BACKUP).expect("a backup");
+    let (backup, after) = after.split_once('\n').expect("a next page");
     let commands =
         [before, &commands(README, "A tour"), "\n", BACKUP, backup, "\n", AFTER_THE_BACKUP, after];
     let commands = commands
@@ -35,7 +35,7 @@ async fn the_commands_of_the_documentation_work_as_pasted() {
         .replace("fast-zero-alone", &alone)
         .replace("fast-zero_", &format!("{}_", stack.project));
     let mut shell = stack.command("bash");
-    // As at a terminal, but ending at the first command that fails.
+    // As at a terminal, but the first failed command ends the shell.
     shell.args(["-euo", "pipefail", "-c", &commands]);
     shell.env("GIT_DIR", concat!(env!("CARGO_MANIFEST_DIR"), "/.git"));
     let done = run_command(shell).await;
@@ -48,18 +48,18 @@ async fn the_commands_of_the_documentation_work_as_pasted() {
     let ana = anonymous.logged_in("ana", "correct horse").await.expect("ana was restored");
     let todos = ana.list_todos(ListTodosRequest::default()).await.todos;
     assert_eq!(titles(&todos), ["Read lib.rs"]);
-    let refused = anonymous.auth().login(login("bob")).await;
-    assert_status(refused, Code::Unauthenticated, "INCORRECT_CREDENTIALS");
+    let rejected = anonymous.auth().login(login("bob")).await;
+    assert_status(rejected, Code::Unauthenticated, "INCORRECT_CREDENTIALS");
 }
 
-/// How the backup of `docs/deployment.md` begins.
+/// The start of the backup in `docs/deployment.md`.
 const BACKUP: &str = "docker compose exec -T fastzero_database sh -c 'pg_dump";
 
-/// What a restored database does not have.
+/// A call after the backup, whose write a restored database does not contain.
 const AFTER_THE_BACKUP: &str = r#"grpcurl -plaintext \
     -d '{"username": "bob", "email": "bob@example.com", "password": "correct horse battery"}' \
     localhost:50051 fastzero.user.v1.UserService/CreateUser
 "#;
 
-/// What `docs/deployment.md` says to do before a new major version starts.
+/// The commands in `docs/deployment.md` before the start of a new major version.
 const NEW_VOLUME: &str = "docker compose down\nsed -i 's/pgdata/pgdata19/' compose.yaml\n";

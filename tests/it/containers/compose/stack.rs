@@ -15,18 +15,18 @@ use crate::support::{
     wait::wait_until,
 };
 
-/// The longest time until an outage is seen from outside.
-const OUTAGE_SEEN_AFTER: Duration = Duration::from_secs(15);
+/// The maximum time until an outage is visible from outside.
+const MAX_OUTAGE_DELAY: Duration = Duration::from_secs(15);
 
-/// The longest time that a stop takes: the grace of 8 s, and 2 s more.
-const STOPPED_AFTER: Duration = Duration::from_secs(10);
+/// The maximum time of a stop: the grace period of 8 s, plus 2 s.
+const MAX_STOP_TIME: Duration = Duration::from_secs(10);
 
-/// What the service may use when it has nothing to do, in MiB.
-const IDLE_MEMORY: f64 = 32.0;
+/// The maximum memory of an idle service.
+const MAX_IDLE_MEMORY_MIB: f64 = 32.0;
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn an_outage_of_the_database_is_told_and_survived() {
+async fn a_database_outage_is_reported_and_survived() {
     if !is_engine_available() {
         return;
     }
@@ -40,19 +40,19 @@ async fn an_outage_of_the_database_is_told_and_survived() {
 
     let ana = stack.anonymous().await.signed_up("ana").await;
     let todo = ana.create_todo("Stay").await;
-    let begun = Instant::now();
+    let started = Instant::now();
     stack.compose(&["kill", DATABASE]).await;
-    let refused = [
+    let rejected = [
         timed(ana.try_get_todo(&todo.id)).await.map(discard_message),
         timed(ana.try_list_todos(ListTodosRequest::default())).await.map(discard_message),
         timed(ana.try_create_todo(Some(todo_titled("Lost")))).await.map(discard_message),
         timed(ana.auth().login(login("ana"))).await.map(discard_message),
     ];
-    for refused in refused {
-        assert_status(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    for rejected in rejected {
+        assert_status(rejected, Code::Unavailable, "DATABASE_UNAVAILABLE");
     }
     stack.wait_until_health(APP, "unhealthy").await;
-    assert!(begun.elapsed() < OUTAGE_SEEN_AFTER, "{:?}", begun.elapsed());
+    assert!(started.elapsed() < MAX_OUTAGE_DELAY, "{:?}", started.elapsed());
 
     stack.compose(&["start", DATABASE]).await;
     stack.wait_until_health(APP, "healthy").await;
@@ -61,12 +61,12 @@ async fn an_outage_of_the_database_is_told_and_survived() {
 
     let usage = docker(&["stats", "--no-stream", "--format", "{{.MemUsage}}", &container]).await;
     let used = usage.split("MiB").next().and_then(|used| used.parse::<f64>().ok());
-    assert!(used.is_some_and(|used| used < IDLE_MEMORY), "{usage}");
+    assert!(used.is_some_and(|used| used < MAX_IDLE_MEMORY_MIB), "{usage}");
 }
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn a_stop_lets_calls_finish() {
+async fn a_stop_drains_calls_in_flight() {
     if !is_engine_available() {
         return;
     }
@@ -81,7 +81,7 @@ async fn a_stop_lets_calls_finish() {
     lock.wait_until_blocking().await;
 
     let container = stack.container(APP).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let stopping = tokio::spawn({
         let container = container.clone();
         async move { docker(&["stop", &container]).await }
@@ -91,15 +91,15 @@ async fn a_stop_lets_calls_finish() {
     })
     .await;
     lock.release().await;
-    deleting.await.expect("no panic").expect("a call under way is answered");
+    deleting.await.expect("no panic").expect("a call in flight completes");
     stopping.await.expect("no panic");
-    assert!(begun.elapsed() < STOPPED_AFTER, "{:?}", begun.elapsed());
+    assert!(started.elapsed() < MAX_STOP_TIME, "{:?}", started.elapsed());
     assert_eq!(inspect(&container, "{{.State.ExitCode}}").await, "0");
 }
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn the_data_live_as_long_as_their_volume() {
+async fn the_data_lives_as_long_as_its_volume() {
     if !is_engine_available() {
         return;
     }
@@ -107,16 +107,16 @@ async fn the_data_live_as_long_as_their_volume() {
     stack.anonymous().await.create_user("ana").await;
     stack.compose(&["down"]).await;
     stack.compose(&["up", "--wait"]).await;
-    stack.anonymous().await.logged_in("ana", PASSWORD).await.expect("ana is still there");
+    stack.anonymous().await.logged_in("ana", PASSWORD).await.expect("ana still exists");
     stack.compose(&["down", "--volumes"]).await;
     stack.compose(&["up", "--wait"]).await;
-    let refused = stack.anonymous().await.auth().login(login("ana")).await;
-    assert_status(refused, Code::Unauthenticated, "INCORRECT_CREDENTIALS");
+    let rejected = stack.anonymous().await.auth().login(login("ana")).await;
+    assert_status(rejected, Code::Unauthenticated, "INCORRECT_CREDENTIALS");
 }
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
-async fn replicas_that_start_at_once_migrate_once() {
+async fn concurrently_started_replicas_migrate_once() {
     if !is_engine_available() {
         return;
     }
@@ -126,7 +126,7 @@ async fn replicas_that_start_at_once_migrate_once() {
     let run = ["run", "--detach", "--no-deps", APP];
     let (one, other) = tokio::join!(stack.compose(&run), stack.compose(&run));
     for replica in [one.trim(), other.trim()] {
-        wait_until("it serves", async || {
+        wait_until("the server serves", async || {
             assert_eq!(inspect(replica, "{{.State.Running}}").await, "true");
             docker_logs(replica).await.contains("\"serving\"")
         })

@@ -23,23 +23,23 @@ use crate::{
     },
 };
 
-pub(super) type Metadatum = MetadataValue<Ascii>;
+pub(super) type AsciiValue = MetadataValue<Ascii>;
 
-/// What is sent.
+/// A call to send.
 #[derive(Clone)]
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) bytes: Vec<u8>,
     pub(super) authorization: Authorization,
-    pub(super) timeout: Option<Metadatum>,
-    pub(super) request_id: Option<Metadatum>,
-    pub(super) user_agent: Option<Metadatum>,
+    pub(super) timeout: Option<AsciiValue>,
+    pub(super) request_id: Option<AsciiValue>,
+    pub(super) user_agent: Option<AsciiValue>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Authorization {
-    pub(super) values: Vec<Metadatum>,
-    pub(super) is_good: bool,
+    pub(super) values: Vec<AsciiValue>,
+    pub(super) is_valid: bool,
 }
 
 impl fmt::Debug for Call {
@@ -56,25 +56,25 @@ impl fmt::Debug for Call {
     }
 }
 
-pub(super) fn metadatum(bytes: impl AsRef<[u8]>) -> Metadatum {
-    MetadataValue::try_from(bytes.as_ref()).expect("a metadata value")
+pub(super) fn metadata_value(bytes: impl AsRef<[u8]>) -> AsciiValue {
+    AsciiValue::try_from(bytes.as_ref()).expect("a metadata value")
 }
 
-/// Whatever may stand in a header.
-pub(super) fn any_metadatum() -> impl Strategy<Value = Vec<u8>> {
+/// Generates any valid value of a header.
+pub(super) fn any_metadata_value() -> impl Strategy<Value = Vec<u8>> {
     vec(prop_oneof![4 => 0x20_u8..0x7f, 1 => 0x80_u8..=0xff, 1 => Just(b'\t')], 0..300)
 }
 
 pub(super) fn any_authorization(client: &Client) -> BoxedStrategy<Authorization> {
     let token = client.tokens().access_token.clone();
     let jwt = Jwt::for_client(client);
-    let good = format!("Bearer {token}");
-    let bad = |values: Vec<Vec<u8>>| Authorization {
-        values: values.into_iter().map(metadatum).collect(),
-        is_good: false,
+    let valid = format!("Bearer {token}");
+    let invalid = |values: Vec<Vec<u8>>| Authorization {
+        values: values.into_iter().map(metadata_value).collect(),
+        is_valid: false,
     };
-    let twice = vec![good.clone().into_bytes(); 2];
-    // Claims of the right kind only by chance, signed as the service signs them.
+    let twice = vec![valid.clone().into_bytes(); 2];
+    // Claims with values of any type, signed with the key of the service.
     let claim = (
         select(&["iss", "aud", "sub", "sid", "exp", "nbf", "typ", "alg"][..]),
         prop_oneof![
@@ -87,7 +87,7 @@ pub(super) fn any_authorization(client: &Client) -> BoxedStrategy<Authorization>
         let jwt = jwt.clone();
         let jwt = match name {
             "typ" | "alg" => jwt.header(name, json),
-            // A beginning in the past does no harm.
+            // An `nbf` in the past alone would be valid.
             "nbf" => jwt.claim("exp", "0").claim("nbf", json),
             _ => jwt.claim(name, json),
         };
@@ -96,22 +96,22 @@ pub(super) fn any_authorization(client: &Client) -> BoxedStrategy<Authorization>
     let cut =
         (0..token.len()).prop_map(move |at| vec![format!("Bearer {}", &token[..at]).into_bytes()]);
     prop_oneof![
-        10 => Just(Authorization { values: vec![metadatum(good)], is_good: true }),
-        1 => Just(Authorization { values: Vec::new(), is_good: false }),
-        1 => Just(twice).prop_map(bad),
-        1 => vec(any_metadatum(), 1..3).prop_map(bad),
-        1 => any_metadatum().prop_map(|rest| vec![[b"Bearer ", &rest[..]].concat()]).prop_map(bad),
-        1 => cut.prop_map(bad),
-        2 => signed.prop_map(bad),
+        10 => Just(Authorization { values: vec![metadata_value(valid)], is_valid: true }),
+        1 => Just(Authorization { values: Vec::new(), is_valid: false }),
+        1 => Just(twice).prop_map(invalid),
+        1 => vec(any_metadata_value(), 1..3).prop_map(invalid),
+        1 => any_metadata_value().prop_map(|rest| vec![[b"Bearer ", &rest[..]].concat()]).prop_map(invalid),
+        1 => cut.prop_map(invalid),
+        2 => signed.prop_map(invalid),
     ]
     .boxed()
 }
 
-/// An entry that is left out more often than not.
-pub(super) fn perhaps(
+/// Generates an entry that is usually absent.
+pub(super) fn optional(
     value: impl Strategy<Value = Vec<u8>> + 'static,
-) -> BoxedStrategy<Option<Metadatum>> {
-    prop_oneof![2 => Just(None), 1 => value.prop_map(|bytes| Some(metadatum(bytes)))].boxed()
+) -> BoxedStrategy<Option<AsciiValue>> {
+    prop_oneof![2 => Just(None), 1 => value.prop_map(|bytes| Some(metadata_value(bytes)))].boxed()
 }
 
 pub(super) fn any_timeout() -> impl Strategy<Value = Vec<u8>> {
@@ -119,12 +119,12 @@ pub(super) fn any_timeout() -> impl Strategy<Value = Vec<u8>> {
         4 => "[1-9]S|[5-9][0-9]{3}m|99999999H".prop_map(String::into_bytes),
         1 => "0{0,7}[0-9][HMSmun]|[0-9]{1,8}[un]".prop_map(String::into_bytes),
         1 => "[0-9]{0,9}[ -~]{0,2}".prop_map(String::into_bytes),
-        1 => any_metadatum(),
+        1 => any_metadata_value(),
     ]
 }
 
 pub(super) fn any_request_id() -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof!["[!-~]{1,128}".prop_map(String::into_bytes), any_metadatum()]
+    prop_oneof!["[!-~]{1,128}".prop_map(String::into_bytes), any_metadata_value()]
 }
 
 pub(super) fn any_call(method: &Method, caller: &Caller) -> BoxedStrategy<Call> {
@@ -137,9 +137,9 @@ pub(super) fn any_call(method: &Method, caller: &Caller) -> BoxedStrategy<Call> 
     (
         bytes,
         any_authorization(&caller.client),
-        perhaps(any_timeout()),
-        perhaps(any_request_id()),
-        perhaps(any_metadatum()),
+        optional(any_timeout()),
+        optional(any_request_id()),
+        optional(any_metadata_value()),
     )
         .prop_map(move |(bytes, authorization, timeout, request_id, user_agent)| {
             let method = method.clone();
@@ -148,7 +148,7 @@ pub(super) fn any_call(method: &Method, caller: &Caller) -> BoxedStrategy<Call> 
         .boxed()
 }
 
-/// How long a call may take by its metadata.
+/// The deadline of a call according to its metadata.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deadline {
     Long,
@@ -161,10 +161,10 @@ impl Call {
         DynamicMessage::decode(self.method.request.clone(), &*self.bytes)
     }
 
-    pub(super) async fn send(&self, wire: &RawClient) -> RpcResult<Vec<u8>> {
-        let mut wire = wire.clone();
+    pub(super) async fn send(&self, raw: &RawClient) -> RpcResult<Vec<u8>> {
+        let mut raw = raw.clone();
         for value in &self.authorization.values {
-            wire = wire.with_metadata_value("authorization", value.clone());
+            raw = raw.with_metadata_value("authorization", value.clone());
         }
         for (key, value) in [
             ("grpc-timeout", &self.timeout),
@@ -172,10 +172,10 @@ impl Call {
             ("user-agent", &self.user_agent),
         ] {
             if let Some(value) = value {
-                wire = wire.with_metadata_value(key, value.clone());
+                raw = raw.with_metadata_value(key, value.clone());
             }
         }
-        wire.call(&self.method.path, &self.bytes).await
+        raw.call(&self.method.path, &self.bytes).await
     }
 
     pub(super) fn deadline(&self) -> Deadline {
@@ -197,17 +197,17 @@ impl Call {
         }
     }
 
-    /// The codes with which the call may be refused; `None` stands for its answer.
+    /// Returns the allowed codes of the call. `None` stands for success.
     pub(super) fn allowed(&self) -> Vec<Option<Code>> {
         let is_public = PUBLIC.contains(&&*self.method.path);
-        let mut allowed: Vec<_> = if !is_public && !self.authorization.is_good {
+        let mut allowed: Vec<_> = if !is_public && !self.authorization.is_valid {
             [Code::Unauthenticated].map(Some).into()
         } else if self.deadline() == Deadline::Malformed {
             [Code::InvalidArgument].map(Some).into()
         } else if self.message().is_err() {
             [Code::Internal].map(Some).into()
         } else {
-            let refused = [
+            let rejected = [
                 Code::InvalidArgument,
                 Code::NotFound,
                 Code::PermissionDenied,
@@ -216,7 +216,7 @@ impl Call {
                 Code::Unauthenticated,
                 Code::ResourceExhausted,
             ];
-            refused.into_iter().map(Some).chain([None]).collect()
+            rejected.into_iter().map(Some).chain([None]).collect()
         };
         if self.deadline() == Deadline::Short {
             allowed.push(Some(Code::DeadlineExceeded));
@@ -224,20 +224,20 @@ impl Call {
         allowed
     }
 
-    /// Says what is wrong with what came back.
-    pub(super) fn check(&self, answer: &RpcResult<Vec<u8>>) -> Result<(), String> {
-        let code = answer.as_ref().err().map(Status::code);
+    /// Checks the result of the call. Returns a description of the fault.
+    pub(super) fn check(&self, result: &RpcResult<Vec<u8>>) -> Result<(), String> {
+        let code = result.as_ref().err().map(Status::code);
         let allowed = self.allowed();
         if !allowed.contains(&code) {
             return Err(format!("{code:?} is none of {allowed:?}"));
         }
-        match answer {
+        match result {
             Ok(response) => {
                 let message =
                     DynamicMessage::decode(self.method.response.clone(), &**response.get_ref());
-                let message = message.map_err(|error| format!("the answer: {error}"))?;
+                let message = message.map_err(|error| format!("invalid response: {error}"))?;
                 let is_known = message.unknown_fields().count() == 0;
-                is_known.then_some(()).ok_or_else(|| format!("the answer has more: {message:?}"))
+                is_known.then_some(()).ok_or_else(|| format!("unknown fields: {message:?}"))
             }
             Err(status) => self.check_details(status),
         }
@@ -248,11 +248,11 @@ impl Call {
         let info = details.error_info().ok_or("no ErrorInfo")?;
         let reason = format!("ERROR_REASON_{}", info.reason);
         if info.domain != "fastzero" || ErrorReason::from_str_name(&reason).is_none() {
-            return Err(format!("nobody knows {reason} of {}", info.domain));
+            return Err(format!("unknown reason {reason} of {}", info.domain));
         }
         let named = details.request_info().map(|info| info.request_id.as_bytes());
-        let returned = status.metadata().get("x-request-id").map(MetadataValue::as_encoded_bytes);
-        let sent = self.request_id.as_ref().map(MetadataValue::as_encoded_bytes);
+        let returned = status.metadata().get("x-request-id").map(AsciiValue::as_encoded_bytes);
+        let sent = self.request_id.as_ref().map(AsciiValue::as_encoded_bytes);
         let is_one =
             |id: &&[u8]| (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
         if !named.as_ref().is_some_and(is_one)
@@ -262,11 +262,11 @@ impl Call {
             return Err(format!("the request's id is {named:?}, {returned:?}"));
         }
         if status.code() == Code::InvalidArgument {
-            let violations = details.bad_request().map(|bad| &*bad.field_violations);
+            let violations = details.bad_request().map(|invalid| &*invalid.field_violations);
             let violations = violations.unwrap_or_default();
             let is_field =
                 |path: &str| path == "grpc-timeout" || has_field(&self.method.request, path);
-            if violations.is_empty() || !violations.iter().all(|bad| is_field(&bad.field)) {
+            if violations.is_empty() || !violations.iter().all(|invalid| is_field(&invalid.field)) {
                 return Err(format!("the fields at fault are {violations:?}"));
             }
         }
@@ -274,7 +274,7 @@ impl Call {
     }
 }
 
-/// Whether messages of this type have a field with this path.
+/// Returns `true` if messages of this type have a field with this path.
 pub(super) fn has_field(kind: &MessageDescriptor, path: &str) -> bool {
     let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
     match (kind.get_field_by_name(name), rest) {

@@ -1,4 +1,4 @@
-//! The user who makes the calls, and a bystander.
+//! The user that makes the calls, and a bystander.
 
 use fast_zero::proto::{
     todo::v1::{GetTodoRequest, GetTodoResponse, ListTodosRequest, Todo},
@@ -14,7 +14,7 @@ use crate::support::{
 
 pub(super) const GET_TODO: &str = "/fastzero.todo.v1.TodoService/GetTodo";
 
-/// In whose name the calls are made, and what is known of him.
+/// The user that makes the calls, and known ids of its data.
 pub(super) struct Caller {
     pub(super) client: Client,
     pub(super) known: KnownValues,
@@ -58,11 +58,11 @@ impl Caller {
         Self { client, known }
     }
 
-    /// Whether calls may still be made in his name and find something.
-    pub(super) async fn is_whole(&self, call: &Call, answer: &RpcResult<Vec<u8>>) -> bool {
+    /// Returns `true` if the user and its data still exist.
+    pub(super) async fn is_intact(&self, call: &Call, result: &RpcResult<Vec<u8>>) -> bool {
         let is_read =
             ["Get", "List", "Introspect"].iter().any(|read| call.method.name.starts_with(read));
-        let has_new_password = call.method.name == "ChangePassword" && answer.is_ok();
+        let has_new_password = call.method.name == "ChangePassword" && result.is_ok();
         let todo = &self.known["id"][2];
         is_read
             || !has_new_password
@@ -71,18 +71,18 @@ impl Caller {
     }
 }
 
-/// Somebody else, on the connection of the calls and on another one.
+/// Another user, on the connection of the calls and on another one.
 pub(super) struct Bystander {
     pub(super) client: Client,
-    pub(super) wire: RawClient,
+    pub(super) raw: RawClient,
     pub(super) todo: Todo,
 }
 
 impl Bystander {
-    pub(super) async fn is_left_alone(&self) {
+    pub(super) async fn is_unaffected(&self) {
         let request = GetTodoRequest { id: self.todo.id.clone() }.encode_to_vec();
         let (there, here) =
-            tokio::join!(self.client.get_todo(&self.todo.id), self.wire.call(GET_TODO, &request));
+            tokio::join!(self.client.get_todo(&self.todo.id), self.raw.call(GET_TODO, &request));
         let here = here.expect("found on the same connection").into_inner();
         let here = GetTodoResponse::decode(&*here).expect("a response");
         assert_eq!((&there, here.todo.as_ref()), (&self.todo, Some(&self.todo)));

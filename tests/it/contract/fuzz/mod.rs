@@ -1,5 +1,5 @@
-//! Any call to the real binary, good or bad, is answered or refused as the contract says,
-//! and hurts nobody else.
+//! The real binary handles any call, valid or invalid, as the API specifies, and no call affects
+//! other clients.
 
 mod call;
 mod caller;
@@ -30,11 +30,11 @@ use crate::support::{
     todos::todo_titled,
 };
 
-/// The method of each call, and how it ended.
-struct Figures(Vec<(String, Code)>);
+/// The method and the code of each call.
+struct Outcomes(Vec<(String, Code)>);
 
-impl Figures {
-    /// How many calls ended in this way; of all methods, or of one.
+impl Outcomes {
+    /// Returns the number of calls with this code, of one method or of all.
     fn count(&self, code: Code, method: Option<&str>) -> usize {
         let is_it = |(name, ended): &&(String, Code)| {
             *ended == code && method.is_none_or(|method| method == name)
@@ -48,7 +48,7 @@ struct Fuzz {
     server: Process,
     _database: TestDatabase,
     anonymous: Client,
-    wire: RawClient,
+    raw: RawClient,
     bystander: Bystander,
 }
 
@@ -64,14 +64,14 @@ impl Fuzz {
             .start();
         let address = server.address().await.parse().expect("an address");
         let anonymous = Client::new(connect(address).await);
-        let wire = RawClient::connect(address).await;
+        let raw = RawClient::connect(address).await;
         anonymous.sign_up("bystander", "bystander@example.com", PASSWORD).await;
         let client = anonymous.logged_in("bystander", PASSWORD).await.expect("logged in");
         let todo = client
             .create_todo_with(Todo { description: "Mine".into(), ..todo_titled("one") })
             .await;
-        let bystander = Bystander { wire: wire.clone().with_token_of(&client), client, todo };
-        Self { seed, server, _database: database, anonymous, wire, bystander }
+        let bystander = Bystander { raw: raw.clone().with_token_of(&client), client, todo };
+        Self { seed, server, _database: database, anonymous, raw, bystander }
     }
 
     fn runner(&self) -> TestRunner {
@@ -80,49 +80,49 @@ impl Fuzz {
         TestRunner::new_with_rng(ProptestConfig::default(), rng)
     }
 
-    /// Makes as many calls to each method.
-    async fn run(mut self, rounds: usize) -> Figures {
+    /// Makes `rounds` calls of each method.
+    async fn run(mut self, rounds: usize) -> Outcomes {
         let mut runner = self.runner();
         let mut caller = Caller::sign_up(&self.anonymous).await;
-        let mut figures = Figures(Vec::new());
+        let mut outcomes = Outcomes(Vec::new());
         let methods = methods();
         for method in std::iter::repeat_n(&methods, rounds).flatten() {
             let call = any_call(method, &caller).new_tree(&mut runner).expect("a call").current();
-            // From elsewhere each time, so that wrong passwords lock nobody out.
-            let [.., high, low] = figures.0.len().to_be_bytes();
-            let wire =
-                self.wire.clone().with_metadata("x-forwarded-for", format!("10.0.{high}.{low}"));
-            let (answer, ()) = tokio::join!(call.send(&wire), self.bystander.is_left_alone());
-            if let Err(fault) = call.check(&answer) {
+            // Another client address each time, so that wrong passwords cause no lockout.
+            let [.., high, low] = outcomes.0.len().to_be_bytes();
+            let raw =
+                self.raw.clone().with_metadata("x-forwarded-for", format!("10.0.{high}.{low}"));
+            let (result, ()) = tokio::join!(call.send(&raw), self.bystander.is_unaffected());
+            if let Err(fault) = call.check(&result) {
                 let (seed, output) = (self.seed, self.server.output());
-                panic!("{fault}\nFUZZ_SEED={seed}\n{call:#?}\n{answer:?}\n{output}");
+                panic!("{fault}\nFUZZ_SEED={seed}\n{call:#?}\n{result:?}\n{output}");
             }
-            if !caller.is_whole(&call, &answer).await {
+            if !caller.is_intact(&call, &result).await {
                 caller = Caller::sign_up(&self.anonymous).await;
             }
-            let code = answer.err().map_or(Code::Ok, |status| status.code());
-            figures.0.push((method.name.clone(), code));
+            let code = result.err().map_or(Code::Ok, |status| status.code());
+            outcomes.0.push((method.name.clone(), code));
         }
         self.ends_well().await;
-        figures
+        outcomes
     }
 
     async fn ends_well(&mut self) {
         self.server.signal(Signal::SIGTERM);
         assert!(self.server.wait().await.success(), "{}", self.server.output());
         self.server.wait_for_line("\"stopped\"").await;
-        for bad in ["panicked", "\"ERROR\"", "internal error"] {
-            assert!(!self.server.output().contains(bad), "{}", self.server.output());
+        for fault in ["panicked", "\"ERROR\"", "internal error"] {
+            assert!(!self.server.output().contains(fault), "{}", self.server.output());
         }
     }
 }
 
 #[tokio::test]
-async fn any_call_of_health_or_reflection_is_answered_or_refused_and_hurts_no_other() {
+async fn any_call_of_health_or_reflection_is_handled_and_affects_no_other() {
     let mut fuzz = Fuzz::start().await;
     let mut runner = fuzz.runner();
-    // A Watch would go on and on.
-    let wire = fuzz.wire.clone().with_metadata("grpc-timeout", "50m");
+    // A Watch would not end without a deadline.
+    let raw = fuzz.raw.clone().with_metadata("grpc-timeout", "50m");
     let services = ["", "fastzero.todo.v1.TodoService", "liveness"].map(str::to_owned).to_vec();
     let symbols = ["fastzero.todo.v1.Todo", "grpc.health.v1.Health", "a"].map(str::to_owned);
     let known =
@@ -133,11 +133,11 @@ async fn any_call_of_health_or_reflection_is_answered_or_refused_and_hurts_no_ot
             any_bytes(&method.request, &known),
         ];
         let bytes = bytes.new_tree(&mut runner).expect("a call").current();
-        let call = wire.call(&method.path, &bytes);
-        let (answer, ()) = tokio::join!(call, fuzz.bystander.is_left_alone());
-        let code = match &answer {
+        let call = raw.call(&method.path, &bytes);
+        let (result, ()) = tokio::join!(call, fuzz.bystander.is_unaffected());
+        let code = match &result {
             Ok(_) => Code::Ok,
-            // Reflection says no more to what it cannot read or is too large.
+            // Reflection returns this for unreadable and for oversized requests.
             Err(status) if status.message() == "Missing response message." => Code::Ok,
             Err(status) => status.code(),
         };
@@ -149,37 +149,37 @@ async fn any_call_of_health_or_reflection_is_answered_or_refused_and_hurts_no_ot
             code => [Code::OutOfRange, Code::DeadlineExceeded].contains(&code),
         };
         let sent = bytes[..bytes.len().min(200)].escape_ascii();
-        assert!(is_allowed, "FUZZ_SEED={} {} {sent}: {answer:?}", fuzz.seed, method.path);
+        assert!(is_allowed, "FUZZ_SEED={} {} {sent}: {result:?}", fuzz.seed, method.path);
     }
     fuzz.ends_well().await;
 }
 
 #[tokio::test]
-async fn any_call_is_answered_or_refused_as_it_should_be_and_hurts_no_other() {
-    let figures = Fuzz::start().await.run(8).await;
+async fn any_call_is_handled_as_specified_and_affects_no_other() {
+    let outcomes = Fuzz::start().await.run(8).await;
     for code in [Code::Ok, Code::InvalidArgument, Code::Unauthenticated, Code::Internal] {
-        assert!(figures.count(code, None) > 0, "{code:?} is missing: {:?}", figures.0);
+        assert!(outcomes.count(code, None) > 0, "{code:?} is missing: {:?}", outcomes.0);
     }
 }
 
-/// The same with many more calls: what they came to is printed. `FUZZ_SEED` makes the
-/// calls of an earlier run again, as far as they do not depend on ids and times.
+/// Makes many more calls and prints their outcomes. `FUZZ_SEED` repeats the calls of an earlier
+/// run, except for ids and times.
 #[tokio::test]
 #[ignore = "takes minutes"]
-async fn any_of_many_calls_is_answered_or_refused_as_it_should_be() {
+async fn any_of_many_calls_is_handled_as_specified() {
     let fuzz = Fuzz::start().await;
     print_line(&format!("FUZZ_SEED={}", fuzz.seed));
-    let figures = fuzz.run(500).await;
-    print_line(&format!("{} calls", figures.0.len()));
+    let outcomes = fuzz.run(500).await;
+    print_line(&format!("{} calls", outcomes.0.len()));
     let methods = methods();
-    for code in (0..=16).map(Code::from).filter(|code| figures.count(*code, None) > 0) {
-        let of = |method: &Method| figures.count(code, Some(&method.name));
+    for code in (0..=16).map(Code::from).filter(|code| outcomes.count(*code, None) > 0) {
+        let of = |method: &Method| outcomes.count(code, Some(&method.name));
         let each = methods.iter().map(|method| format!("{} {}", method.name, of(method)));
         let each = each.collect::<Vec<_>>().join(", ");
-        print_line(&format!("{code:?} {}: {each}", figures.count(code, None)));
+        print_line(&format!("{code:?} {}: {each}", outcomes.count(code, None)));
     }
     for Method { name, .. } in &methods {
-        let answered = figures.count(Code::Ok, Some(name));
+        let answered = outcomes.count(Code::Ok, Some(name));
         assert!(answered > 0, "{name} never succeeded: nothing was tried behind its checks");
     }
 }

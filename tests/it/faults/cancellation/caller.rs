@@ -1,4 +1,4 @@
-//! A caller that abandons most of its calls.
+//! A caller that cancels most of its calls.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -19,24 +19,25 @@ use tonic::{
 use uuid::Uuid;
 
 use super::{
-    CALLS_PER_CONNECTION, METHODS, NEW, PATIENCE, REGULAR, REQUESTS,
-    state::{Deed, Stage, Victim},
+    CALLS_PER_CONNECTION, LOGIN_USERNAME, METHODS, NEW_PASSWORD, REQUEST_ID_PREFIX, WAIT_EXPONENTS,
+    state::{Action, SharedState, TargetRow},
 };
 use crate::support::{
     App, Client, PASSWORD, RpcResult, app::connect, todos::todo_titled, users::own_user,
 };
 
-/// Makes calls, one after the other, and does not wait for most of them.
+/// Makes one call after another and cancels most of them.
 pub(super) struct Caller {
     pub(super) client: Client,
-    /// On which calls are given up.
+    /// The connection of the cancelled calls.
     pub(super) channel: Channel,
     pub(super) number: usize,
     pub(super) rng: Rng,
-    /// Of the client's session: the one that was not used yet.
+    /// The unused refresh token of the client's session.
     pub(super) refresh_token: String,
-    /// One that stays, and those that may be deleted.
+    /// A todo that is never deleted.
     pub(super) todo: Todo,
+    /// Todos that calls may delete.
     pub(super) todos: Vec<Todo>,
 }
 
@@ -50,22 +51,22 @@ impl Caller {
         Self { client, channel, number, rng, refresh_token, todo, todos: Vec::new() }
     }
 
-    pub(super) async fn make_calls(mut self, stage: Arc<Stage>, calls: usize) {
+    pub(super) async fn make_calls(mut self, state: Arc<SharedState>, calls: usize) {
         for call in 0..calls {
             if call % CALLS_PER_CONNECTION == 0 {
-                self.channel = connect(stage.address).await;
+                self.channel = connect(state.address).await;
             }
             let method = self.rng.usize(..METHODS.len());
-            self.make_call(&stage, method, call).await;
+            self.make_call(&state, method, call).await;
         }
     }
 
-    /// One call that is given up after a random time: by its deadline, which the server
-    /// keeps, or because the caller is gone.
-    pub(super) async fn make_call(&mut self, stage: &Stage, method: usize, call: usize) {
-        let request_id = format!("{REQUESTS}{}-{call}", self.number);
+    /// Makes one call and cancels it after a random time: by a deadline, which the server
+    /// enforces, or by dropping it.
+    pub(super) async fn make_call(&mut self, state: &SharedState, method: usize, call: usize) {
+        let request_id = format!("{REQUEST_ID_PREFIX}{}-{call}", self.number);
         let channel = self.channel.clone();
-        let longest = 1 << self.rng.u32(PATIENCE);
+        let longest = 1 << self.rng.u32(WAIT_EXPONENTS);
         let micros = self.rng.u64(longest / 2..longest);
         let by_deadline = self.rng.u8(..4) == 0;
         let prepare = |client: Client| {
@@ -77,58 +78,60 @@ impl Caller {
             }
         };
 
-        let (name, refusals) = METHODS[method];
-        let deed = self.deed(name);
-        let victim = deed.map(|deed| (stage.victim(), deed));
-        let client = match &victim {
-            Some((victim, _)) => victim.client(&channel),
+        let (name, allowed_errors) = METHODS[method];
+        let action = self.action(name);
+        let target = action.map(|action| (state.target(), action));
+        let client = match &target {
+            Some((target, _)) => target.client(&channel),
             None => self.client.clone(),
         };
-        let call = self.call(name, victim, prepare(client));
-        let patience = if by_deadline { 10_000_000 } else { micros };
-        let answer = timeout(Duration::from_micros(patience), call).await;
-        let figures = &stage.figures[method];
-        let count = match &answer {
-            Ok(Ok(())) => &figures.answered,
-            Ok(Err(refused)) if by_deadline && is_late(refused) => &figures.given_up,
-            Ok(Err(refused)) => {
-                assert!(refusals.contains(&refused.code()), "{name}: {refused:?}");
-                &figures.refused
+        let call = self.call(name, target, prepare(client));
+        let wait = if by_deadline { 10_000_000 } else { micros };
+        let response = timeout(Duration::from_micros(wait), call).await;
+        let counters = &state.stats[method];
+        let count = match &response {
+            Ok(Ok(())) => &counters.succeeded,
+            Ok(Err(rejected)) if by_deadline && is_deadline_exceeded(rejected) => {
+                &counters.cancelled
+            }
+            Ok(Err(rejected)) => {
+                assert!(allowed_errors.contains(&rejected.code()), "{name}: {rejected:?}");
+                &counters.rejected
             }
             Err(_) => {
-                assert!(!by_deadline, "{name}: the deadline was not kept");
-                &figures.given_up
+                assert!(!by_deadline, "{name}: the server exceeded the deadline");
+                &counters.cancelled
             }
         };
         count.fetch_add(1, Ordering::Relaxed);
-        if let Some((victim, deed)) = victim {
-            let answered = matches!(answer, Ok(Ok(())));
-            stage.used.lock().expect("no panic").push((victim, deed, answered));
+        if let Some((target, action)) = target {
+            let succeeded = matches!(response, Ok(Ok(())));
+            state.called.lock().expect("no panic").push((target, action, succeeded));
         }
-        self.follow_up(name).await;
+        self.prepare_next_call(name).await;
     }
 
-    pub(super) fn deed(&mut self, method: &str) -> Option<Deed> {
+    pub(super) fn action(&mut self, method: &str) -> Option<Action> {
         let scopes =
             [LogoutScope::ThisSession, LogoutScope::OtherSessions, LogoutScope::AllSessions];
         match method {
-            "DeleteUser" => Some(Deed::DeleteUser),
-            "ChangePassword" => Some(Deed::ChangePassword),
-            "RevokeSession" => Some(Deed::RevokeOther),
-            "Logout" => self.rng.choice(scopes).map(Deed::Logout),
+            "DeleteUser" => Some(Action::DeleteUser),
+            "ChangePassword" => Some(Action::ChangePassword),
+            "RevokeSession" => Some(Action::RevokeOther),
+            "Logout" => self.rng.choice(scopes).map(Action::Logout),
             _ => None,
         }
     }
 
-    /// Gets ready what the next call needs, with a call that is waited for.
-    pub(super) async fn follow_up(&mut self, method: &str) {
+    /// Prepares the next call of a method, with calls that are not cancelled.
+    pub(super) async fn prepare_next_call(&mut self, method: &str) {
         match method {
-            // Whether the answer was lost or there was none, the token is good for
-            // another: it is the current one or its direct predecessor.
+            // Whether the cancelled call rotated the token or not, the token is valid: it is
+            // the current one or its direct predecessor.
             "RefreshToken" => {
                 self.client.refresh(&self.refresh_token).await;
-                // The call that was given up may still come, and after two more refreshes
-                // it would be a reuse: the next ones are of another session.
+                // The cancelled call may still arrive. After two more refreshes it would be a
+                // reuse, so the next refreshes use another session.
                 let login = format!("caller{}", self.number);
                 self.client = self.client.logged_in(&login, PASSWORD).await.expect("logged in");
                 self.refresh_token.clone_from(&self.client.tokens().refresh_token);
@@ -138,11 +141,11 @@ impl Caller {
         }
     }
 
-    /// The call itself. It takes what it needs with it, since nobody may wait for it.
+    /// Returns the call. The future owns its data, because the caller may drop it.
     pub(super) fn call(
         &mut self,
         method: &'static str,
-        victim: Option<(Victim, Deed)>,
+        target: Option<(TargetRow, Action)>,
         client: Client,
     ) -> impl Future<Output = Result<(), Status>> + Send + 'static {
         let username = format!("new{}", Uuid::now_v7().simple());
@@ -154,69 +157,75 @@ impl Caller {
         let changed = Todo { title: text.clone(), description: text.clone(), ..self.todo.clone() };
         let changed = Todo { etag: String::new(), ..changed };
         let todo = if method == "DeleteTodo" { self.todos.pop() } else { None };
-        let todo = todo.unwrap_or_else(|| self.todo_that_was_deleted());
+        let todo = todo.unwrap_or_else(|| self.missing_todo());
         async move {
             match method {
                 "CreateUser" => {
                     let email = format!("{username}@example.com");
-                    none(client.try_sign_up(&username, &email, PASSWORD).await)
+                    discard(client.try_sign_up(&username, &email, PASSWORD).await)
                 }
-                "GetUser" => none(client.try_get_user("me").await),
+                "GetUser" => discard(client.try_get_user("me").await),
                 "ListUsers" => {
                     let request = ListUsersRequest { page_size: 10, ..<_>::default() };
-                    none(client.try_list_users(request).await)
+                    discard(client.try_list_users(request).await)
                 }
                 "UpdateUser" => {
                     let user = own_user(&format!("caller{number}"), "");
-                    none(client.try_update_user(Some(user), None).await)
+                    discard(client.try_update_user(Some(user), None).await)
                 }
-                "Login" => none(client.try_log_in(REGULAR, PASSWORD).await),
-                "RefreshToken" => none(client.try_refresh(&refresh_token).await),
-                "ListSessions" => none(client.auth().list_sessions(ListSessionsRequest {}).await),
-                "IntrospectToken" => none(client.try_introspect(&access_token).await),
+                "Login" => discard(client.try_log_in(LOGIN_USERNAME, PASSWORD).await),
+                "RefreshToken" => discard(client.try_refresh(&refresh_token).await),
+                "ListSessions" => {
+                    discard(client.auth().list_sessions(ListSessionsRequest {}).await)
+                }
+                "IntrospectToken" => discard(client.try_introspect(&access_token).await),
                 "CreateTodo" => {
                     let todo = Todo { description: text.clone(), ..todo_titled(&text) };
-                    none(client.try_create_todo(Some(todo)).await)
+                    discard(client.try_create_todo(Some(todo)).await)
                 }
-                "GetTodo" => none(client.try_get_todo(&changed.id).await),
+                "GetTodo" => discard(client.try_get_todo(&changed.id).await),
                 "ListTodos" => {
                     let request = ListTodosRequest { page_size: 10, ..<_>::default() };
-                    none(client.try_list_todos(request).await)
+                    discard(client.try_list_todos(request).await)
                 }
-                "UpdateTodo" => none(client.try_update_todo(Some(changed), None).await),
-                "DeleteTodo" => none(client.try_delete_todo(&todo.id, "").await),
+                "UpdateTodo" => discard(client.try_update_todo(Some(changed), None).await),
+                "DeleteTodo" => discard(client.try_delete_todo(&todo.id, "").await),
                 _ => {
-                    let (victim, deed) = victim.expect("all others end something");
-                    commit(&client, &victim, deed).await
+                    let (target, action) = target.expect("all other methods have a target");
+                    perform(&client, &target, action).await
                 }
             }
         }
     }
 
-    /// Nothing that is there, but with a good id.
-    pub(super) fn todo_that_was_deleted(&self) -> Todo {
+    /// Returns a todo with a valid id that does not exist.
+    pub(super) fn missing_todo(&self) -> Todo {
         Todo { id: Uuid::now_v7().to_string(), ..self.todo.clone() }
     }
 }
 
-pub(super) async fn commit(client: &Client, victim: &Victim, deed: Deed) -> Result<(), Status> {
-    match deed {
-        Deed::DeleteUser => none(client.try_delete_user("me", "").await),
-        Deed::ChangePassword => none(client.try_change_password(PASSWORD, NEW).await),
-        Deed::RevokeOther => none(client.try_revoke_session(&victim.other.to_string()).await),
-        Deed::Logout(scope) => none(client.try_log_out(scope.into()).await),
+pub(super) async fn perform(
+    client: &Client,
+    target: &TargetRow,
+    action: Action,
+) -> Result<(), Status> {
+    match action {
+        Action::DeleteUser => discard(client.try_delete_user("me", "").await),
+        Action::ChangePassword => discard(client.try_change_password(PASSWORD, NEW_PASSWORD).await),
+        Action::RevokeOther => discard(client.try_revoke_session(&target.other.to_string()).await),
+        Action::Logout(scope) => discard(client.try_log_out(scope.into()).await),
     }
 }
 
-/// Answers of all methods in one type.
-pub(super) fn none<T>(answer: RpcResult<T>) -> Result<(), Status> {
-    answer.map(drop)
+/// Discards the message, so that all methods return the same type.
+pub(super) fn discard<T>(response: RpcResult<T>) -> Result<(), Status> {
+    response.map(drop)
 }
 
-/// The deadline has passed: the server says the one, the client's own clock the other.
-pub(super) fn is_late(refused: &Status) -> bool {
-    let by_client = std::error::Error::source(refused).is_some_and(|source| {
+/// Returns `true` if the server or the client's own timeout reports an exceeded deadline.
+pub(super) fn is_deadline_exceeded(rejected: &Status) -> bool {
+    let by_client = std::error::Error::source(rejected).is_some_and(|source| {
         source.is::<tonic::TimeoutExpired>() || source.is::<TransportError>()
     });
-    refused.code() == Code::DeadlineExceeded || (refused.code() == Code::Cancelled && by_client)
+    rejected.code() == Code::DeadlineExceeded || (rejected.code() == Code::Cancelled && by_client)
 }

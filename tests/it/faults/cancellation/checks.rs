@@ -1,4 +1,4 @@
-//! What must hold after all calls have ended.
+//! The assertions after all calls have ended.
 
 use std::collections::HashMap;
 
@@ -8,8 +8,8 @@ use tonic::Code;
 use uuid::Uuid;
 
 use super::{
-    CALLERS, HASHING_PLACES, MAX_SESSIONS, NEW,
-    state::{Left, Stage, Victim},
+    CALLERS, HASHING_QUEUE_SLOTS, MAX_SESSIONS, NEW_PASSWORD,
+    state::{Remaining, SharedState, TargetRow},
 };
 use crate::support::{
     App, PASSWORD,
@@ -20,7 +20,7 @@ use crate::support::{
     wait::{wait_until, with_timeout},
 };
 
-pub(super) async fn nothing_is_open(app: &App) {
+pub(super) async fn no_transaction_or_lock_is_open(app: &App) {
     let busy = "select count(*) from pg_stat_activity
         where datname = current_database() and application_name = 'fast-zero' and (
             state is distinct from 'idle'
@@ -34,12 +34,12 @@ pub(super) async fn nothing_is_open(app: &App) {
         where datname = current_database() and application_name = 'fast-zero'";
     let most = i64::from(config().limits.database_max_connections) + 1;
     let open = app.fetch_scalar::<i64>(open).await;
-    assert!((1..=most).contains(&open), "{open} connections, of which health has one");
+    assert!((1..=most).contains(&open), "{open} connections, including one for health checks");
 }
 
-/// Calls of which each needs a connection at the same time: none has leaked, and none is
-/// left in a transaction that would hide from others what it writes.
-pub(super) async fn every_connection_can_be_used(app: &App) {
+/// Makes as many concurrent calls as there are connections. None of the connections leaked or
+/// remained in a transaction that would hide its writes.
+pub(super) async fn every_connection_is_usable(app: &App) {
     let connections = config().limits.database_max_connections;
     let ana = app.signed_up("ana").await;
     let mut lock = app.hold_lock("select from users where username = 'ana' for update").await;
@@ -55,19 +55,19 @@ pub(super) async fn every_connection_can_be_used(app: &App) {
     assert_eq!(app.fetch_scalar::<i64>(version).await, 1 + i64::from(connections));
 }
 
-pub(super) async fn every_place_in_the_hashing_queue_is_free(app: &App) {
-    // Hashes that nobody waits for may still be made.
-    wait_until("as many logins as there are places are admitted, and no more", async || {
-        // They take their places, and come no further than the first statement.
+pub(super) async fn every_hashing_queue_slot_is_free(app: &App) {
+    // Hashes of cancelled calls may still be running.
+    wait_until("exactly as many logins as slots are admitted", async || {
+        // The lock stops the logins at their first statement, where they occupy a slot.
         let lock = app.hold_lock("lock table users in access exclusive mode").await;
-        let calls = (0..=HASHING_PLACES).map(|number| {
-            // Of one account, most would wait before they take a place.
+        let calls = (0..=HASHING_QUEUE_SLOTS).map(|number| {
+            // Logins of one account would wait for the throttle before the queue.
             let (anonymous, login) = (app.anonymous(), format!("caller{}", number % CALLERS));
             async move { anonymous.try_log_in(&login, PASSWORD).await }
         });
         let mut logins: JoinSet<_> = calls.collect();
-        let first = logins.join_next().await.expect("there are some").expect("no panic");
-        assert!(first.is_err(), "none can be answered");
+        let first = logins.join_next().await.expect("a login").expect("no panic");
+        assert!(first.is_err(), "no login can succeed before the release of the lock");
         lock.release().await;
         let rest = logins.join_all().await;
         if rest.iter().all(Result::is_ok) {
@@ -79,10 +79,10 @@ pub(super) async fn every_place_in_the_hashing_queue_is_free(app: &App) {
     .await;
 }
 
-/// A round of calls that are waited for, more at once than there are connections.
+/// Calls every method, with more concurrent callers than connections.
 pub(super) async fn every_method_works(app: &App) {
     let users = (0..4 * config().limits.database_max_connections).map(|n| {
-        let (anonymous, name) = (app.anonymous(), format!("late{n}"));
+        let (anonymous, name) = (app.anonymous(), format!("final{n}"));
         async move {
             anonymous.sign_up(&name, &format!("{name}@example.com"), PASSWORD).await;
             let user = anonymous.logged_in(&name, PASSWORD).await.expect("logged in");
@@ -94,7 +94,7 @@ pub(super) async fn every_method_works(app: &App) {
             assert_eq!(user.list_sessions().await.len(), 2);
             user.try_revoke_session(&other.tokens().session_id).await.expect("revoked");
             assert!(!other.is_session_active().await);
-            user.change_password(PASSWORD, NEW).await;
+            user.change_password(PASSWORD, NEW_PASSWORD).await;
             assert!(user.introspect(&user.tokens().access_token).await.active);
             let todo = user.create_todo("a").await;
             user.update_todo(Todo { title: "b".into(), ..todo.clone() }, None).await;
@@ -102,45 +102,45 @@ pub(super) async fn every_method_works(app: &App) {
             assert_eq!(user.list_all_todos(<_>::default()).await.len(), 1);
             user.try_delete_todo(&todo.id, "").await.expect("deleted");
             user.log_out(LogoutScope::AllSessions).await;
-            let user = anonymous.logged_in(&name, NEW).await.expect("logged in");
+            let user = anonymous.logged_in(&name, NEW_PASSWORD).await.expect("logged in");
             user.try_delete_user("me", "").await.expect("deleted");
         }
     });
     with_timeout("a round of calls", join_all(users.collect::<Vec<_>>())).await;
 }
 
-pub(super) async fn no_write_is_half_done(app: &App, stage: &Stage) {
-    let left = what_is_left(app).await;
-    let left = |victim: &Victim| left.get(&victim.user).cloned();
-    let used = stage.used.lock().expect("no panic").clone();
-    let unused = stage.victims.lock().expect("no panic").clone();
+pub(super) async fn no_write_is_partial(app: &App, state: &SharedState) {
+    let remaining = remaining_rows(app).await;
+    let remaining = |target: &TargetRow| remaining.get(&target.user).cloned();
+    let called = state.called.lock().expect("no panic").clone();
+    let unused = state.targets.lock().expect("no panic").clone();
     let (mut done, mut undone) = (0, 0);
-    for (victim, deed, answered) in &used {
-        let left = left(victim);
-        if left == victim.after(*deed) {
-            done += usize::from(!answered);
+    for (target, action, succeeded) in &called {
+        let remaining = remaining(target);
+        if remaining == target.after(*action) {
+            done += usize::from(!succeeded);
         } else {
-            assert!(!answered, "{deed:?} was answered, but left {left:?}");
-            assert_eq!(left, Some(victim.untouched()), "{deed:?} was done by half");
+            assert!(!succeeded, "{action:?} succeeded, but left {remaining:?}");
+            assert_eq!(remaining, Some(target.unchanged()), "{action:?} wrote a part");
             undone += 1;
         }
     }
-    println!("of the calls that end something and were given up, {done} did and {undone} did not");
-    for victim in &unused {
-        assert_eq!(left(victim), Some(victim.untouched()), "nobody touched it");
+    println!("cancelled calls with a target: {done} wrote, {undone} did not");
+    for target in &unused {
+        assert_eq!(remaining(target), Some(target.unchanged()), "no call had this target");
     }
-    // A login that opens a session also ends the oldest of too many.
+    // A login that opens a session also deletes the oldest one beyond the limit.
     let sessions = "select count(*) from sessions join users on users.id = user_id
         where username = 'regular'";
     assert_eq!(app.fetch_scalar::<i64>(sessions).await, MAX_SESSIONS);
-    // Both are always set to the same.
+    // Every update sets title and description to the same text.
     let torn = "select count(*) from todos join users on users.id = owner_id
         where username like 'caller%' and title <> description
             and (title, description) not in (('0', ''), ('to be deleted', ''))";
     assert_eq!(app.fetch_scalar::<i64>(torn).await, 0);
 }
 
-pub(super) async fn what_is_left(app: &App) -> HashMap<Uuid, Left> {
+pub(super) async fn remaining_rows(app: &App) -> HashMap<Uuid, Remaining> {
     let rows: Vec<(Uuid, i64, Vec<Uuid>, i64)> = sqlx::query_as(
         "select id, password_version,
              array(select sessions.id from sessions where user_id = users.id),
@@ -150,8 +150,8 @@ pub(super) async fn what_is_left(app: &App) -> HashMap<Uuid, Left> {
     .fetch_all(&mut app.connect_database().await)
     .await
     .expect("listed");
-    let left = |(id, version, sessions, todos): (_, _, Vec<_>, _)| {
+    let remaining = |(id, version, sessions, todos): (_, _, Vec<_>, _)| {
         (id, (version, sessions.into_iter().collect(), todos))
     };
-    rows.into_iter().map(left).collect()
+    rows.into_iter().map(remaining).collect()
 }

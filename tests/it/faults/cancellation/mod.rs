@@ -1,7 +1,7 @@
-//! Calls whose caller goes away.
+//! Cancelled calls.
 //!
-//! A handler may be dropped at any of its awaits. What it was doing in the database then
-//! either happens as a whole or not at all, and whatever it held is free again.
+//! A handler may be dropped at any of its awaits. Its writes then happen completely or not at
+//! all, and its permits, connections and locks are released.
 
 mod caller;
 mod checks;
@@ -18,39 +18,39 @@ use tonic::Code;
 use self::{
     caller::Caller,
     checks::{
-        every_connection_can_be_used, every_method_works, every_place_in_the_hashing_queue_is_free,
-        no_write_is_half_done, nothing_is_open,
+        every_connection_is_usable, every_hashing_queue_slot_is_free, every_method_works,
+        no_transaction_or_lock_is_open, no_write_is_partial,
     },
-    state::Stage,
+    state::SharedState,
 };
 use crate::support::{App, app::config_with, random, statements::logged_warnings};
 
-const NEW: &str = "a new password";
+const NEW_PASSWORD: &str = "a new password";
 
-/// Calls that are under way at the same time, each of another user.
+/// The number of concurrent callers, each with its own user.
 const CALLERS: usize = 16;
 
-/// After so many calls a caller opens a new connection. The client's HTTP/2 ends one on
-/// which it was sent 1024 answers that it did not wait for.
+/// The number of calls after which a caller opens a new connection. The HTTP/2 client closes a
+/// connection after 1024 responses to cancelled calls.
 const CALLS_PER_CONNECTION: usize = 500;
 
-/// How long a call is waited for, in powers of two of a microsecond: from 32 µs, when it
-/// has not left the client, to 130 ms, when it is most likely answered. Each doubling is
-/// as likely as any other.
-const PATIENCE: std::ops::RangeInclusive<u32> = 6..=17;
+/// The time until a call is cancelled, as exponents of powers of two in microseconds: from
+/// 32 µs, when it has not left the client, to 130 ms, when it has most likely completed. Each
+/// exponent has the same probability.
+const WAIT_EXPONENTS: std::ops::RangeInclusive<u32> = 6..=17;
 
-/// What all request ids of the calls that are given up begin with.
-const REQUESTS: &str = "given-up-";
+/// The prefix of the request ids of cancelled calls.
+const REQUEST_ID_PREFIX: &str = "given-up-";
 
-/// What the hashing queue of the tests' settings holds: one hash for each thread, and 16
-/// that wait for each.
-const HASHING_PLACES: usize = 4 * 17;
+/// The capacity of the hashing queue with the settings for tests: for each thread one running
+/// and 16 queued hashes.
+const HASHING_QUEUE_SLOTS: usize = 4 * 17;
 
-/// The user whom all logins are of, and how many sessions one may have.
-const REGULAR: &str = "regular";
+/// The user of all logins, and the maximum number of sessions of a user.
+const LOGIN_USERNAME: &str = "regular";
 const MAX_SESSIONS: i64 = 100;
 
-/// Every method of the contract, and what a call of it may be refused with here.
+/// Every method of the API, with the codes of its allowed errors here.
 const METHODS: [(&str, &[Code]); 17] = [
     ("CreateUser", &[Code::ResourceExhausted]),
     ("GetUser", &[]),
@@ -68,53 +68,53 @@ const METHODS: [(&str, &[Code]); 17] = [
     ("GetTodo", &[]),
     ("ListTodos", &[]),
     ("UpdateTodo", &[]),
-    // By an earlier call that nobody waited for.
+    // An earlier cancelled call may have deleted the todo.
     ("DeleteTodo", &[Code::NotFound]),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_are_given_up_at_any_moment_leave_nothing_behind() {
-    give_up(2_000).await;
+async fn calls_that_are_cancelled_at_any_moment_leave_nothing_behind() {
+    cancel_calls(2_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes"]
-async fn a_hundred_thousand_calls_that_are_given_up_leave_nothing_behind() {
-    give_up(100_000).await;
+async fn a_hundred_thousand_cancelled_calls_leave_nothing_behind() {
+    cancel_calls(100_000).await;
 }
 
-async fn give_up(calls: usize) {
+async fn cancel_calls(calls: usize) {
     assert_eq!(methods(), METHODS.map(|(method, _)| method.to_owned()).into());
     let seed = random::seed();
-    // Far more sign-ups than one peer makes otherwise.
+    // Far more sign-ups than the default limit of one client.
     let settings = config_with(|config| {
         config.limits.sign_ups_per_peer_per_minute = u32::MAX;
     });
     let app = App::start_with(settings).await;
-    let stage = Arc::new(Stage::set(&app, calls).await);
+    let state = Arc::new(SharedState::new(&app, calls).await);
     let mut callers = JoinSet::new();
     for number in 0..CALLERS {
         let caller = Caller::new(&app, number, seed).await;
-        callers.spawn(caller.make_calls(stage.clone(), calls / CALLERS));
+        callers.spawn(caller.make_calls(state.clone(), calls / CALLERS));
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     while let Some(ended) = callers.join_next().await {
-        ended.expect("no caller saw what it should not");
+        ended.expect("no caller failed an assertion");
     }
-    println!("{calls} calls in {:.1?}, {CALLERS} at a time", begun.elapsed());
+    println!("{calls} calls in {:.1?}, {CALLERS} at a time", started.elapsed());
 
-    nothing_is_open(&app).await;
-    every_connection_can_be_used(&app).await;
-    every_place_in_the_hashing_queue_is_free(&app).await;
+    no_transaction_or_lock_is_open(&app).await;
+    every_connection_is_usable(&app).await;
+    every_hashing_queue_slot_is_free(&app).await;
     every_method_works(&app).await;
-    assert_eq!(logged_warnings(REQUESTS), Vec::<String>::new());
-    no_write_is_half_done(&app, &stage).await;
-    stage.print_figures();
+    assert_eq!(logged_warnings(REQUEST_ID_PREFIX), Vec::<String>::new());
+    no_write_is_partial(&app, &state).await;
+    state.print_stats();
 }
 
-/// The names of all methods of the contract.
+/// Returns the names of all methods of the API.
 fn methods() -> BTreeSet<String> {
-    let descriptors = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("good descriptors");
+    let descriptors = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("valid descriptors");
     let services = descriptors.file.iter().flat_map(|file| &file.service);
     let methods = services.flat_map(|service| &service.method);
     methods.map(|method| method.name().to_owned()).collect()

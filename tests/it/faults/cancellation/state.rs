@@ -1,4 +1,4 @@
-//! What all callers use, and the rows that their calls delete or change.
+//! The state that all callers share, and the rows that their calls delete or change.
 
 use std::{
     collections::BTreeSet,
@@ -14,48 +14,47 @@ use fast_zero::proto::auth::v1::LogoutScope;
 use tonic::transport::Channel;
 use uuid::Uuid;
 
-use super::{METHODS, REGULAR};
+use super::{LOGIN_USERNAME, METHODS};
 use crate::support::{App, Client, tokens::Jwt};
 
-/// What all callers share.
-pub(super) struct Stage {
+/// The state that all callers share.
+pub(super) struct SharedState {
     pub(super) address: SocketAddr,
-    pub(super) victims: Mutex<Vec<Victim>>,
-    /// Those that a call was made against, and whether it was answered.
-    pub(super) used: Mutex<Vec<(Victim, Deed, bool)>>,
-    /// For each method.
-    pub(super) figures: [Figures; METHODS.len()],
+    pub(super) targets: Mutex<Vec<TargetRow>>,
+    /// The targets of calls, and whether the call succeeded.
+    pub(super) called: Mutex<Vec<(TargetRow, Action, bool)>>,
+    /// Statistics by method.
+    pub(super) stats: [MethodStats; METHODS.len()],
 }
 
 #[derive(Default)]
-pub(super) struct Figures {
-    pub(super) answered: AtomicUsize,
-    pub(super) refused: AtomicUsize,
-    pub(super) given_up: AtomicUsize,
+pub(super) struct MethodStats {
+    pub(super) succeeded: AtomicUsize,
+    pub(super) rejected: AtomicUsize,
+    pub(super) cancelled: AtomicUsize,
 }
 
-/// A user with a session, another session and two to-dos, of whom nothing may be left, or
-/// everything.
+/// A user with two sessions and two todos. A call must change all or none of them.
 #[derive(Clone, Copy)]
-pub(super) struct Victim {
+pub(super) struct TargetRow {
     pub(super) user: Uuid,
     pub(super) session: Uuid,
     pub(super) other: Uuid,
 }
 
-/// A call that ends more than one row, or a session.
+/// A call that writes several rows or deletes a session.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Deed {
+pub(super) enum Action {
     DeleteUser,
     ChangePassword,
     RevokeOther,
     Logout(LogoutScope),
 }
 
-/// What is left of a victim: the version of the password, the sessions, how many to-dos.
-pub(super) type Left = (i64, BTreeSet<Uuid>, i64);
+/// The remaining rows of a target: password version, sessions, number of todos.
+pub(super) type Remaining = (i64, BTreeSet<Uuid>, i64);
 
-impl Victim {
+impl TargetRow {
     pub(super) fn new() -> Self {
         Self { user: Uuid::now_v7(), session: Uuid::now_v7(), other: Uuid::now_v7() }
     }
@@ -65,28 +64,28 @@ impl Victim {
         Client::new(channel.clone()).with_token(&token)
     }
 
-    pub(super) fn untouched(&self) -> Left {
+    pub(super) fn unchanged(&self) -> Remaining {
         (1, [self.session, self.other].into(), 2)
     }
 
-    pub(super) fn after(&self, deed: Deed) -> Option<Left> {
+    pub(super) fn after(&self, action: Action) -> Option<Remaining> {
         let Self { session, other, .. } = *self;
-        match deed {
-            Deed::DeleteUser => None,
-            Deed::ChangePassword => Some((2, [session].into(), 2)),
-            Deed::RevokeOther | Deed::Logout(LogoutScope::OtherSessions) => {
+        match action {
+            Action::DeleteUser => None,
+            Action::ChangePassword => Some((2, [session].into(), 2)),
+            Action::RevokeOther | Action::Logout(LogoutScope::OtherSessions) => {
                 Some((1, [session].into(), 2))
             }
-            Deed::Logout(LogoutScope::AllSessions) => Some((1, BTreeSet::new(), 2)),
-            Deed::Logout(_) => Some((1, [other].into(), 2)),
+            Action::Logout(LogoutScope::AllSessions) => Some((1, BTreeSet::new(), 2)),
+            Action::Logout(_) => Some((1, [other].into(), 2)),
         }
     }
 }
 
-impl Stage {
-    pub(super) async fn set(app: &App, calls: usize) -> Self {
-        app.create_user(REGULAR).await;
-        // As many as one may have, so that every login has to end one.
+impl SharedState {
+    pub(super) async fn new(app: &App, calls: usize) -> Self {
+        app.create_user(LOGIN_USERNAME).await;
+        // The maximum number of sessions, so that every login has to delete one.
         app.execute(
             "insert into sessions (
                  user_id, id, generation, rotated_at, expires_at, user_agent, peer
@@ -96,39 +95,41 @@ impl Stage {
              from users, generate_series(1, 100) as n",
         )
         .await;
-        // Four methods of seventeen need one for each call.
-        let victims: Vec<_> =
-            iter::repeat_with(Victim::new).take(calls * 4 / 17 * 5 / 4 + 200).collect();
-        insert(app, &victims).await;
-        let (victims, used) = (Mutex::new(victims), Mutex::default());
-        Self { address: app.address, victims, used, figures: <_>::default() }
+        // Four of 17 methods need a target for each call.
+        let targets: Vec<_> =
+            iter::repeat_with(TargetRow::new).take(calls * 4 / 17 * 5 / 4 + 200).collect();
+        insert(app, &targets).await;
+        let (targets, called) = (Mutex::new(targets), Mutex::default());
+        Self { address: app.address, targets, called, stats: <_>::default() }
     }
 
-    pub(super) fn victim(&self) -> Victim {
-        let victim = self.victims.lock().expect("no panic").pop();
-        victim.expect("there are more than are needed")
+    pub(super) fn target(&self) -> TargetRow {
+        let target = self.targets.lock().expect("no panic").pop();
+        target.expect("more targets than calls")
     }
 
-    pub(super) fn print_figures(&self) {
-        let sum = |of: fn(&Figures) -> &AtomicUsize| -> usize {
-            self.figures.iter().map(|figures| of(figures).load(Ordering::Relaxed)).sum()
+    pub(super) fn print_stats(&self) {
+        let sum = |counter: fn(&MethodStats) -> &AtomicUsize| -> usize {
+            self.stats.iter().map(|stats| counter(stats).load(Ordering::Relaxed)).sum()
         };
-        for ((method, _), figures) in METHODS.iter().zip(&self.figures) {
-            let Figures { answered, refused, given_up } = figures;
-            println!("{method}: {answered:?} answered, {refused:?} refused, {given_up:?} given up");
+        for ((method, _), stats) in METHODS.iter().zip(&self.stats) {
+            let MethodStats { succeeded, rejected, cancelled } = stats;
+            println!(
+                "{method}: {succeeded:?} succeeded, {rejected:?} failed, {cancelled:?} cancelled"
+            );
         }
-        let answered = sum(|figures| &figures.answered);
-        let given_up = sum(|figures| &figures.given_up);
-        println!("all: {answered} answered, {given_up} given up");
-        assert!(answered > 0 && given_up > 0, "there were both");
+        let succeeded = sum(|stats| &stats.succeeded);
+        let cancelled = sum(|stats| &stats.cancelled);
+        println!("all: {succeeded} succeeded, {cancelled} cancelled");
+        assert!(succeeded > 0 && cancelled > 0, "no call succeeded, or none was cancelled");
     }
 }
 
-/// Adds victims, whose password is that of the regular user.
-pub(super) async fn insert(app: &App, victims: &[Victim]) {
-    let of = |id: fn(&Victim) -> Uuid| victims.iter().map(id).collect::<Vec<_>>();
+/// Inserts targets with the password of the login user.
+pub(super) async fn insert(app: &App, targets: &[TargetRow]) {
+    let column = |id: fn(&TargetRow) -> Uuid| targets.iter().map(id).collect::<Vec<_>>();
     let inserted = sqlx::query(
-        "with victims as (
+        "with targets as (
              select * from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as v (u, session, other)
          ), added as (
              insert into users (
@@ -136,24 +137,24 @@ pub(super) async fn insert(app: &App, victims: &[Victim]) {
                  password_version, updated_at, version
              )
              select u, u, u, u || '@example.com', u || '@example.com', password_hash, 1, now(), 1
-             from victims, users where username = 'regular'
+             from targets, users where username = 'regular'
          ), opened as (
              insert into sessions (
                  user_id, id, generation, rotated_at, expires_at, user_agent, peer
              )
              select u, unnest(array[session, other]), 0, now(), now() + interval '1 day', '', ''
-             from victims
+             from targets
          )
          insert into todos (
              owner_id, id, title, title_folded, description, description_folded, state,
              updated_at, version
          )
-         select u, unnest(array[session, other]), 'a', 'a', '', '', 1, now(), 1 from victims",
+         select u, unnest(array[session, other]), 'a', 'a', '', '', 1, now(), 1 from targets",
     )
-    .bind(of(|victim| victim.user))
-    .bind(of(|victim| victim.session))
-    .bind(of(|victim| victim.other))
+    .bind(column(|target| target.user))
+    .bind(column(|target| target.session))
+    .bind(column(|target| target.other))
     .execute(&mut app.connect_database().await)
     .await;
-    inserted.expect("the statement works");
+    inserted.expect("inserted");
 }

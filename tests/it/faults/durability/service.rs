@@ -1,4 +1,4 @@
-//! The server and the PostgreSQL that the test kills.
+//! The server and the PostgreSQL that the tests kill.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use crate::support::{
     wait::wait_until,
 };
 
-/// The real binary on a durable PostgreSQL of its own.
+/// The real binary on its own durable PostgreSQL.
 pub(super) struct Service {
     pub(super) instance_dir: PathBuf,
     /// `None` while it is killed.
@@ -43,48 +43,48 @@ impl Service {
     }
 
     pub(super) fn postgres(&self) -> &Postgres {
-        self.postgres.as_ref().expect("it runs")
+        self.postgres.as_ref().expect("a running process")
     }
 
     pub(super) fn kill(&mut self, target: Target) {
         if target != Target::Server {
-            self.postgres.take().expect("it runs").crash(&self.instance_dir);
+            self.postgres.take().expect("a running process").crash(&self.instance_dir);
         }
         if target != Target::Postgres {
             self.server.signal(Signal::SIGKILL);
         }
     }
 
-    /// Starts again what was killed, and waits until the service answers somebody.
-    pub(super) async fn restart(&mut self, target: Target, somebody: &Worker) {
+    /// Restarts the killed processes, and waits until a call of the worker succeeds.
+    pub(super) async fn restart(&mut self, target: Target, worker: &Worker) {
         if target != Target::Server {
             self.postgres = Some(Postgres::start(&self.instance_dir));
         }
         if target != Target::Postgres {
             self.server.wait().await;
-            self.no_fault_was_logged();
-            self.no_statement_goes_on().await;
+            self.assert_no_error_logged();
+            self.wait_until_disconnected().await;
             self.server = start_server(&self.postgres().url);
             self.channel = channel_to(&self.server).await;
         }
-        let client = somebody.client.clone().with_channel(&self.channel);
-        wait_until("it answers", async || client.try_get_user("me").await.is_ok()).await;
-        self.no_fault_was_logged();
+        let client = worker.client.clone().with_channel(&self.channel);
+        wait_until("a call succeeds", async || client.try_get_user("me").await.is_ok()).await;
+        self.assert_no_error_logged();
     }
 
-    /// PostgreSQL may still be at what the killed server has sent.
-    pub(super) async fn no_statement_goes_on(&self) {
+    /// PostgreSQL may still run the last statements of the killed server.
+    pub(super) async fn wait_until_disconnected(&self) {
         let connected = "select exists (
             select from pg_stat_activity where application_name = 'fast-zero'
         )::text";
-        wait_until("PostgreSQL has noticed", async || {
+        wait_until("PostgreSQL closes the connections", async || {
             self.postgres().fetch_scalar(connected).await == "false"
         })
         .await;
     }
 
-    /// A database that is away is a warning.
-    pub(super) fn no_fault_was_logged(&self) {
+    /// Asserts that no error is logged. An unavailable database is a warning.
+    pub(super) fn assert_no_error_logged(&self) {
         let output = self.server.output();
         assert!(!output.contains("\"level\":\"ERROR\""), "{output}");
     }

@@ -1,4 +1,4 @@
-//! A user with a model of the data that it wrote.
+//! A user with a model of its data.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,22 +20,22 @@ use crate::support::{
     Client, PASSWORD, assert::assert_unauthenticated, todos::todo_titled, wait::with_timeout,
 };
 
-/// A user, and all that is theirs as far as they know.
+/// A user with a model of its data.
 pub(super) struct Worker {
     pub(super) name: String,
     pub(super) password: String,
     pub(super) rng: Rng,
-    /// With the session that makes the calls, which does not end.
+    /// The client of the session that makes the calls, which is never revoked.
     pub(super) client: Client,
-    /// Of that session; `None` if the answer to the last refresh was lost.
+    /// The refresh token of that session. `None` if the last refresh had no response.
     pub(super) refresh_token: Option<String>,
     pub(super) todos: BTreeMap<String, Todo>,
-    /// The other sessions; without tokens if the answer to the login was lost.
+    /// The other sessions by id, without a client if the login had no response.
     pub(super) others: BTreeMap<String, Option<Client>>,
-    /// Sessions that have ended.
+    /// Revoked sessions.
     pub(super) revoked: Vec<Client>,
-    /// The call whose answer was lost in the crash.
-    pub(super) unknown: Option<Call>,
+    /// The call that had no response because of the crash.
+    pub(super) lost_call: Option<Call>,
     pub(super) acknowledged: usize,
 }
 
@@ -52,8 +52,8 @@ pub(super) enum Call {
     ChangePassword(String),
 }
 
-/// What there is of a user: to-dos, and the ids of sessions.
-pub(super) type Seen = (BTreeMap<String, Todo>, BTreeSet<String>);
+/// The data of a user: todos, and the ids of sessions.
+pub(super) type UserData = (BTreeMap<String, Todo>, BTreeSet<String>);
 
 impl Worker {
     pub(super) async fn new(service: &Service, number: usize, rng: Rng) -> Self {
@@ -70,28 +70,28 @@ impl Worker {
             todos: BTreeMap::new(),
             others: BTreeMap::new(),
             revoked: Vec::new(),
-            unknown: None,
+            lost_call: None,
             acknowledged: 0,
         }
     }
 
-    /// Makes calls until it is to stop, or does not know what came of one.
+    /// Makes calls until `stop` is cancelled or the outcome of a call is unknown.
     pub(super) async fn work(
         mut self,
         acknowledge: UnboundedSender<()>,
         stop: CancellationToken,
     ) -> Self {
         while !stop.is_cancelled() {
-            let call = self.any_call();
-            match self.make(&call).await {
+            let call = self.random_call();
+            match self.perform(&call).await {
                 Ok(()) => {
                     self.acknowledged += 1;
-                    // Nobody counts any more after the crash.
+                    // The receiver is dropped after the crash.
                     let _ = acknowledge.send(());
                 }
                 Err(status) => {
-                    assert!(is_unknown(&status), "{call:?}: {status:?}");
-                    self.unknown = Some(call);
+                    assert!(is_outcome_unknown(&status), "{call:?}: {status:?}");
+                    self.lost_call = Some(call);
                     break;
                 }
             }
@@ -99,13 +99,13 @@ impl Worker {
         self
     }
 
-    pub(super) fn any_call(&mut self) -> Call {
+    pub(super) fn random_call(&mut self) -> Call {
         let todo = self.rng.choice(self.todos.values()).cloned();
         let other = self.rng.choice(self.others.keys()).cloned();
         let text = format!("{:016x}", self.rng.u64(..));
         match (self.rng.u8(..40), todo, other, self.refresh_token.clone()) {
             (0..12, Some(todo), ..) => {
-                let (state, etag) = (self.any_state(), String::new());
+                let (state, etag) = (self.random_state(), String::new());
                 Call::Update(Todo { title: text, state, etag, ..todo })
             }
             (12..20, Some(todo), ..) => Call::Delete(todo.id),
@@ -114,27 +114,27 @@ impl Worker {
             (26..28, .., Some(token)) => Call::Refresh(token),
             (28, ..) => Call::LogOutOthers,
             (29, ..) => Call::ChangePassword(text),
-            _ => Call::Create(Todo { state: self.any_state(), ..todo_titled(&text) }),
+            _ => Call::Create(Todo { state: self.random_state(), ..todo_titled(&text) }),
         }
     }
 
-    pub(super) fn any_state(&mut self) -> i32 {
+    pub(super) fn random_state(&mut self) -> i32 {
         let states = [TodoState::Draft, TodoState::Todo, TodoState::Doing, TodoState::Done];
-        self.rng.choice(states).expect("some").into()
+        self.rng.choice(states).expect("not empty").into()
     }
 
-    /// Makes a call; once it is acknowledged, what it does is known.
-    pub(super) async fn make(&mut self, call: &Call) -> Result<(), Status> {
+    /// Makes a call, and applies it to the model once it is acknowledged.
+    pub(super) async fn perform(&mut self, call: &Call) -> Result<(), Status> {
         let client = self.client.clone();
         match call {
             Call::Create(todo) => {
-                let answer = client.try_create_todo(Some(todo.clone())).await?;
-                self.put(todo, answer.into_inner().todo.expect("a to-do"));
+                let response = client.try_create_todo(Some(todo.clone())).await?;
+                self.insert_todo(todo, response.into_inner().todo.expect("a todo"));
             }
             Call::Update(todo) => {
                 let mask: &[&str] = &["title", "state"];
-                let answer = client.try_update_todo(Some(todo.clone()), Some(mask)).await?;
-                self.put(todo, answer.into_inner().todo.expect("a to-do"));
+                let response = client.try_update_todo(Some(todo.clone()), Some(mask)).await?;
+                self.insert_todo(todo, response.into_inner().todo.expect("a todo"));
             }
             Call::Delete(id) => {
                 client.try_delete_todo(id, "").await?;
@@ -151,95 +151,96 @@ impl Worker {
             }
             Call::Revoke(id) => {
                 client.try_revoke_session(id).await?;
-                self.end(id);
+                self.revoke(id);
             }
             Call::LogOutOthers => {
                 client.try_log_out(LogoutScope::OtherSessions.into()).await?;
-                self.end_others();
+                self.revoke_others();
             }
             Call::ChangePassword(new) => {
                 client.try_change_password(&self.password, new).await?;
                 self.password.clone_from(new);
-                self.end_others();
+                self.revoke_others();
             }
         }
         Ok(())
     }
 
-    pub(super) fn put(&mut self, sent: &Todo, todo: Todo) {
+    pub(super) fn insert_todo(&mut self, sent: &Todo, todo: Todo) {
         assert_eq!((&todo.title, todo.state), (&sent.title, sent.state));
         self.todos.insert(todo.id.clone(), todo);
     }
 
-    pub(super) fn end(&mut self, id: &str) {
+    pub(super) fn revoke(&mut self, id: &str) {
         self.revoked.extend(self.others.remove(id).flatten());
     }
 
-    pub(super) fn end_others(&mut self) {
+    pub(super) fn revoke_others(&mut self) {
         self.revoked.extend(mem::take(&mut self.others).into_values().flatten());
     }
 
-    /// Reads everything, and compares it with what is known. Whether the call whose answer
-    /// was lost was done, if there was one.
+    /// Reads all data and compares it with the model. Returns whether the call without a
+    /// response was done, or `None` if there was no such call.
     pub(super) async fn check(mut self, channel: Channel) -> (Self, Option<bool>) {
         self.client = self.client.with_channel(&channel);
-        let seen = self.look().await;
-        let read_rpc_result = match self.unknown.take() {
+        let data = self.read_data().await;
+        let lost_call_was_done = match self.lost_call.take() {
             None => None,
             Some(call) => {
                 let done = match &call {
                     Call::ChangePassword(new) => self.can_log_in(new).await,
-                    _ => seen != self.known(),
+                    _ => data != self.model_data(),
                 };
                 if done {
-                    let ended = self.revoked.len();
-                    self.adopt(call, &seen);
-                    self.have_ended_by_now(ended, &channel).await;
+                    let first = self.revoked.len();
+                    self.apply(call, &data);
+                    self.wait_until_revoked(first, &channel).await;
                 }
                 Some(done)
             }
         };
         assert_eq!(
-            seen,
-            self.known(),
-            "{}, whose lost call was done: {read_rpc_result:?}",
+            data,
+            self.model_data(),
+            "{}, whose lost call was done: {lost_call_was_done:?}",
             self.name
         );
 
-        // A rotation that was forgotten would make this token one that was never used.
+        // If the database had lost the rotation, this token would be invalid.
         if let Some(token) = self.refresh_token.take() {
             self.refresh_token = Some(self.client.refresh(&token).await.refresh_token);
         }
         for other in self.others.values().flatten() {
             assert!(
                 other.clone().with_channel(&channel).is_session_active().await,
-                "nobody ended it"
+                "no call revoked it"
             );
         }
-        for ended in &self.revoked {
-            let ended = ended.clone().with_channel(&channel);
-            assert!(!ended.is_session_active().await, "it was ended");
-            let refused = ended.try_refresh(&ended.tokens().refresh_token).await;
-            assert_unauthenticated(refused, "REFRESH_TOKEN_INVALID");
+        for revoked_session in &self.revoked {
+            let revoked_session = revoked_session.clone().with_channel(&channel);
+            assert!(!revoked_session.is_session_active().await, "a call revoked it");
+            let rejected =
+                revoked_session.try_refresh(&revoked_session.tokens().refresh_token).await;
+            assert_unauthenticated(rejected, "REFRESH_TOKEN_INVALID");
         }
         let password = self.password.clone();
-        assert!(self.can_log_in(&password).await, "it is the password");
-        (self, read_rpc_result)
+        assert!(self.can_log_in(&password).await, "the acknowledged password is valid");
+        (self, lost_call_was_done)
     }
 
-    pub(super) fn known(&self) -> Seen {
+    pub(super) fn model_data(&self) -> UserData {
         let own = self.client.tokens().session_id.clone();
         (self.todos.clone(), self.others.keys().cloned().chain([own]).collect())
     }
 
-    pub(super) async fn look(&self) -> Seen {
+    pub(super) async fn read_data(&self) -> UserData {
         let todos = self.client.list_all_todos(ListTodosRequest::default()).await;
         let sessions = self.client.list_sessions().await;
         let todos = todos.into_iter().map(|todo| (todo.id.clone(), todo));
         (todos.collect(), sessions.into_iter().map(|session| session.id).collect())
     }
 
-    /// Logs in, and out again.
+    /// Returns `true` if the login succeeds, and logs out again.
     pub(super) async fn can_log_in(&mut self, password: &str) -> bool {
         match self.client.logged_in(&self.name, password).await {
             Ok(session) => {
@@ -247,55 +248,56 @@ impl Worker {
                 self.revoked.push(session);
                 true
             }
-            Err(refused) => {
-                assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+            Err(rejected) => {
+                assert_eq!(rejected.code(), Code::Unauthenticated, "{rejected:?}");
                 false
             }
         }
     }
 
-    /// Makes a call that was done known. What it made is what was seen and fits.
-    pub(super) fn adopt(&mut self, call: Call, (todos, sessions): &Seen) {
+    /// Applies a call without a response, but with a visible outcome, to the model.
+    pub(super) fn apply(&mut self, call: Call, (todos, sessions): &UserData) {
         match call {
             Call::Create(sent) => {
                 let made = todos.values().find(|todo| todo.title == sent.title);
-                self.put(&sent, made.expect("nothing else was called").clone());
+                self.insert_todo(&sent, made.expect("the created todo").clone());
             }
             Call::Update(sent) => {
-                let made = todos.get(&sent.id).expect("nobody deleted it");
-                self.put(&sent, made.clone());
+                let made = todos.get(&sent.id).expect("the updated todo");
+                self.insert_todo(&sent, made.clone());
             }
             Call::Delete(id) => drop(self.todos.remove(&id)),
             Call::LogIn => {
-                let (_, known) = self.known();
+                let (_, known) = self.model_data();
                 self.others
                     .extend(sessions.difference(&known).map(|id| (id.clone(), None)).take(1));
             }
             Call::Refresh(_) => {}
-            Call::Revoke(id) => self.end(&id),
-            Call::LogOutOthers => self.end_others(),
+            Call::Revoke(id) => self.revoke(&id),
+            Call::LogOutOthers => self.revoke_others(),
             Call::ChangePassword(new) => {
                 self.password = new;
-                self.end_others();
+                self.revoke_others();
             }
         }
     }
 
-    /// A server that outlived its database does not know whether it ended a session, and
-    /// may take it for alive for the five seconds that it may take.
-    pub(super) async fn have_ended_by_now(&self, from: usize, channel: &Channel) {
-        for ended in &self.revoked[from..] {
-            let ended = ended.clone().with_channel(channel);
-            let noticed = async { while ended.is_session_active().await {} };
-            with_timeout("the end of a session is noticed", noticed).await;
+    /// Waits until revoked sessions are inactive. A server that survived the crash of its
+    /// database may have cached them as active for up to five seconds.
+    pub(super) async fn wait_until_revoked(&self, from: usize, channel: &Channel) {
+        for revoked_session in &self.revoked[from..] {
+            let revoked_session = revoked_session.clone().with_channel(channel);
+            let noticed = async { while revoked_session.is_session_active().await {} };
+            with_timeout("the revocation of a session", noticed).await;
         }
     }
 }
 
-/// The answer was lost, or says that the database was: the call may have been done.
-pub(super) fn is_unknown(status: &Status) -> bool {
+/// Returns `true` if the call may have been done: there was no response, or it reports an
+/// unavailable database.
+pub(super) fn is_outcome_unknown(status: &Status) -> bool {
     let details = status.get_error_details();
-    // Every answer of the service has a reason.
+    // Every response of the service has a reason.
     let reason = details.error_info().map(|info| &*info.reason);
     reason.is_none_or(|reason| ["DATABASE_UNAVAILABLE", "DEADLINE_EXCEEDED"].contains(&reason))
 }

@@ -1,8 +1,8 @@
-//! Trouble with the database: every call ends in time and says what it is.
+//! Outages of the database: every call fails in time and with the right error.
 
+mod probe;
 #[cfg(feature = "embedded")]
 mod standalone;
-mod trial;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use self::trial::{Ended, Trial, calls};
+use self::probe::{CallResult, OutageProbe, make_calls};
 use crate::support::{
     App, Client,
     app::config,
@@ -24,69 +24,69 @@ use crate::support::{
     wait::wait_until,
 };
 
-/// The deadline of a call that asks for none, and that of one that is in a hurry.
+/// The default deadline of a call, and a short one.
 const DEADLINE: Duration = Duration::from_secs(5);
-const HURRY: Duration = Duration::from_millis(300);
+const SHORT_DEADLINE: Duration = Duration::from_millis(300);
 
-/// How much later a call may end.
-const LATE: Duration = Duration::from_millis(50);
+/// How much later than its deadline a call may end.
+const TOLERANCE: Duration = Duration::from_millis(50);
 
-/// How long it may take until an outage is told, until a call is answered when it is over,
-/// and until as many are as before.
-const TOLD_AFTER: Duration = Duration::from_secs(2);
-const ANSWERED_AFTER: Duration = Duration::from_secs(1);
-const AT_FULL_RATE_AFTER: Duration = Duration::from_secs(3);
+/// The maximum time until readiness reports an outage, until the first call succeeds after
+/// the recovery, and until the rate recovers.
+const MAX_REPORT_DELAY: Duration = Duration::from_secs(2);
+const MAX_RECOVERY_DELAY: Duration = Duration::from_secs(1);
+const MAX_RATE_RECOVERY_DELAY: Duration = Duration::from_secs(3);
 
-/// The callers that measure a rate, each with a pause after each call, so that it depends
-/// less on what else the machine does. Half of what it was is as good as all of it.
+/// The callers that measure a rate. Each pauses after each call, so that the rate depends less
+/// on the load of the machine. Half of the previous rate counts as recovered.
 const CALLERS: usize = 8;
 const PAUSE: Duration = Duration::from_millis(20);
 const RATE_WINDOW: Duration = Duration::from_millis(500);
 
-/// An application that reaches its database by way of a proxy at this address.
-async fn behind_a_proxy(address: SocketAddr) -> (App, Proxy) {
+/// Starts a server that connects to its database through a proxy at this address.
+async fn start_behind_proxy(address: SocketAddr) -> (App, Proxy) {
     let database = TestDatabase::create().await;
     let proxy = Proxy::open(address, &database.options).await;
-    let way = proxy::options_via(address, &database.options);
-    (App::start_via(database, way, config()).await, proxy)
+    let options = proxy::options_via(address, &database.options);
+    (App::start_via(database, options, config()).await, proxy)
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_holds_no_call_and_is_used_again_when_it_goes_on() {
-    let (app, proxy) = behind_a_proxy(Proxy::reserve_address().await).await;
-    let mut trial = Trial::begin(app.address, &app.database.options).await;
+async fn a_hanging_database_fails_calls_in_time_and_the_pool_recovers() {
+    let (app, proxy) = start_behind_proxy(Proxy::reserve_address().await).await;
+    let mut probe = OutageProbe::start(app.address, &app.database.options).await;
     proxy.pause();
-    trial.holds_while_it_is_away().await;
+    probe.assert_unavailable_during_outage().await;
     proxy.resume();
-    trial.holds_when_it_is_back().await;
+    probe.assert_recovery().await;
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_is_used_again_when_it_is_back() {
+async fn the_pool_reconnects_after_an_outage() {
     let address = Proxy::reserve_address().await;
-    let (app, proxy) = behind_a_proxy(address).await;
-    let mut trial = Trial::begin(app.address, &app.database.options).await;
+    let (app, proxy) = start_behind_proxy(address).await;
+    let mut probe = OutageProbe::start(app.address, &app.database.options).await;
     drop(proxy);
-    trial.holds_while_it_is_away().await;
+    probe.assert_unavailable_during_outage().await;
     let _proxy = Proxy::open(address, &app.database.options).await;
-    trial.holds_when_it_is_back().await;
+    probe.assert_recovery().await;
 }
 
-/// Changes an application's database from beside it.
+/// Alters the database of a server, over a connection to another database.
 struct Admin {
     name: String,
     sql: PgConnection,
-    _beside: TestDatabase,
+    _other: TestDatabase,
 }
 
 impl Admin {
-    async fn of(app: &App) -> Self {
-        let beside = TestDatabase::create().await;
-        let name = app.database.options.get_database().expect("it has a name").to_owned();
-        Self { name, sql: beside.connect().await, _beside: beside }
+    async fn new(app: &App) -> Self {
+        let other = TestDatabase::create().await;
+        let name = app.database.options.get_database().expect("a database name").to_owned();
+        Self { name, sql: other.connect().await, _other: other }
     }
 
-    /// Changes the database for new connections, and ends those there are.
+    /// Alters the database for new connections, and terminates the existing ones.
     async fn alter(&mut self, change: &str) {
         let name = &self.name;
         let statement = format!(
@@ -94,35 +94,38 @@ impl Admin {
             select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
         );
         let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut self.sql).await;
-        done.expect("it works");
+        done.expect("altered");
     }
 }
 
 #[tokio::test]
-async fn a_database_that_takes_no_connections_is_unavailable_until_it_does() {
+async fn a_database_that_refuses_connections_is_unavailable_until_it_accepts_them() {
     let app = App::start().await;
-    let mut trial = Trial::begin(app.address, &app.database.options).await;
-    let mut admin = Admin::of(&app).await;
+    let mut probe = OutageProbe::start(app.address, &app.database.options).await;
+    let mut admin = Admin::new(&app).await;
     admin.alter("allow_connections false").await;
-    trial.holds_while_it_is_away().await;
-    for Ended { answer, .. } in calls(&trial.ana, &trial.todo).await {
-        assert_status(answer, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    probe.assert_unavailable_during_outage().await;
+    for CallResult { response, .. } in make_calls(&probe.ana, &probe.todo).await {
+        assert_status(response, Code::Unavailable, "DATABASE_UNAVAILABLE");
     }
     admin.alter("allow_connections true").await;
-    trial.ana.get_todo(&trial.todo.id).await;
-    trial.holds_when_it_is_back().await;
+    probe.ana.get_todo(&probe.todo.id).await;
+    probe.assert_recovery().await;
 }
 
-/// Where only writing is impossible, the rest goes on, and the service is ready.
-async fn assert_reads_only(app: &App, ana: &Client, todo: &Todo) {
-    let lag = SchedulingDelay::measure();
-    for Ended { kind, answer, took } in calls(ana, todo).await {
+/// Asserts that only writes fail, that other calls succeed, and that the service is ready.
+async fn assert_only_writes_fail(app: &App, ana: &Client, todo: &Todo) {
+    let scheduling_delay = SchedulingDelay::measure();
+    for CallResult { kind, response, elapsed } in make_calls(ana, todo).await {
         if kind.writes() {
-            assert_status(answer, Code::Unavailable, "DATABASE_UNAVAILABLE");
+            assert_status(response, Code::Unavailable, "DATABASE_UNAVAILABLE");
         } else {
-            answer.unwrap_or_else(|status| panic!("{kind:?}: {status:?}"));
+            response.unwrap_or_else(|status| panic!("{kind:?}: {status:?}"));
         }
-        assert!(took < DEADLINE + LATE + lag.per_call(), "{kind:?}: {took:?}");
+        assert!(
+            elapsed < DEADLINE + TOLERANCE + scheduling_delay.per_call(),
+            "{kind:?}: {elapsed:?}"
+        );
     }
     for service in ["", "liveness"] {
         assert_eq!(check_health(&app.channel, service).await, ServingStatus::Serving);
@@ -130,28 +133,28 @@ async fn assert_reads_only(app: &App, ana: &Client, todo: &Todo) {
 }
 
 #[tokio::test]
-async fn a_database_that_is_read_only_is_unavailable_for_writing() {
+async fn a_read_only_database_is_unavailable_for_writes() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("a").await;
-    let mut admin = Admin::of(&app).await;
+    let mut admin = Admin::new(&app).await;
     admin.alter("set default_transaction_read_only = on").await;
-    // The connections are gone, which the first calls and looks find out.
-    wait_until("a read is answered", async || ana.try_get_todo(&todo.id).await.is_ok()).await;
-    wait_until("it is ready", async || {
+    // The first calls and health checks notice that the connections are closed.
+    wait_until("a read succeeds", async || ana.try_get_todo(&todo.id).await.is_ok()).await;
+    wait_until("the service is ready", async || {
         check_health(&app.channel, "").await == ServingStatus::Serving
     })
     .await;
-    assert_reads_only(&app, &ana, &todo).await;
+    assert_only_writes_fail(&app, &ana, &todo).await;
     admin.alter("reset default_transaction_read_only").await;
-    wait_until("a write is answered", async || {
+    wait_until("a write succeeds", async || {
         ana.try_create_todo(Some(todo_titled("b"))).await.is_ok()
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_database_that_is_full_is_unavailable() {
+async fn a_full_database_is_unavailable_for_writes() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("a").await;
@@ -167,19 +170,19 @@ async fn a_database_that_is_full_is_unavailable() {
         );
         let mut sql = app.connect_database().await;
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect("created");
-        assert_reads_only(&app, &ana, &todo).await;
+        assert_only_writes_fail(&app, &ana, &todo).await;
     }
     app.execute("drop function refuse cascade").await;
-    for Ended { kind, answer, .. } in calls(&ana, &todo).await {
-        answer.unwrap_or_else(|status| panic!("{kind:?}: there is room again, but {status:?}"));
+    for CallResult { kind, response, .. } in make_calls(&ana, &todo).await {
+        response.unwrap_or_else(|status| panic!("{kind:?} after the recovery: {status:?}"));
     }
 }
 
 #[tokio::test]
-async fn the_database_itself_ends_what_takes_too_long() {
+async fn the_session_settings_limit_statements_locks_and_idle_transactions() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    // A trigger runs in the session of the server, and sees its settings.
+    // A trigger runs in the session of the server and reads its settings.
     let mut sql = app.connect_database().await;
     let record = "create table settings (setting text);
         create function record() returns trigger language plpgsql as $$ begin

@@ -1,4 +1,4 @@
-//! The attackers, on a thread of their own.
+//! The attackers, on their own thread.
 
 use std::{
     net::Ipv4Addr,
@@ -16,47 +16,47 @@ use tokio_util::sync::CancellationToken;
 use super::{Attack, Target, service::Service};
 use crate::support::{http2::OTHER_CLIENT_IP, priority};
 
-/// Those who attack, on a thread of their own, as somebody else. Elsewhere they have a
-/// machine of their own: here they take what the service and its caller leave.
+/// Attackers from other addresses, on their own thread. Real attackers have other machines, so
+/// these have the lowest priority.
 pub(super) struct Attackers {
     pub(super) stop: CancellationToken,
-    pub(super) done: Arc<AtomicU64>,
+    pub(super) steps: Arc<AtomicU64>,
     pub(super) thread: thread::JoinHandle<()>,
 }
 
 impl Attackers {
-    pub(super) fn begin(attack: Attack, service: &Service) -> Self {
-        let (stop, done) = <(CancellationToken, Arc<AtomicU64>)>::default();
-        let token = Arc::from(&*service.caller.tokens().access_token);
-        let (address, peer) = (service.address, OTHER_CLIENT_IP);
-        let target = Target { address, token, worker: 0, peer, done: done.clone() };
+    pub(super) fn start(attack: Attack, service: &Service) -> Self {
+        let (stop, steps) = <(CancellationToken, Arc<AtomicU64>)>::default();
+        let token = Arc::from(&*service.client.tokens().access_token);
+        let (address, client_ip) = (service.address, OTHER_CLIENT_IP);
+        let target = Target { address, token, worker: 0, client_ip, steps: steps.clone() };
         let until = stop.clone();
         let thread = thread::spawn(move || {
             priority::set_lowest();
             let runtime = runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 for worker in 0..attack.workers {
-                    let peer =
-                        Ipv4Addr::from_bits(OTHER_CLIENT_IP.to_bits() + worker % attack.peers);
-                    let target = Target { worker, peer, ..target.clone() };
-                    tokio::spawn(priority::yield_between_polls(again_and_again(attack, target)));
+                    let client_ip =
+                        Ipv4Addr::from_bits(OTHER_CLIENT_IP.to_bits() + worker % attack.addresses);
+                    let target = Target { worker, client_ip, ..target.clone() };
+                    tokio::spawn(priority::yield_between_polls(repeat(attack, target)));
                 }
                 until.cancelled().await;
             });
         });
-        Self { stop, done, thread }
+        Self { stop, steps, thread }
     }
 
-    pub(super) fn end(self) -> u64 {
+    pub(super) fn stop(self) -> u64 {
         self.stop.cancel();
         self.thread.join().expect("the attackers do not panic");
-        self.done.load(Ordering::Relaxed)
+        self.steps.load(Ordering::Relaxed)
     }
 }
 
-pub(super) async fn again_and_again(attack: Attack, target: Target) {
+pub(super) async fn repeat(attack: Attack, target: Target) {
     loop {
-        // The server may refuse anything.
+        // The server may reject any attack.
         let _ = (attack.work)(target.clone()).await;
         sleep(Duration::from_millis(100)).await;
     }

@@ -7,33 +7,33 @@ use tokio::io::AsyncWriteExt;
 use super::Target;
 use crate::support::http2::{self};
 
-/// Four times as many connections as one address may have, which are closed at once and come
-/// again: 7 000 a second from all together.
-pub(super) async fn connections_too_many(target: Target) -> io::Result<()> {
-    say(&target, http2::PREFACE).await
+/// Opens four times as many connections as one client may have, and reopens closed ones: 7,000
+/// a second in total.
+pub(super) async fn excess_connections(target: Target) -> io::Result<()> {
+    send_and_wait(&target, http2::PREFACE).await
 }
 
-/// Connections that say nothing, half of what they should, or nonsense.
+/// Opens connections that send nothing, an incomplete preface, or an invalid one.
 pub(super) async fn half_open_connections(target: Target) -> io::Result<()> {
-    let said = [&b""[..], &http2::PREFACE[..14], b"\x16\x03\x01\x02\x00\x01", http2::PREFACE];
-    say(&target, said[target.worker as usize % said.len()]).await
+    let bytes = [&b""[..], &http2::PREFACE[..14], b"\x16\x03\x01\x02\x00\x01", http2::PREFACE];
+    send_and_wait(&target, bytes[target.worker as usize % bytes.len()]).await
 }
 
-/// Half of a handshake of TLS: nothing, a little, or the most that may come before its end.
+/// Sends incomplete TLS handshakes: nothing, a few bytes, or the maximum before the end.
 pub(super) async fn half_open_handshakes(target: Target) -> io::Result<()> {
     let mut long = b"\x16\x03\x01\x40\x00\x01\x00\xff\xff".to_vec();
     long.resize(5 + 0x4000, 0);
     let more = [b"\x16\x03\x01\x40\x00".to_vec(), vec![0; 0x4000]].concat();
     let longest = [&long[..], &more, &more, &more[..more.len() - 100]].concat();
-    let said = [b"", &b"\x16\x03\x01\x02\x00\x01"[..], &long, &longest];
-    say(&target, said[target.worker as usize % said.len()]).await
+    let bytes = [b"", &b"\x16\x03\x01\x02\x00\x01"[..], &long, &longest];
+    send_and_wait(&target, bytes[target.worker as usize % bytes.len()]).await
 }
 
-/// Says this on a connection, and waits for its end.
-pub(super) async fn say(target: &Target, said: &[u8]) -> io::Result<()> {
-    let mut stream = http2::connect_from(target.address, target.peer).await?;
-    stream.write_all(said).await?;
-    target.done();
+/// Sends bytes on a new connection, and waits until the server closes it.
+pub(super) async fn send_and_wait(target: &Target, bytes: &[u8]) -> io::Result<()> {
+    let mut stream = http2::connect_from(target.address, target.client_ip).await?;
+    stream.write_all(bytes).await?;
+    target.count_step();
     let (mut read, _write) = stream.split();
     tokio::io::copy(&mut read, &mut tokio::io::sink()).await.map(drop)
 }

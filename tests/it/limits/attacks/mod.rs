@@ -1,5 +1,5 @@
-//! Attacks on the real binary with the settings that it has by default, and what they cost
-//! a caller who behaves.
+//! Attacks on the real binary with its default settings, and how they affect a well-behaved
+//! client.
 
 mod attackers;
 mod connections;
@@ -24,14 +24,14 @@ use fast_zero::proto::todo::v1::ListTodosRequest;
 
 use self::{
     attackers::Attackers,
-    connections::{connections_too_many, half_open_connections, half_open_handshakes},
-    frames::{empty_window_updates, pings, rapid_resets, resets_of_calls_under_way, settings},
+    connections::{excess_connections, half_open_connections, half_open_handshakes},
+    frames::{empty_window_updates, pings, rapid_resets, resets_of_calls_in_flight, settings},
     headers::{
-        calls_without_a_body, continuation_floods, half_a_header_list, header_lists_too_large,
-        hpack_bombs, large_header_lists, small_headers,
+        calls_without_a_body, continuation_floods, hpack_bombs, incomplete_header_lists,
+        large_header_lists, many_small_headers, oversized_header_lists,
     },
-    messages::{giant_messages, requests_almost_whole, slow_senders, truncated_messages},
-    readers::{readers_of_no_errors, readers_of_no_reflection, readers_of_nothing, slow_readers},
+    messages::{incomplete_requests, oversized_messages, slow_senders, truncated_messages},
+    readers::{slow_readers, unread_errors, unread_reflection, unread_responses},
     service::Service,
 };
 use crate::support::{
@@ -40,62 +40,63 @@ use crate::support::{
     raw_client::RawClient,
 };
 
-/// How much more memory the server may take than before, in KiB.
-const MAX_GROWTH: u64 = 32 * 1024;
+/// The maximum growth of the server's memory.
+const MAX_GROWTH_KIB: u64 = 32 * 1024;
 
-/// How often the caller who behaves calls.
-const CALL_EVERY: Duration = Duration::from_millis(5);
+/// The interval between the calls of the well-behaved client.
+const CALL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How much longer than without an attack the slowest calls may take.
+/// The maximum p99 latency, as a multiple of that without an attack.
 const MAX_SLOWDOWN: f64 = 2.0;
 
-/// The pause between the steps of an attack that goes on and on.
+/// The pause between the steps of an endless attack.
 const STEP: Duration = Duration::from_millis(10);
 
-/// A way to hurt the service.
+/// A kind of attack.
 #[derive(Clone, Copy)]
 struct Attack {
     name: &'static str,
-    /// How many do the same at once.
+    /// The number of concurrent attackers.
     workers: u32,
-    /// From how many addresses.
-    peers: u32,
+    /// The number of their addresses.
+    addresses: u32,
     has_tls: bool,
-    /// What each does, again and again.
+    /// The attack, which each attacker repeats.
     work: fn(Target) -> Work,
 }
 
 type Work = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
-/// What is attacked, and by whom.
+/// The attacked server, and the identity of an attacker.
 #[derive(Clone)]
 struct Target {
     address: SocketAddr,
-    /// An access token of a user whose list has a MiB.
+    /// An access token of a user with a list of 1 MiB.
     token: Arc<str>,
-    /// The number of the attacker, and where it is.
+    /// The number of the attacker.
     worker: u32,
-    peer: Ipv4Addr,
-    /// How often something was done.
-    done: Arc<AtomicU64>,
+    /// The address of the attacker.
+    client_ip: Ipv4Addr,
+    /// The number of completed steps.
+    steps: Arc<AtomicU64>,
 }
 
 macro_rules! attacks {
-    ($($name:ident: $workers:literal $(from $peers:literal)? $(over $tls:ident)?),+ $(,)?) => {
+    ($($name:ident: $workers:literal $(from $addresses:literal)? $(over $tls:ident)?),+ $(,)?) => {
         const ATTACKS: &[Attack] = &[$(Attack {
             name: stringify!($name),
             workers: $workers,
-            peers: 1 $(- 1 + $peers)?,
+            addresses: 1 $(- 1 + $addresses)?,
             has_tls: false $(|| { let $tls = true; $tls })?,
             work: |target| Box::pin($name(target)),
         }),+];
 
-        /// Each, for a moment.
+        /// One short test for each attack.
         mod briefly {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[ignore = "takes the whole machine: one at a time"]
             async fn $name() {
-                super::survive(stringify!($name), super::Size::BRIEF).await.expect("nobody notices");
+                super::run_attack(stringify!($name), super::Size::BRIEF).await.expect("within limits");
             })+
         }
     };
@@ -103,23 +104,23 @@ macro_rules! attacks {
 
 attacks! {
     rapid_resets: 4,
-    resets_of_calls_under_way: 4,
+    resets_of_calls_in_flight: 4,
     half_open_connections: 1000 from 4,
     half_open_handshakes: 250 over tls,
-    half_a_header_list: 250,
-    connections_too_many: 1000,
+    incomplete_header_lists: 250,
+    excess_connections: 1000,
     continuation_floods: 8,
     large_header_lists: 40,
-    small_headers: 40,
-    header_lists_too_large: 4,
+    many_small_headers: 40,
+    oversized_header_lists: 4,
     hpack_bombs: 8,
-    giant_messages: 8,
+    oversized_messages: 8,
     truncated_messages: 4,
-    requests_almost_whole: 8,
+    incomplete_requests: 8,
     slow_readers: 8,
-    readers_of_nothing: 8,
-    readers_of_no_errors: 32,
-    readers_of_no_reflection: 8,
+    unread_responses: 8,
+    unread_errors: 32,
+    unread_reflection: 8,
     slow_senders: 8,
     pings: 2,
     settings: 2,
@@ -129,23 +130,23 @@ attacks! {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes"]
-async fn nobody_else_notices() {
+async fn other_clients_are_unaffected() {
     let only = std::env::var("TEST_ATTACK").ok();
     let mut failures = Vec::new();
     for attack in ATTACKS {
         if only.as_ref().is_none_or(|only| attack.name.contains(&**only)) {
-            failures.extend(survive(attack.name, Size::FULL).await.err());
+            failures.extend(run_attack(attack.name, Size::FULL).await.err());
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
-/// How long it takes.
+/// The duration of a test.
 #[derive(Clone, Copy)]
 struct Size {
     rounds: usize,
     round: Duration,
-    /// Whether times are looked at.
+    /// Whether the latency is checked.
     is_timed: bool,
 }
 
@@ -155,48 +156,48 @@ impl Size {
         Self { rounds: 5, round: Duration::from_secs(2), is_timed: !cfg!(debug_assertions) };
 }
 
-async fn survive(name: &'static str, size: Size) -> Result<(), String> {
-    let attack = *ATTACKS.iter().find(|attack| attack.name == name).expect("it is in the list");
+async fn run_attack(name: &'static str, size: Size) -> Result<(), String> {
+    let attack = *ATTACKS.iter().find(|attack| attack.name == name).expect("a known attack");
     let service = Service::start(attack.has_tls).await;
     let before = service.server.memory_kib("VmRSS");
-    service.forget_peak();
+    service.reset_peak_memory();
     let (mut quiet, mut attacked) = (Duration::MAX, Duration::MAX);
-    let mut done = 0;
+    let mut steps = 0;
     for _ in 0..size.rounds {
         quiet = quiet.min(service.p99(size.round).await);
-        let attackers = Attackers::begin(attack, &service);
+        let attackers = Attackers::start(attack, &service);
         attacked = attacked.min(service.p99(size.round).await);
-        done += attackers.end();
+        steps += attackers.stop();
     }
     let growth = service.server.memory_kib("VmHWM").saturating_sub(before);
     let slowdown = attacked.as_secs_f64() / quiet.as_secs_f64();
-    let figures = format!(
+    let report = format!(
         "{name}: p99 {quiet:.2?}, attacked {attacked:.2?}, {slowdown:.1} times; memory {} MiB + \
-         {} MiB; done {done} times",
+         {} MiB; {steps} steps",
         before / 1024,
         growth.div_ceil(1024),
     );
-    println!("{figures}");
-    let least = if size.is_timed { attack.workers } else { 1 };
-    assert!(done >= u64::from(least), "{done} times is no attack");
-    service.recovers().await;
+    println!("{report}");
+    let min_steps = if size.is_timed { attack.workers } else { 1 };
+    assert!(steps >= u64::from(min_steps), "{steps} steps are no attack");
+    service.assert_recovered().await;
     let is_fast = !size.is_timed || slowdown <= MAX_SLOWDOWN;
-    if is_fast && growth <= MAX_GROWTH { Ok(()) } else { Err(figures) }
+    if is_fast && growth <= MAX_GROWTH_KIB { Ok(()) } else { Err(report) }
 }
 
 impl Target {
-    fn done(&self) {
-        self.done.fetch_add(1, Ordering::Relaxed);
+    fn count_step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
         priority::yield_cpu();
     }
 
     async fn sender(&self) -> io::Result<RawHttp2> {
-        RawHttp2::connect(self.address, self.peer).await
+        RawHttp2::connect(self.address, self.client_ip).await
     }
 
     async fn raw_client(&self, window: impl Into<Option<u32>>) -> io::Result<RawClient> {
-        let wire = RawClient::connect_from(self.peer, self.address, window).await?;
-        Ok(wire.with_metadata("authorization", format!("Bearer {}", self.token)))
+        let raw = RawClient::connect_from(self.client_ip, self.address, window).await?;
+        Ok(raw.with_metadata("authorization", format!("Bearer {}", self.token)))
     }
 
     fn call(&self, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
@@ -212,7 +213,7 @@ const LIST: &str = "/fastzero.todo.v1.TodoService/ListTodos";
 const CREATE: &str = "/fastzero.todo.v1.TodoService/CreateTodo";
 const STREAMS: usize = 128;
 
-/// The largest page of those for which several callers share a statement.
-fn all() -> ListTodosRequest {
+/// Returns a request for the largest page that is batched.
+fn largest_batchable_page() -> ListTodosRequest {
     ListTodosRequest { page_size: 100, ..ListTodosRequest::default() }
 }

@@ -9,7 +9,7 @@ use std::{
 use fast_zero::proto::todo::v1::Todo;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{CALL_EVERY, all};
+use super::{CALL_INTERVAL, largest_batchable_page};
 use crate::support::{
     Client,
     app::connect,
@@ -21,12 +21,12 @@ use crate::support::{
     wait::wait_until,
 };
 
-/// The real binary, and a caller of it who behaves.
+/// The real binary, and a well-behaved client.
 pub(super) struct Service {
     pub(super) server: Process,
     pub(super) address: SocketAddr,
     pub(super) metrics: SocketAddr,
-    pub(super) caller: Client,
+    pub(super) client: Client,
     pub(super) todo: Todo,
     pub(super) _database: TestDatabase,
     pub(super) _secret: Option<TlsSecret>,
@@ -52,48 +52,49 @@ impl Service {
         } else {
             connect(address).await
         };
-        let (caller, todo) = signed_up_elsewhere(&database).await;
-        let caller = caller.with_channel(&channel);
+        let (client, todo) = user_of_other_replica(&database).await;
+        let client = client.with_channel(&channel);
         let service =
-            Self { server, address, metrics, caller, todo, _database: database, _secret: secret };
-        service.caller.list_todos(all()).await;
-        // All that is done once is done.
+            Self { server, address, metrics, client, todo, _database: database, _secret: secret };
+        service.client.list_todos(largest_batchable_page()).await;
+        // Warm-up: the first calls open connections and fill caches.
         service.p99(Duration::from_millis(500)).await;
         service
     }
 
-    /// How long all but the slowest hundredth of the caller's calls take.
+    /// Returns the p99 latency of the client's calls.
     pub(super) async fn p99(&self, round: Duration) -> Duration {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut times = Vec::new();
-        let mut ticks = interval(CALL_EVERY);
+        let mut ticks = interval(CALL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while begun.elapsed() < round {
+        while started.elapsed() < round {
             ticks.tick().await;
             let called = Instant::now();
-            self.caller.get_todo(&self.todo.id).await;
+            self.client.get_todo(&self.todo.id).await;
             times.push(called.elapsed());
         }
         times.sort_unstable();
         times[(times.len() * 99).div_ceil(100) - 1]
     }
 
-    /// Begins to look for the peak anew.
-    pub(super) fn forget_peak(&self) {
+    /// Resets the peak of the server's memory.
+    pub(super) fn reset_peak_memory(&self) {
         let path = format!("/proc/{}/clear_refs", self.server.pid());
-        fs::write(path, "5").expect("it is allowed to who started it");
+        fs::write(path, "5").expect("the parent process may write it");
     }
 
-    /// Afterwards it works, nothing of the attack is left, and nothing went wrong.
-    pub(super) async fn recovers(&self) {
-        wait_until("only the caller is left", async || {
+    /// Asserts that the service works, has no calls or connections of the attack, and logged no
+    /// error.
+    pub(super) async fn assert_recovered(&self) {
+        wait_until("only the client is connected", async || {
             let scrape = Scrape::fetch(self.metrics).await;
             let gauge = |name| scrape.get(name);
             gauge("fastzero_calls_in_flight") == Some(0.0)
                 && gauge("fastzero_connections") == Some(1.0)
         })
         .await;
-        self.caller.list_todos(all()).await;
+        self.client.list_todos(largest_batchable_page()).await;
         let output = self.server.output();
         assert!(
             !output.contains("panicked") && !output.contains("\"level\":\"ERROR\""),
@@ -102,18 +103,18 @@ impl Service {
     }
 }
 
-/// A user whose list has a MiB, and one of their to-dos, by way of another replica: the memory of
-/// a hash stays for a while, and would hide that of an attack.
-pub(super) async fn signed_up_elsewhere(database: &TestDatabase) -> (Client, Todo) {
+/// Creates a user with a list of 1 MiB through another replica, because the memory of a hash is
+/// released late and would hide the growth by an attack. Returns the client and a todo.
+pub(super) async fn user_of_other_replica(database: &TestDatabase) -> (Client, Todo) {
     let replica = Binary::server(&database.url()).start();
     let address = replica.address().await.parse().expect("an address");
-    let caller = Client::new(connect(address).await).signed_up("ana").await;
-    let todo = caller.create_todo("a").await;
+    let client = Client::new(connect(address).await).signed_up("ana").await;
+    let todo = client.create_todo("a").await;
     let description = "x".repeat(10_000);
     for _ in 0..100 {
-        caller
+        client
             .create_todo_with(Todo { description: description.clone(), ..todo_titled("a") })
             .await;
     }
-    (caller, todo)
+    (client, todo)
 }

@@ -1,4 +1,4 @@
-//! Traces: taken over from the caller, logged and exported.
+//! Traces: propagated from the caller, logged and exported.
 
 mod export;
 mod spans;
@@ -19,8 +19,8 @@ const OTHER_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const SPAN: &str = "00f067aa0ba902b7";
 const GET_USER: &str = "fastzero.user.v1.UserService/GetUser";
 
-/// A server that exports to this collector, soon after each call.
-fn exporting(database: &TestDatabase, url: &str) -> Binary {
+/// Returns a server that exports to this collector soon after each call.
+fn binary_exporting_to(database: &TestDatabase, url: &str) -> Binary {
     Binary::server(&database.url())
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", url)
         .env("OTEL_BSP_SCHEDULE_DELAY", "50")
@@ -34,14 +34,14 @@ async fn client(server: &Process) -> Client {
     Client::new(channel(server).await)
 }
 
-/// The caller, in a span of this trace that it records, or does not.
-fn within(client: &Client, trace: &str, recorded: bool) -> Client {
-    let flags = u8::from(recorded);
+/// Returns the client with a remote parent in this trace, sampled or not.
+fn with_remote_parent(client: &Client, trace: &str, sampled: bool) -> Client {
+    let flags = u8::from(sampled);
     client.clone().with_metadata("traceparent", &format!("00-{trace}-{SPAN}-{flags:02x}"))
 }
 
 async fn get_me(client: &Client) {
-    client.users().get_user(GetUserRequest { id: "me".into() }).await.expect("answered");
+    client.users().get_user(GetUserRequest { id: "me".into() }).await.expect("a response");
 }
 
 fn of_kind(spans: &[Span], kind: SpanKind) -> Vec<&Span> {
@@ -52,16 +52,16 @@ fn status(span: &Span) -> StatusCode {
     span.status.as_ref().map_or(StatusCode::Unset, Status::code)
 }
 
-/// The id of the trace in a line of the log.
+/// Returns the trace ID in a line of the log.
 fn trace_id(line: &str) -> &str {
     let (_, rest) = line.split_once("\"trace_id\":\"").expect("the line has a trace");
-    let id = rest.split('"').next().expect("it is json_string");
+    let id = rest.split('"').next().expect("a JSON string");
     assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
     assert!(id == id.to_lowercase() && !id.bytes().all(|byte| byte == b'0'), "{id}");
     id
 }
 
-/// The line that the log has of a call.
+/// Returns the log line of a call.
 async fn call_line(server: &Process, request_id: &str) -> String {
     let line = server.wait_for_line(&format!("\"request_id\":\"{request_id}\"")).await;
     assert!(line.contains("\"message\":\"call\""), "{line}");

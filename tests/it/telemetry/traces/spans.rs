@@ -7,8 +7,8 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 
 use super::{
-    GET_USER, OTHER_TRACE, SPAN, TRACE, call_line, channel, client, exporting, get_me, of_kind,
-    status, trace_id, within,
+    GET_USER, OTHER_TRACE, SPAN, TRACE, binary_exporting_to, call_line, channel, client, get_me,
+    of_kind, status, trace_id, with_remote_parent,
 };
 use crate::support::{
     App, Client, PASSWORD,
@@ -20,13 +20,14 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn the_span_of_a_call_is_a_child_of_its_callers() {
+async fn the_span_of_a_call_is_a_child_of_the_callers_span() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
-    let server = exporting(&database, &collector.url()).start();
+    let server = binary_exporting_to(&database, &collector.url()).start();
     let ana = client(&server).await.signed_up("ana").await;
-    // The first call looks for the session.
+    // The first call looks up the session.
     get_me(&ana).await;
-    let calling = within(&ana, TRACE, true).with_metadata("tracestate", "vendor=opaque,other=1");
+    let calling =
+        with_remote_parent(&ana, TRACE, true).with_metadata("tracestate", "vendor=opaque,other=1");
     get_me(&calling.with_metadata("x-request-id", "me-1")).await;
 
     assert_eq!(trace_id(&call_line(&server, "me-1").await), TRACE);
@@ -55,30 +56,33 @@ async fn the_span_of_a_call_is_a_child_of_its_callers() {
 }
 
 #[tokio::test]
-async fn work_that_no_dropped_call_can_cut_belongs_to_its_call() {
+async fn the_spans_of_work_that_outlives_its_call_belong_to_the_call() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
-    let server = exporting(&database, &collector.url()).start();
+    let server = binary_exporting_to(&database, &collector.url()).start();
     let anonymous = client(&server).await;
     anonymous.create_user("ana").await;
-    within(&anonymous, TRACE, true).logged_in("ana", PASSWORD).await.expect("logged in");
+    with_remote_parent(&anonymous, TRACE, true)
+        .logged_in("ana", PASSWORD)
+        .await
+        .expect("logged in");
     let spans = collector.wait_for_spans(TRACE, 3).await;
     let [call] = of_kind(&spans, SpanKind::Server)[..] else { panic!("{spans:#?}") };
     let work = of_kind(&spans, SpanKind::Client);
-    assert_eq!(work.len(), 2, "the look-up and the new session: {spans:#?}");
+    assert_eq!(work.len(), 2, "the lookup and the new session: {spans:#?}");
     assert!(work.iter().all(|span| span.parent_span_id == call.span_id), "{spans:#?}");
 }
 
 #[tokio::test]
-async fn failures_of_the_server_are_told_from_those_of_callers() {
+async fn server_errors_are_distinguished_from_client_errors() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
-    let server = exporting(&database, &collector.url()).start();
+    let server = binary_exporting_to(&database, &collector.url()).start();
     let channel = channel(&server).await;
-    let anonymous = within(&Client::new(channel.clone()), TRACE, true);
-    let refused = anonymous.users().get_user(GetUserRequest { id: "me".into() }).await;
-    assert_status(refused, Code::Unauthenticated, "NOT_AUTHENTICATED");
-    let [refused] = &collector.wait_for_spans(TRACE, 1).await[..] else { panic!("more spans") };
-    assert_eq!((&*refused.name, status(refused)), (GET_USER, StatusCode::Unset));
-    assert_eq!(attributes(refused)["rpc.response.status_code"], "UNAUTHENTICATED");
+    let anonymous = with_remote_parent(&Client::new(channel.clone()), TRACE, true);
+    let rejected = anonymous.users().get_user(GetUserRequest { id: "me".into() }).await;
+    assert_status(rejected, Code::Unauthenticated, "NOT_AUTHENTICATED");
+    let [rejected] = &collector.wait_for_spans(TRACE, 1).await[..] else { panic!("more spans") };
+    assert_eq!((&*rejected.name, status(rejected)), (GET_USER, StatusCode::Unset));
+    assert_eq!(attributes(rejected)["rpc.response.status_code"], "UNAUTHENTICATED");
 
     let mut client = Grpc::new(channel);
     client.ready().await.expect("ready");
@@ -87,7 +91,7 @@ async fn failures_of_the_server_are_told_from_those_of_callers() {
     request.metadata_mut().insert("traceparent", parent);
     let codec = ProstCodec::<HealthCheckRequest, HealthCheckRequest>::default();
     let path = PathAndQuery::from_static("/any/path.that/does.not/Exist");
-    client.unary(request, path, codec).await.expect_err("there is none");
+    client.unary(request, path, codec).await.expect_err("an error");
     let [unknown] = &collector.wait_for_spans(OTHER_TRACE, 1).await[..] else {
         panic!("more spans")
     };
@@ -95,7 +99,7 @@ async fn failures_of_the_server_are_told_from_those_of_callers() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_is_told_as_that() {
+async fn a_cancelled_call_is_recorded_as_cancelled() {
     let collector = Collector::start().await;
     let endpoint = Some(collector.url().parse().expect("a URL"));
     let app = App::start_with(config_with(|config| {
@@ -105,11 +109,11 @@ async fn a_call_that_is_given_up_is_told_as_that() {
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("a").await;
     let mut lock = app.lock_todo(&todo.id).await;
-    let calling = within(&ana, TRACE, true);
+    let calling = with_remote_parent(&ana, TRACE, true);
     let call = tokio::spawn(async move { calling.try_delete_todo(&todo.id, "").await });
     lock.wait_until_blocked_by(1).await;
     call.abort();
-    // The stop exports what is left.
+    // The shutdown exports pending spans.
     app.shut_down();
     let spans = collector.wait_for_spans(TRACE, 2).await;
     let [call] = of_kind(&spans, SpanKind::Server)[..] else { panic!("{spans:#?}") };
@@ -120,22 +124,22 @@ async fn a_call_that_is_given_up_is_told_as_that() {
 }
 
 #[tokio::test]
-async fn what_the_caller_does_not_record_is_not_exported() {
+async fn calls_that_the_caller_does_not_sample_are_not_exported() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
-    let server = exporting(&database, &collector.url()).start();
+    let server = binary_exporting_to(&database, &collector.url()).start();
     let ana = client(&server).await.signed_up("ana").await;
-    get_me(&within(&ana, TRACE, false).with_metadata("x-request-id", "me-1")).await;
+    get_me(&with_remote_parent(&ana, TRACE, false).with_metadata("x-request-id", "me-1")).await;
     assert_eq!(trace_id(&call_line(&server, "me-1").await), TRACE);
     // Spans are exported in the order in which they end.
-    get_me(&within(&ana, OTHER_TRACE, true)).await;
+    get_me(&with_remote_parent(&ana, OTHER_TRACE, true)).await;
     collector.wait_for_spans(OTHER_TRACE, 2).await;
     assert_eq!(collector.spans(TRACE), []);
 }
 
 #[tokio::test]
-async fn probes_are_exported_only_where_their_caller_records_them() {
+async fn probes_are_exported_only_if_the_caller_samples_them() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
-    let server = exporting(&database, &collector.url()).start();
+    let server = binary_exporting_to(&database, &collector.url()).start();
     let channel = channel(&server).await;
     let check = async |parent: Option<String>| {
         let mut request = Request::new(HealthCheckRequest::default());
@@ -143,7 +147,7 @@ async fn probes_are_exported_only_where_their_caller_records_them() {
             let parent = parent.parse().expect("metadata");
             request.metadata_mut().insert("traceparent", parent);
         }
-        HealthClient::new(channel.clone()).check(request).await.expect("answered");
+        HealthClient::new(channel.clone()).check(request).await.expect("a response");
     };
     check(None).await;
     check(Some(format!("00-{OTHER_TRACE}-{SPAN}-00"))).await;
@@ -154,24 +158,28 @@ async fn probes_are_exported_only_where_their_caller_records_them() {
 }
 
 #[tokio::test]
-async fn each_call_has_a_trace_in_the_log_and_the_same_in_the_export() {
+async fn the_log_and_the_export_have_the_same_trace_id() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
     for exports in [true, false] {
         let url = if exports { collector.url() } else { String::new() };
-        let server = exporting(&database, &url).start();
+        let server = binary_exporting_to(&database, &url).start();
         let name = if exports { "ana" } else { "bob" };
         let ana = client(&server).await.signed_up(name).await;
-        let bad = format!("00-{TRACE}-{SPAN}-0");
-        let twice = within(&ana, TRACE, true);
+        let invalid = format!("00-{TRACE}-{SPAN}-0");
+        let twice = with_remote_parent(&ana, TRACE, true);
         get_me(&ana.clone().with_metadata("x-request-id", "none")).await;
         get_me(
-            &ana.clone().with_metadata("traceparent", &bad).with_metadata("x-request-id", "bad"),
+            &ana.clone()
+                .with_metadata("traceparent", &invalid)
+                .with_metadata("x-request-id", "invalid"),
         )
         .await;
-        get_me(&within(&twice, TRACE, true).with_metadata("x-request-id", "twice")).await;
-        get_me(&within(&ana, TRACE, false).with_metadata("x-request-id", "good")).await;
+        get_me(&with_remote_parent(&twice, TRACE, true).with_metadata("x-request-id", "twice"))
+            .await;
+        get_me(&with_remote_parent(&ana, TRACE, false).with_metadata("x-request-id", "valid"))
+            .await;
         let mut ids = Vec::new();
-        for request_id in ["none", "bad", "twice", "good"] {
+        for request_id in ["none", "invalid", "twice", "valid"] {
             ids.push(trace_id(&call_line(&server, request_id).await).to_owned());
         }
         assert_eq!(ids.pop().as_deref(), Some(TRACE));
@@ -188,27 +196,27 @@ async fn each_call_has_a_trace_in_the_log_and_the_same_in_the_export() {
 }
 
 #[tokio::test]
-async fn the_log_for_people_has_the_trace_too() {
+async fn the_pretty_log_has_the_trace_id() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).env("LOG_FORMAT", "pretty").start();
     let line = server.wait_for_line("serving address=").await;
     let address = line.rsplit('=').next().and_then(|address| address.trim().parse().ok());
     let anonymous = Client::new(connect(address.expect("an address")).await);
-    within(&anonymous, TRACE, false).create_user("ana").await;
+    with_remote_parent(&anonymous, TRACE, false).create_user("ana").await;
     server.wait_for_line(&format!("trace_id={TRACE}")).await;
 }
 
 #[tokio::test]
 async fn no_secret_is_exported() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
-    let server = exporting(&database, &collector.url()).start();
+    let server = binary_exporting_to(&database, &collector.url()).start();
     let anonymous = client(&server).await;
     let ana = anonymous.signed_up("ana").await;
     let wrong = anonymous.try_log_in("ana@example.com", "not the password").await;
     assert_unauthenticated(wrong, "INCORRECT_CREDENTIALS");
     let tokens = ana.refresh(&ana.tokens().refresh_token).await;
     ana.create_todo("a title").await;
-    get_me(&within(&ana, TRACE, true)).await;
+    get_me(&with_remote_parent(&ana, TRACE, true)).await;
     collector.wait_for_spans(TRACE, 2).await;
     let exported = format!("{:?}", collector.received());
     for there in ["CreateUser", "Login", "RefreshToken", "CreateTodo", &ana.user_id()] {
@@ -234,7 +242,7 @@ async fn no_secret_is_exported() {
 }
 
 #[tokio::test]
-async fn spans_say_which_service_they_come_from() {
+async fn spans_name_their_service() {
     let (database, collector) = (TestDatabase::create().await, Collector::start().await);
     for (trace, variable, value, name) in [
         (TRACE, "OTEL_SERVICE_NAME", "", "fast-zero"),
@@ -242,14 +250,16 @@ async fn spans_say_which_service_they_come_from() {
         ("1", "OTEL_RESOURCE_ATTRIBUTES", "service.name=tasks,team=blue", "tasks"),
     ] {
         let trace = format!("{trace:0>32}");
-        let server = exporting(&database, &collector.url()).env(variable, value).start();
-        let anonymous = within(&client(&server).await, &trace, true);
-        let refused = anonymous.try_log_in("nobody", PASSWORD).await;
-        assert_unauthenticated(refused, "INCORRECT_CREDENTIALS");
+        let server = binary_exporting_to(&database, &collector.url()).env(variable, value).start();
+        let anonymous = with_remote_parent(&client(&server).await, &trace, true);
+        let rejected = anonymous.try_log_in("stranger", PASSWORD).await;
+        assert_unauthenticated(rejected, "INCORRECT_CREDENTIALS");
         collector.wait_for_spans(&trace, 1).await;
         let received = collector.received();
-        let (resource, _) =
-            received.iter().find(|(_, span)| hex(&span.trace_id) == trace).expect("it is there");
+        let (resource, _) = received
+            .iter()
+            .find(|(_, span)| hex(&span.trace_id) == trace)
+            .expect("an existing entry");
         assert_eq!(resource["service.name"], name);
         assert_eq!(resource["service.version"], env!("CARGO_PKG_VERSION"));
         assert_eq!(resource.get("team").is_some(), name == "tasks");

@@ -17,11 +17,11 @@ fn ids(todos: &[Todo]) -> Vec<&str> {
     todos.iter().map(|todo| &*todo.id).collect()
 }
 
-/// Adds to-dos by SQL, all with the same time of change.
+/// Inserts todos by SQL, all with the same update time.
 async fn insert(app: &App, owner: &Client, titles: Vec<String>, description: &str) {
     let owner = Uuid::parse_str(&owner.user_id()).expect("an id");
     let ids: Vec<_> = titles.iter().map(|_| Uuid::now_v7()).collect();
-    // For these titles, lower case is as good as case folding.
+    // For these titles, lowercase equals case folding.
     let folded: Vec<_> = titles.iter().map(|title| title.to_lowercase()).collect();
     let insert = sqlx::query(
         "insert into todos (owner_id, id, title, title_folded, description, description_folded,
@@ -33,7 +33,7 @@ async fn insert(app: &App, owner: &Client, titles: Vec<String>, description: &st
     insert.execute(&mut app.connect_database().await).await.expect("inserted");
 }
 
-/// To-dos whose titles and times of change are often the same.
+/// Inserts todos with many equal titles and update times.
 async fn insert_alike(app: &App, owner: &Client) {
     let titles = ["a", "A", "b", "a", "É", "é", "b", "A", "a", "C", "b", "c", "É", "a", "c"];
     insert(app, owner, titles.map(str::to_owned).to_vec(), "").await;

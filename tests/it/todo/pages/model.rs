@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use super::{ORDERS, ids};
 use crate::support::{App, Client, time::to_system_time, todos::todo_titled};
 
-/// A list that a caller may ask for.
+/// Generates a valid request for a list.
 fn any_list() -> impl Strategy<Value = ListTodosRequest> {
     let needle = || select(vec!["", "a", "B", "ab", "É", "é a", "%", "_", " "]);
     let states = subsequence(vec![1, 2, 3, 4, 5], 0..=5);
@@ -28,8 +28,8 @@ fn any_list() -> impl Strategy<Value = ListTodosRequest> {
     )
 }
 
-/// What a list must hold, by the contract. For these texts, lower case is as good as
-/// case folding.
+/// Returns the expected list according to the API. For these texts, lowercase equals case
+/// folding.
 fn model(todos: &[Todo], request: &ListTodosRequest) -> Vec<String> {
     let contains = |text: &str, part: &str| text.to_lowercase().contains(&part.to_lowercase());
     let fits = |todo: &&Todo| {
@@ -38,7 +38,7 @@ fn model(todos: &[Todo], request: &ListTodosRequest) -> Vec<String> {
             && (request.states.is_empty() || request.states.contains(&todo.state))
     };
     let mut todos: Vec<_> = todos.iter().filter(fits).collect();
-    let (key, falling) = match request.order_by.split_once(' ') {
+    let (key, descending) = match request.order_by.split_once(' ') {
         Some((key, _)) => (key, true),
         None => (&*request.order_by, false),
     };
@@ -48,7 +48,7 @@ fn model(todos: &[Todo], request: &ListTodosRequest) -> Vec<String> {
         "update_time" => todos.sort_by_key(|todo| (to_system_time(todo.update_time), id(todo))),
         _ => todos.sort_by_key(|todo| (todo.title.to_lowercase(), todo.title.clone(), id(todo))),
     }
-    if falling {
+    if descending {
         todos.reverse();
     }
     let skip = usize::try_from(request.skip).expect("not negative");
@@ -72,7 +72,7 @@ async fn insert_any(ana: &Client) -> Vec<Todo> {
 }
 
 #[test]
-fn any_list_is_what_the_contract_says() {
+fn any_list_matches_the_model() {
     let runtime = Runtime::new().expect("a runtime");
     let (_app, ana, todos) = runtime.block_on(async {
         let app = App::start().await;

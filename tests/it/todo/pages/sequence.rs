@@ -8,7 +8,7 @@ use super::{ORDERS, ids, insert, insert_alike};
 use crate::support::{App, Client, todos::titles};
 
 #[tokio::test]
-async fn skip_leaves_out_further_todos_before_a_page() {
+async fn skip_omits_todos_before_a_page() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     insert(&app, &ana, (0..8).map(|n| n.to_string()).collect(), "").await;
@@ -30,7 +30,7 @@ async fn skip_leaves_out_further_todos_before_a_page() {
 }
 
 #[tokio::test]
-async fn pages_of_any_size_and_order_make_up_the_whole_list() {
+async fn pages_of_any_size_and_order_form_the_whole_list() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     insert_alike(&app, &ana).await;
@@ -68,26 +68,26 @@ async fn the_size_may_change_from_page_to_page() {
     }
 }
 
-/// The ids of the to-dos that stay, each as often as it was found.
-fn staying(todos: &[Todo]) -> Vec<&str> {
-    let mut staying: Vec<_> =
+/// Returns the ids of the remaining todos, each as often as it was listed.
+fn remaining(todos: &[Todo]) -> Vec<&str> {
+    let mut remaining: Vec<_> =
         todos.iter().filter(|todo| todo.title.ends_with("stays")).map(|todo| &*todo.id).collect();
-    staying.sort_unstable();
-    staying
+    remaining.sort_unstable();
+    remaining
 }
 
-async fn insert_staying_and_passing(app: &App, owner: &Client) {
+async fn insert_remaining_and_temporary(app: &App, owner: &Client) {
     let titles = (0..10).flat_map(|n| [format!("{n} stays"), format!("{n} passes")]);
     insert(app, owner, titles.collect(), "").await;
 }
 
 #[tokio::test]
-async fn what_stays_is_found_once_though_others_go_behind_each_page_and_come_anew() {
+async fn remaining_todos_are_listed_once_if_others_are_deleted_and_created_behind_each_page() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for order_by in ORDERS {
         app.execute("delete from todos").await;
-        insert_staying_and_passing(&app, &ana).await;
+        insert_remaining_and_temporary(&app, &ana).await;
         let whole = ana.list_all_todos(ListTodosRequest::default()).await;
         let order_by = order_by.to_owned();
         let mut request = ListTodosRequest { order_by, page_size: 2, ..<_>::default() };
@@ -95,28 +95,28 @@ async fn what_stays_is_found_once_though_others_go_behind_each_page_and_come_ane
         loop {
             let page = ana.list_todos(request.clone()).await;
             request.page_token = page.next_page_token;
-            for passing in page.todos.iter().filter(|todo| todo.title.ends_with("passes")) {
-                ana.try_delete_todo(&passing.id, "").await.expect("deleted");
+            for temporary in page.todos.iter().filter(|todo| todo.title.ends_with("passes")) {
+                ana.try_delete_todo(&temporary.id, "").await.expect("deleted");
             }
             found.extend(page.todos);
             if request.page_token.is_empty() {
                 break;
             }
-            // Before and after the place, but not without end.
+            // Todos before and after the cursor, but a limited number.
             if found.len() < 30 {
                 ana.create_todo("! passes").await;
                 ana.create_todo("~ passes").await;
             }
         }
-        assert_eq!(staying(&found), staying(&whole), "{}", request.order_by);
+        assert_eq!(remaining(&found), remaining(&whole), "{}", request.order_by);
     }
 }
 
 #[tokio::test]
-async fn what_stays_is_found_once_while_others_come_and_go() {
+async fn remaining_todos_are_listed_once_during_creations_and_deletions() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    insert_staying_and_passing(&app, &ana).await;
+    insert_remaining_and_temporary(&app, &ana).await;
     let whole = ana.list_all_todos(ListTodosRequest::default()).await;
     let done = AtomicBool::new(false);
     let walk = async {
@@ -124,18 +124,18 @@ async fn what_stays_is_found_once_while_others_come_and_go() {
             let order_by = order_by.to_owned();
             let request = ListTodosRequest { order_by, page_size: 2, ..<_>::default() };
             let found = ana.list_all_todos(request.clone()).await;
-            assert_eq!(staying(&found), staying(&whole), "{}", request.order_by);
+            assert_eq!(remaining(&found), remaining(&whole), "{}", request.order_by);
         }
         done.store(true, Ordering::Relaxed);
     };
-    let churn = async {
-        let mut churned = 0;
+    let create_and_delete = async {
+        let mut deleted_count = 0;
         while !done.load(Ordering::Relaxed) {
-            let passing = ana.create_todo(&format!("{} passes", churned % 30)).await;
-            ana.try_delete_todo(&passing.id, "").await.expect("deleted");
-            churned += 1;
+            let temporary = ana.create_todo(&format!("{} passes", deleted_count % 30)).await;
+            ana.try_delete_todo(&temporary.id, "").await.expect("deleted");
+            deleted_count += 1;
         }
-        assert!(churned > 0);
+        assert!(deleted_count > 0);
     };
-    tokio::join!(walk, churn);
+    tokio::join!(walk, create_and_delete);
 }

@@ -27,16 +27,16 @@ async fn a_page_has_100_todos_unless_it_asks_for_up_to_1000() {
 }
 
 #[tokio::test]
-async fn size_and_skip_are_not_negative() {
+async fn negative_sizes_and_skips_are_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    for (page_size, skip, bad) in [
+    for (page_size, skip, invalid) in [
         (-1, 0, &["page_size"][..]),
         (0, -1, &["skip"]),
         (i32::MIN, i32::MIN, &["page_size", "skip"]),
     ] {
         let request = ListTodosRequest { page_size, skip, ..<_>::default() };
-        assert_invalid(ana.try_list_todos(request).await, bad);
+        assert_invalid(ana.try_list_todos(request).await, invalid);
     }
 }
 
@@ -47,7 +47,7 @@ fn widest_title(n: u32) -> String {
 }
 
 #[tokio::test]
-async fn a_thousand_todos_come_in_pages_below_1_mib_whatever_their_size() {
+async fn a_thousand_todos_are_listed_in_pages_below_1_mib_whatever_their_size() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for description in ["🦀".repeat(10_000), "a".repeat(500), "a".repeat(240), String::new()] {
@@ -71,7 +71,7 @@ async fn a_thousand_todos_come_in_pages_below_1_mib_whatever_their_size() {
 }
 
 #[tokio::test]
-async fn a_todo_of_full_size_can_be_added_and_listed_among_small_ones() {
+async fn a_todo_of_maximum_size_can_be_created_and_listed_among_small_ones() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let full = Todo { description: "🦀".repeat(10_000), ..todo_titled(&widest_title(0)) };

@@ -9,7 +9,7 @@ use super::insert_alike;
 use crate::support::{App, assert::assert_invalid};
 
 #[tokio::test]
-async fn a_page_token_is_good_only_for_what_it_was_made_for() {
+async fn a_page_token_is_valid_only_for_its_list() {
     let app = App::start().await;
     let (ana, bob) = (app.signed_up("ana").await, app.signed_up("bob").await);
     for caller in [&ana, &bob] {
@@ -49,12 +49,12 @@ async fn a_page_token_is_good_only_for_what_it_was_made_for() {
         of(|request| request.page_size = 0),
         of(|request| request.skip = 1),
     ] {
-        ana.try_list_todos(same).await.expect("it is what the token was made for");
+        ana.try_list_todos(same).await.expect("the list of the token");
     }
 }
 
 #[tokio::test]
-async fn a_page_token_that_was_not_made_here_is_refused() {
+async fn a_forged_page_token_is_rejected() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     app.create_user("bob").await;
@@ -62,31 +62,31 @@ async fn a_page_token_that_was_not_made_here_is_refused() {
     let of_users = ListUsersRequest { page_size: 1, ..<_>::default() };
     let of_users = ana.users().list_users(of_users).await.expect("listed").into_inner();
     let page = ana.list_todos(ListTodosRequest { page_size: 1, ..<_>::default() }).await;
-    let good = page.next_page_token;
-    let turned: String = good.chars().rev().collect();
+    let valid = page.next_page_token;
+    let turned: String = valid.chars().rev().collect();
     let other_case: String =
-        good.chars().map(|c| if c.is_lowercase() { c.to_ascii_uppercase() } else { c }).collect();
-    for bad in [
+        valid.chars().map(|c| if c.is_lowercase() { c.to_ascii_uppercase() } else { c }).collect();
+    for invalid in [
         "x",
         "garbage!",
         "0",
         "🦀",
         "\0",
         " ",
-        &good[1..],
-        &good[..good.len() - 1],
-        &good[..10],
-        &format!("{good}A"),
-        &format!("{good}="),
-        &format!("{good} "),
-        &good.repeat(2),
+        &valid[1..],
+        &valid[..valid.len() - 1],
+        &valid[..10],
+        &format!("{valid}A"),
+        &format!("{valid}="),
+        &format!("{valid} "),
+        &valid.repeat(2),
         &turned,
         &other_case,
-        &"A".repeat(good.len()),
+        &"A".repeat(valid.len()),
         &"A".repeat(10_000),
         &of_users.next_page_token,
     ] {
-        let request = ListTodosRequest { page_token: bad.to_owned(), ..<_>::default() };
+        let request = ListTodosRequest { page_token: invalid.to_owned(), ..<_>::default() };
         assert_invalid(ana.try_list_todos(request).await, &["page_token"]);
     }
 }
