@@ -88,22 +88,20 @@ impl Caller {
         let call = self.call(name, target, prepare(client));
         let wait = if by_deadline { 10_000_000 } else { micros };
         let response = timeout(Duration::from_micros(wait), call).await;
-        let counters = &state.stats[method];
-        let count = match &response {
-            Ok(Ok(())) => &counters.succeeded,
-            Ok(Err(rejected)) if by_deadline && is_deadline_exceeded(rejected) => {
-                &counters.cancelled
-            }
+        let counts = &state.counts[method];
+        let counter = match &response {
+            Ok(Ok(())) => &counts.succeeded,
+            Ok(Err(rejected)) if by_deadline && is_deadline_exceeded(rejected) => &counts.cancelled,
             Ok(Err(rejected)) => {
                 assert!(allowed_errors.contains(&rejected.code()), "{name}: {rejected:?}");
-                &counters.rejected
+                &counts.rejected
             }
             Err(_) => {
                 assert!(!by_deadline, "{name}: the server exceeded the deadline");
-                &counters.cancelled
+                &counts.cancelled
             }
         };
-        count.fetch_add(1, Ordering::Relaxed);
+        counter.fetch_add(1, Ordering::Relaxed);
         if let Some((target, action)) = target {
             let succeeded = matches!(response, Ok(Ok(())));
             state.called.lock().expect("no panic").push((target, action, succeeded));

@@ -24,7 +24,7 @@ pub(super) struct SharedState {
     /// The targets of calls, and whether the call succeeded.
     pub(super) called: Mutex<Vec<(TargetRow, Action, bool)>>,
     /// Statistics by method.
-    pub(super) stats: [MethodStats; METHODS.len()],
+    pub(super) counts: [MethodStats; METHODS.len()],
 }
 
 #[derive(Default)]
@@ -100,7 +100,7 @@ impl SharedState {
             iter::repeat_with(TargetRow::new).take(calls * 4 / 17 * 5 / 4 + 200).collect();
         insert(app, &targets).await;
         let (targets, called) = (Mutex::new(targets), Mutex::default());
-        Self { address: app.address, targets, called, stats: <_>::default() }
+        Self { address: app.address, targets, called, counts: <_>::default() }
     }
 
     pub(super) fn target(&self) -> TargetRow {
@@ -110,16 +110,16 @@ impl SharedState {
 
     pub(super) fn print_stats(&self) {
         let sum = |counter: fn(&MethodStats) -> &AtomicUsize| -> usize {
-            self.stats.iter().map(|stats| counter(stats).load(Ordering::Relaxed)).sum()
+            self.counts.iter().map(|counts| counter(counts).load(Ordering::Relaxed)).sum()
         };
-        for ((method, _), stats) in METHODS.iter().zip(&self.stats) {
-            let MethodStats { succeeded, rejected, cancelled } = stats;
+        for ((method, _), counts) in METHODS.iter().zip(&self.counts) {
+            let MethodStats { succeeded, rejected, cancelled } = counts;
             println!(
                 "{method}: {succeeded:?} succeeded, {rejected:?} failed, {cancelled:?} cancelled"
             );
         }
-        let succeeded = sum(|stats| &stats.succeeded);
-        let cancelled = sum(|stats| &stats.cancelled);
+        let succeeded = sum(|counts| &counts.succeeded);
+        let cancelled = sum(|counts| &counts.cancelled);
         println!("all: {succeeded} succeeded, {cancelled} cancelled");
         assert!(succeeded > 0 && cancelled > 0, "no call succeeded, or none was cancelled");
     }
