@@ -13,7 +13,7 @@ use tokio::time::sleep;
 /// How long a client may take to read a response: at least this, at most twice this. Then its
 /// connection drains: otherwise a few slow readers would hold all memory.
 ///
-/// Test: `a_response_may_take_one_to_two_timeouts_to_be_read`.
+/// Test: `a_connection_that_is_stuck_ends_after_its_other_calls`.
 pub(super) const RESPONSE_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Detects operations that outlive a period. It counts their starts in two alternating epochs,
