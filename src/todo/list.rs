@@ -31,16 +31,24 @@ use crate::{
 const MAX_PAGE_BYTES: i64 = 1_000_000;
 
 /// The size of a todo besides its texts, in bytes: ID, times, etag, state and tags, rounded up.
+///
+/// Test: `a_thousand_todos_come_in_pages_below_1_mib_whatever_their_size`.
 const TODO_OVERHEAD_BYTES: i32 = 160;
 
 /// The size of the largest todo, in bytes: 200 and 10,000 characters of four bytes.
+///
+/// Test: `lists_at_once_share_statements_and_each_gets_its_own_page`.
 const MAX_TODO_BYTES: i64 = 4 * (200 + 10_000) + TODO_OVERHEAD_BYTES as i64;
 
 /// The largest page that never exceeds [`MAX_PAGE_BYTES`]. Its statement measures nothing.
+///
+/// Test: `lists_at_once_share_statements_and_each_gets_its_own_page`.
 const MAX_UNMEASURED_PAGE_SIZE: i64 = MAX_PAGE_BYTES / MAX_TODO_BYTES;
 
 /// The largest page that shares a statement with others: none takes much longer than the others,
 /// which wait for it.
+///
+/// Test: `pages_of_more_than_a_hundred_todos_share_no_statement`.
 const MAX_BATCHABLE_PAGE_SIZE: i64 = 100;
 
 /// A page of todos.
