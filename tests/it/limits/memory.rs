@@ -82,17 +82,27 @@ async fn requests_that_are_almost_whole_leave_room_for_others() {
 async fn metadata_take_memory_as_messages_do() {
     let app = App::start_with(config()).await;
     let ana = app.signed_up("ana").await;
-    for (length, all_come) in [(15, true), (15_000, false)] {
+    for (entries, length, calls_per_connection, all_come) in [
+        (1, 15, 80, true),
+        // What each call takes besides.
+        (1, 15, 120, false),
+        (1, 15_000, 80, false),
+        // What each entry takes besides.
+        (400, 1, 50, false),
+    ] {
         let mut calls = JoinSet::new();
         for _ in 0..3 {
-            let wire = other_peer(&app, &ana).await.with_metadata("a", "x".repeat(length));
-            for _ in 0..80 {
+            let mut wire = other_peer(&app, &ana).await;
+            for _ in 0..entries {
+                wire = wire.with_metadata("a", "x".repeat(length));
+            }
+            for _ in 0..calls_per_connection {
                 let mut wire = wire.clone();
                 calls.spawn(async move { wire.send(GET, unfinished_body("")).await });
             }
         }
         if all_come {
-            app.wait_until_in_flight(240).await;
+            app.wait_until_in_flight(3 * calls_per_connection).await;
         } else {
             let refused = with_timeout("a refusal", calls.join_next()).await.expect("one");
             assert_overloaded(
@@ -102,4 +112,23 @@ async fn metadata_take_memory_as_messages_do() {
         calls.shutdown().await;
         app.wait_until_in_flight(0).await;
     }
+}
+
+#[tokio::test]
+async fn reflection_streams_take_memory_for_what_they_buffer() {
+    let app = App::start().await;
+    let wire = app.raw_client().await;
+    let mut open = Vec::new();
+    let refused = loop {
+        let mut wire = wire.clone();
+        let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+        let stream = wire.send(path, unfinished_body("")).await.expect("an answer");
+        if stream.headers().contains_key("grpc-status") {
+            break read_rpc_result(stream).await;
+        }
+        open.push(stream);
+    };
+    assert_overloaded(refused);
+    // A client may have 64 streams that take less.
+    assert!((1..64).contains(&open.len()), "{} streams", open.len());
 }
