@@ -1,6 +1,9 @@
 //! The port for metrics and probes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use tokio::{io::AsyncReadExt, net::TcpStream};
@@ -254,7 +257,9 @@ async fn who_says_nothing_takes_no_place_for_long() {
         silent.push(TcpStream::connect(address).await.expect("connected"));
     }
     // Waits for a place.
+    let begun = Instant::now();
     assert_eq!(app.http_get("/healthz").await.status, 200);
+    assert!(begun.elapsed() > Duration::from_secs(3), "{:?}", begun.elapsed());
     for mut stream in silent {
         let mut said = Vec::new();
         // Closed, whether or not with a word on it.
