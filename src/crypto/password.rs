@@ -20,17 +20,25 @@ use crate::types::{
 };
 
 /// The length of a password, in characters.
+///
+/// Test: `every_bad_field_of_a_change_is_named_at_once_and_nothing_changes`.
 const PASSWORD_LEN: std::ops::RangeInclusive<usize> = 8..=128;
 
 /// The number of passwords that may wait for each hashing thread. One hash takes about
 /// 25 ms, so the last password in the queue waits less than 500 ms, or 2 s if all CPUs are
 /// busy.
+///
+/// Test: `passwords_beyond_the_queue_are_rejected`.
 const QUEUE_LEN_PER_THREAD: usize = 16;
 
 /// The maximum memory of a stored hash, in KiB: a row that an attacker tampered with must
 /// not exhaust the service.
+///
+/// Test: `a_hash_that_was_tampered_with_does_not_take_the_server_down`.
 const MAX_STORED_MEMORY_KIB: u32 = 256 * 1024;
 /// The maximum number of passes of a stored hash, for the same reason.
+///
+/// Test: `a_hash_that_was_tampered_with_does_not_take_the_server_down`.
 const MAX_STORED_PASSES: u32 = 16;
 
 /// The minimum capacity of a hashing buffer, in blocks of 1 KiB. Only blocks that a hash
@@ -386,4 +394,23 @@ fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).expect("the system gives random bytes");
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_beyond_the_queue_are_rejected() {
+        let pool = HashingPool::new(2, default_params());
+        let mut slots = Vec::new();
+        let rejected = loop {
+            match pool.try_enqueue() {
+                Ok(slot) => slots.push(slot),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(rejected, HashingError::QueueFull), "{rejected}");
+        assert_eq!(slots.len(), 2 * (1 + 16));
+    }
 }
