@@ -38,18 +38,38 @@ use crate::{
 pub(crate) use self::values::connect_addr;
 
 /// The largest lifetime of an access token, in minutes: a year.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_ACCESS_TOKEN_MINUTES: i64 = 365 * 24 * 60;
+
 /// The largest lifetime of a session, in days: ten years.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_REFRESH_TOKEN_DAYS: i64 = 3_650;
-/// Well above the cores of a machine.
+
+/// The most hashing threads: well above the cores of a machine.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_HASHING_THREADS: i64 = 1_024;
-/// Well above what one PostgreSQL serves well.
+
+/// The most connections to the database: well above what one PostgreSQL serves well.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_DATABASE_CONNECTIONS: i64 = 1_000;
-/// More than the ports of one address.
+
+/// The most open connections: more than the ports of one address.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_CONNECTIONS: i64 = 100_000;
-/// A day.
+
+/// The longest lifetime of a connection, in seconds: a day.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_CONNECTION_SECONDS: i64 = 86_400;
-/// An hour.
+
+/// The longest wait at startup or shutdown, in seconds: an hour.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_WAIT_SECONDS: i64 = 3_600;
 
 /// All settings of the server.
@@ -431,5 +451,39 @@ impl LifecycleConfig {
     /// Returns how long calls in flight may take after that.
     pub(crate) fn shutdown_grace(&self) -> Duration {
         Duration::from_secs(self.shutdown_grace_seconds.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        _config: Config,
+    }
+
+    #[test]
+    fn settings_are_rejected_above_their_maximum() {
+        for (flag, max) in [
+            ("--access-token-expire-minutes", 525_600),
+            ("--refresh-token-expire-days", 3_650),
+            ("--hashing-threads", 1_024),
+            ("--database-max-connections", 1_000),
+            ("--max-connections", 100_000),
+            ("--max-connections-per-peer", 100_000),
+            ("--connection-idle-seconds", 86_400),
+            ("--connection-max-age-seconds", 86_400),
+            ("--database-wait-seconds", 3_600),
+            ("--shutdown-delay-seconds", 3_600),
+            ("--shutdown-grace-seconds", 3_600),
+        ] {
+            let parse = |value: u32| Arguments::try_parse_from(["test", flag, &value.to_string()]);
+            assert!(parse(max).is_ok(), "{flag} {max}");
+            assert!(parse(max + 1).is_err(), "{flag} above {max}");
+        }
     }
 }

@@ -58,6 +58,15 @@ async fn the_healthcheck_finds_the_server_that_the_settings_describe() {
 }
 
 #[tokio::test]
+async fn the_healthcheck_of_a_silent_server_ends_after_a_second() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("an address").to_string();
+    let begun = Instant::now();
+    assert_eq!(healthcheck(&address, "").await, Some(3));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn it_waits_for_its_database_and_is_not_serving_until_then() {
     let database = TestDatabase::create().await;
     let way = Proxy::reserve_address().await;
