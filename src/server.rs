@@ -60,6 +60,8 @@ const READINESS_SERVICES: [&str; 4] = [
 
 /// How long a shutdown waits for connections without calls to acknowledge GOAWAY. A client that
 /// never sent anything, or is gone, does not delay it for longer.
+///
+/// Test: `connections_without_a_call_do_not_hold_the_stop`.
 const GOAWAY_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// The pause before the startup is repeated because the connection to the database was lost.

@@ -70,6 +70,8 @@ impl Username {
 
 /// The maximum length of an email address, in characters (RFC 5321, section 4.5.3.1.3,
 /// without the angle brackets).
+///
+/// Test: `every_bad_field_of_a_sign_up_is_named_at_once`.
 pub const MAX_EMAIL_LENGTH: usize = 254;
 
 /// A plain email address (RFC 5321, with the international characters of RFC 6531).

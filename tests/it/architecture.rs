@@ -160,7 +160,8 @@ impl Source {
     }
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
+/// Returns the Rust files of a folder and its subfolders.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("read").path());
     let files = entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] });
     files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
@@ -383,29 +384,6 @@ fn the_source_tree_is_small_at_each_place() {
         let lines = fs::read_to_string(&file).expect("a source file").lines().count();
         assert!(lines <= MAX_LINES, "{} has {lines} lines", file.display());
     }
-}
-
-/// Each limit names a test that fails without it, and that test is there.
-#[test]
-fn limits_name_their_tests() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let tests: String = ["src", "tests/it", "crates"]
-        .iter()
-        .flat_map(|folder| files(&root.join(folder)))
-        .map(|file| fs::read_to_string(file).expect("a source file"))
-        .collect();
-    let mut faults = Vec::new();
-    for file in files(&root.join("src")) {
-        let text = fs::read_to_string(&file).expect("a source file");
-        for line in text.lines() {
-            let Some(name) = line.trim().strip_prefix("/// Test: `") else { continue };
-            let name = name.trim_end_matches(['`', '.']);
-            if !tests.contains(&format!("fn {name}(")) {
-                faults.push(format!("{}: {name}", file.display()));
-            }
-        }
-    }
-    assert!(faults.is_empty(), "{faults:#?}");
 }
 
 #[test]
