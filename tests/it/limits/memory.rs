@@ -80,29 +80,30 @@ async fn requests_that_are_almost_whole_leave_room_for_others() {
 
 #[tokio::test]
 async fn metadata_take_memory_as_messages_do() {
+    const CALLS_PER_CONNECTION: u32 = 80;
     let app = App::start_with(config()).await;
     let ana = app.signed_up("ana").await;
-    for (entries, length, calls_per_connection, all_come) in [
-        (1, 15, 80, true),
+    for (connections, entries, length, all_come) in [
+        (3, 1, 15, true),
         // What each call takes besides.
-        (1, 15, 120, false),
-        (1, 15_000, 80, false),
+        (5, 1, 15, false),
+        (3, 1, 15_000, false),
         // What each entry takes besides.
-        (400, 1, 50, false),
+        (2, 400, 1, false),
     ] {
         let mut calls = JoinSet::new();
-        for _ in 0..3 {
+        for _ in 0..connections {
             let mut wire = other_peer(&app, &ana).await;
             for _ in 0..entries {
                 wire = wire.with_metadata("a", "x".repeat(length));
             }
-            for _ in 0..calls_per_connection {
+            for _ in 0..CALLS_PER_CONNECTION {
                 let mut wire = wire.clone();
                 calls.spawn(async move { wire.send(GET, unfinished_body("")).await });
             }
         }
         if all_come {
-            app.wait_until_in_flight(3 * calls_per_connection).await;
+            app.wait_until_in_flight(connections * CALLS_PER_CONNECTION).await;
         } else {
             let refused = with_timeout("a refusal", calls.join_next()).await.expect("one");
             assert_overloaded(
