@@ -19,7 +19,7 @@ use crate::{
         service::{AuthParts, AuthService},
     },
     config::{Config, ConfigError},
-    crypto::{keys::Keyring, password::HashingPool},
+    crypto::{hashing::HashingPool, keys::Keyring},
     database::{Database, HealthCheck, connect, migrate},
     limits::{
         MAX_CALL_TIMEOUT, MAX_REQUEST_BYTES, MAX_SYSTEM_REQUEST_BYTES,
@@ -60,6 +60,8 @@ const READINESS_SERVICES: [&str; 4] = [
 
 /// How long a shutdown waits for connections without calls to acknowledge GOAWAY. A client that
 /// never sent anything, or is gone, does not delay it for longer.
+///
+/// Test: `idle_connections_do_not_delay_the_shutdown`.
 const GOAWAY_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// The pause before the startup is repeated because the connection to the database was lost.

@@ -1,8 +1,8 @@
 //! Authentication: sessions, their tokens, passwords, and brute-force protection.
 //!
 //! A login opens a session. Its access token (a JWT) authenticates calls for minutes; its
-//! refresh token gets the next pair, once. [`sessions`] owns what is known of sessions, in the
-//! database and in the cache.
+//! refresh token gets the next pair, once. [`sessions`] owns the sessions, in the database and in
+//! the cache.
 
 pub(crate) mod authenticator;
 pub(crate) mod login_throttle;
@@ -21,7 +21,7 @@ use crate::types::{
 
 pub(crate) use self::token::{AccessTokens, RefreshTokens};
 
-/// The most active sessions of a user. A login beyond ends the oldest.
+/// The maximum number of active sessions of a user. A login beyond ends the oldest.
 ///
 /// Test: `a_login_beyond_a_hundred_active_sessions_revokes_the_oldest`.
 pub(crate) const MAX_SESSIONS: i64 = 100;

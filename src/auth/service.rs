@@ -15,9 +15,9 @@ use super::{
     token::{AccessTokens, RefreshToken, RefreshTokens},
 };
 use crate::{
-    crypto::password::{
-        CandidatePassword, HashingPool, HashingThread, NewPassword, PasswordCheck, PasswordHash,
-        QueueSlot,
+    crypto::{
+        hashing::{HashingPool, HashingThread, PasswordCheck, QueueSlot},
+        password::{CandidatePassword, NewPassword, PasswordHash},
     },
     database::{Database, run_to_completion},
     rpc::{

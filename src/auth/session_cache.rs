@@ -25,11 +25,13 @@ use crate::{
 /// How long a cached session counts as active without another lookup. A revocation on another
 /// replica takes effect within this time.
 ///
-/// Test: `a_session_needs_one_lookup_per_ttl`.
+/// Test: `another_replica_rejects_a_revoked_session_within_five_seconds`.
 pub(crate) const SESSION_CACHE_TTL: Duration = Duration::from_secs(5);
 
 /// Users with cached sessions. One takes about 300 bytes with a single session, and 2 KiB with
 /// the most sessions, so 20 MiB at most.
+///
+/// Test: `the_cached_users_are_bounded`.
 const MAX_USERS: usize = 10_000;
 
 /// Cached sessions of one user: more are rarely in use within the same few seconds.
@@ -266,6 +268,15 @@ mod tests {
         let failing = async || Err(Error::DeadlineExceeded);
         assert!(sessions.is_active(caller, failing).await.is_err());
         assert!(sessions.is_active(caller, async || active()).await.expect("active"));
+    }
+
+    #[tokio::test]
+    async fn the_cached_users_are_bounded() {
+        let sessions = cache();
+        for _ in 0..2 * MAX_USERS {
+            assert!(sessions.is_active(caller(), async || active()).await.expect("active"));
+        }
+        assert!(sessions.len() <= MAX_USERS, "{}", sessions.len());
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The one owner of sessions: the rows in the database, the cache, and the watches of open
-//! streams. Each method that ends sessions also invalidates what is known of them, and writes
-//! to the audit trail, whether or not the call still waits.
+//! streams. Each method that ends sessions also invalidates them in the cache, and writes to
+//! the audit trail, whether or not the call still waits.
 
 use std::{
     collections::HashMap,
@@ -40,6 +40,8 @@ use crate::{
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long the check of the watched sessions may take.
+///
+/// Test: `a_check_of_sessions_that_hangs_is_repeated`.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The sessions of all users.
@@ -66,7 +68,13 @@ impl Sessions {
     ) -> Self {
         let watches = Arc::<Watches>::default();
         let stop = CancellationToken::new();
-        let checks = watches.clone().check_until_dropped(store.clone());
+        let checks = watches.clone().check_until_dropped({
+            let store = store.clone();
+            move |callers: Vec<_>| {
+                let store = store.clone();
+                async move { store.session_expiries(&callers).await }
+            }
+        });
         tokio::spawn(stop.clone().run_until_cancelled_owned(checks));
         Self(Arc::new(Inner {
             store,
@@ -269,8 +277,12 @@ impl Watches {
     }
 
     /// Checks the watched sessions every [`WATCH_INTERVAL`], and at once when asked to. Without
-    /// watches, it sends no statement.
-    async fn check_until_dropped(self: Arc<Self>, store: Arc<AuthStore>) {
+    /// watches, it looks up nothing. `lookup` returns the time when each session expires, or
+    /// `None` if it does not exist.
+    async fn check_until_dropped<F>(self: Arc<Self>, lookup: impl Fn(Vec<Caller>) -> F)
+    where
+        F: Future<Output = Result<Vec<Option<OffsetDateTime>>, Error>>,
+    {
         loop {
             tokio::select! {
                 () = sleep(WATCH_INTERVAL) => {}
@@ -280,7 +292,7 @@ impl Watches {
             if callers.is_empty() {
                 continue;
             }
-            match timeout(WATCH_TIMEOUT, store.session_expiries(&callers)).await {
+            match timeout(WATCH_TIMEOUT, lookup(callers.clone())).await {
                 Ok(Ok(expiries)) => self.end_expired(&callers, &expiries),
                 // The streams stay open: an unavailable database ends no session.
                 Ok(Err(error)) => {
@@ -301,5 +313,41 @@ impl Watches {
                 ended.cancel();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::pending,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_check_of_sessions_that_hangs_is_repeated() {
+        let watches = Arc::<Watches>::default();
+        let caller = Caller { user_id: UserId::generate(), session_id: SessionId::generate() };
+        let watch = watches.add(caller);
+        let lookups = AtomicUsize::new(0);
+        let lookup = |callers: Vec<Caller>| {
+            let hangs = lookups.fetch_add(1, Ordering::Relaxed) == 0;
+            async move {
+                if hangs {
+                    pending::<()>().await;
+                }
+                Ok(vec![None; callers.len()])
+            }
+        };
+        let started = Instant::now();
+        let ended = timeout(Duration::from_mins(1), watch.ended());
+        tokio::select! {
+            () = watches.check_until_dropped(lookup) => {}
+            ended = ended => ended.expect("the second check ends the session"),
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     }
 }

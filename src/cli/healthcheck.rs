@@ -22,6 +22,8 @@ use crate::{
 
 /// How long the connection, and then the response, may take: the default of
 /// `grpc_health_probe`.
+///
+/// Test: `the_healthcheck_of_a_silent_server_ends_after_a_second`.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The arguments of the subcommand.

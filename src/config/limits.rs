@@ -7,13 +7,24 @@ use clap::Args;
 use super::values::{default_hashing_threads, default_max_connections};
 use crate::transport::{accept::ConnectionLimits, connection::Lifetime};
 
-/// Well above the cores of a machine.
+/// The maximum number of hashing threads: well above the cores of a machine.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_HASHING_THREADS: i64 = 1_024;
-/// Well above what one PostgreSQL serves well.
+
+/// The maximum number of connections to the database: well above what one PostgreSQL serves well.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_DATABASE_CONNECTIONS: i64 = 1_000;
-/// More than the ports of one address.
+
+/// The maximum number of open connections: more than the ports of one address.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_CONNECTIONS: i64 = 100_000;
-/// A day.
+
+/// The longest lifetime of a connection, in seconds: a day.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_CONNECTION_SECONDS: i64 = 86_400;
 
 /// The limits of the server.

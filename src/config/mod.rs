@@ -7,6 +7,7 @@
 pub(crate) mod dotenv;
 mod limits;
 mod secrets;
+mod tls;
 mod values;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -16,7 +17,6 @@ use http::Uri;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
-use tokio_rustls::rustls::ClientConfig;
 use tracing_subscriber::filter::Targets;
 
 use self::{
@@ -24,19 +24,27 @@ use self::{
     values::{parse_address, parse_network, parse_otlp_endpoint, secret},
 };
 use crate::{
-    crypto::{keys::Keyring, password},
+    crypto::{hashing, keys::Keyring},
     telemetry::log::LogFormat,
-    transport::tls::{IdentityFiles, PemFile, ReloadingTls, TlsFileError, TlsFiles},
+    transport::tls::TlsFileError,
 };
 
-pub use self::limits::LimitConfig;
 pub(crate) use self::values::connect_addr;
+pub use self::{limits::LimitConfig, tls::TlsConfig};
 
 /// The largest lifetime of an access token, in minutes: a year.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_ACCESS_TOKEN_MINUTES: i64 = 365 * 24 * 60;
+
 /// The largest lifetime of a session, in days: ten years.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_REFRESH_TOKEN_DAYS: i64 = 3_650;
-/// An hour.
+
+/// The longest wait at startup or shutdown, in seconds: an hour.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_WAIT_SECONDS: i64 = 3_600;
 
 /// All settings of the server.
@@ -88,24 +96,6 @@ pub struct ListenConfig {
     /// Proxies whose x-forwarded-for is trusted: networks, 10.0.0.0/8,fd00::/8 [default: none]
     #[arg(long, env, value_delimiter = ',', value_parser = parse_network)]
     pub trusted_proxies: Vec<IpNet>,
-}
-
-/// The certificates of the server.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "TLS")]
-#[expect(clippy::struct_field_names, reason = "the fields are named like the settings")]
-pub struct TlsConfig {
-    /// Certificate chain of the server, in PEM [default: none, plaintext]
-    #[arg(long, env)]
-    pub tls_cert_file: Option<PathBuf>,
-
-    /// Private key of the certificate, in PEM
-    #[arg(long, env)]
-    pub tls_key_file: Option<PathBuf>,
-
-    /// CA bundle of client certificates, in PEM: requires one of each client (mTLS) [default: none]
-    #[arg(long, env)]
-    pub tls_client_ca_file: Option<PathBuf>,
 }
 
 /// The database.
@@ -169,8 +159,8 @@ pub struct TokenConfig {
     #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=MAX_REFRESH_TOKEN_DAYS))]
     pub refresh_token_expire_days: u32,
 
-    /// The argon2 parameters. No setting, which could be below the floor.
-    #[arg(skip = password::default_params())]
+    /// The argon2 parameters. No setting, which could be below OWASP's minimum.
+    #[arg(skip = hashing::default_params())]
     pub argon2_params: argon2::Params,
 }
 
@@ -182,7 +172,7 @@ pub struct LifecycleConfig {
     #[arg(long, env, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub migrate_on_start: bool,
 
-    /// How long a shutdown keeps serving while health is NOT_SERVING, in seconds, until load balancers have seen it
+    /// How long a shutdown serves on while health is NOT_SERVING, in seconds, until load balancers have seen it
     #[arg(long, env, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=MAX_WAIT_SECONDS))]
     pub shutdown_delay_seconds: u32,
 
@@ -292,51 +282,6 @@ impl TokenConfig {
     }
 }
 
-impl TlsConfig {
-    /// Loads the certificates of the server; `None` for plaintext.
-    pub(crate) fn load(&self) -> Result<Option<ReloadingTls>, ConfigError> {
-        Ok(self.files()?.map(ReloadingTls::load).transpose()?)
-    }
-
-    /// Returns the configuration of a client of this server, which presents a certificate of its
-    /// own (its file and that of its key), or else the server's.
-    pub(crate) fn client_config(
-        &self,
-        identity: Option<(PathBuf, PathBuf)>,
-    ) -> Result<Option<ClientConfig>, ConfigError> {
-        let identity = identity.map(|(certificate, key)| IdentityFiles {
-            certificate: PemFile { setting: "--cert", path: certificate },
-            key: PemFile { setting: "--key", path: key },
-        });
-        let files = self.files()?;
-        if files.is_none() && identity.is_some() {
-            return Err(ConfigError::requires("TLS_CERT_FILE", "--cert"));
-        }
-        Ok(files.map(|files| files.client_config(identity.as_ref())).transpose()?)
-    }
-
-    fn files(&self) -> Result<Option<TlsFiles>, ConfigError> {
-        let file = |setting, path: &Option<PathBuf>| {
-            let path = path.clone().filter(|path| !path.as_os_str().is_empty())?;
-            Some(PemFile { setting, path })
-        };
-        let certificate = file("TLS_CERT_FILE", &self.tls_cert_file);
-        let key = file("TLS_KEY_FILE", &self.tls_key_file);
-        let client_ca = file("TLS_CLIENT_CA_FILE", &self.tls_client_ca_file);
-        match (certificate, key, client_ca) {
-            (Some(certificate), Some(key), client_ca) => {
-                Ok(Some(TlsFiles { server: IdentityFiles { certificate, key }, client_ca }))
-            }
-            (None, None, None) => Ok(None),
-            (Some(_), None, _) => Err(ConfigError::requires("TLS_KEY_FILE", "TLS_CERT_FILE")),
-            (None, Some(_), _) => Err(ConfigError::requires("TLS_CERT_FILE", "TLS_KEY_FILE")),
-            (None, None, Some(_)) => {
-                Err(ConfigError::requires("TLS_CERT_FILE", "TLS_CLIENT_CA_FILE"))
-            }
-        }
-    }
-}
-
 impl ListenConfig {
     /// Returns the address of the admin server, if there is to be one.
     pub(crate) fn checked_metrics_addr(&self) -> Result<Option<SocketAddr>, ConfigError> {
@@ -364,5 +309,39 @@ impl LifecycleConfig {
     /// Returns how long calls in flight may take after that.
     pub(crate) fn shutdown_grace(&self) -> Duration {
         Duration::from_secs(self.shutdown_grace_seconds.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        _config: Config,
+    }
+
+    #[test]
+    fn settings_are_rejected_above_their_maximum() {
+        for (flag, max) in [
+            ("--access-token-expire-minutes", 525_600),
+            ("--refresh-token-expire-days", 3_650),
+            ("--hashing-threads", 1_024),
+            ("--database-max-connections", 1_000),
+            ("--max-connections", 100_000),
+            ("--max-connections-per-peer", 100_000),
+            ("--connection-idle-seconds", 86_400),
+            ("--connection-max-age-seconds", 86_400),
+            ("--database-wait-seconds", 3_600),
+            ("--shutdown-delay-seconds", 3_600),
+            ("--shutdown-grace-seconds", 3_600),
+        ] {
+            let parse = |value: u32| Arguments::try_parse_from(["test", flag, &value.to_string()]);
+            assert!(parse(max).is_ok(), "{flag} {max}");
+            assert!(parse(max + 1).is_err(), "{flag} above {max}");
+        }
     }
 }

@@ -16,13 +16,19 @@ use super::Database;
 use crate::{rpc::error::Error, telemetry::traces::TraceContext};
 
 /// Statements of one kind in progress: one runs while the results of the other are delivered.
+///
+/// Test: `concurrent_calls_are_batched_and_each_gets_its_own_response`.
 const MAX_CONCURRENT_BATCHES: usize = 2;
 
 /// Queries in one statement. Larger batches delay their first query and save hardly anything.
+///
+/// Test: `concurrent_calls_are_batched_and_each_gets_its_own_response`.
 const MAX_BATCH_LEN: usize = 32;
 
 /// Queries in the queue. Further calls wait with theirs: a queued query stays in memory even if
 /// its call is dropped.
+///
+/// Test: `dropped_calls_leave_a_bounded_number_of_queries`.
 const MAX_QUEUED: usize = MAX_CONCURRENT_BATCHES * MAX_BATCH_LEN;
 
 /// A kind of query that can run alone or in a batch.
@@ -252,4 +258,43 @@ async fn run_single<Q: BatchQuery>(
     input: &Q::Input,
 ) -> Result<Q::Output, Error> {
     database.run(async |connection| Q::run_one(connection, input).await).await
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::PgConnectOptions;
+
+    use super::*;
+
+    /// A query that never gets a permit.
+    #[derive(Debug)]
+    struct TestQuery;
+
+    impl BatchQuery for TestQuery {
+        type Input = ();
+        type Output = ();
+
+        async fn run_one(_: &mut PgConnection, (): &()) -> Result<(), Error> {
+            unreachable!("there is no database")
+        }
+
+        async fn run_batch(_: &mut PgConnection, _: &[()]) -> Result<Vec<Option<()>>, Error> {
+            unreachable!("there is no database")
+        }
+    }
+
+    #[tokio::test]
+    async fn dropped_calls_leave_a_bounded_number_of_queries() {
+        let database = Database::new(PgConnectOptions::new_without_pgpass(), 1);
+        let database = database.expect("a pool without connections");
+        let batcher = QueryBatcher::<TestQuery>::new(database, true, Duration::MAX);
+        let queue = batcher.queue.as_ref().expect("batching is enabled");
+        let _busy = queue.permits.acquire_many(2).await.expect("the permits of both batches");
+        for _ in 0..1_000 {
+            let call = timeout(Duration::ZERO, batcher.run(()));
+            assert!(call.await.is_err(), "the call is dropped while it waits");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(queue.jobs.max_capacity() - queue.jobs.capacity(), 64);
+    }
 }

@@ -12,10 +12,17 @@ use crate::{
 };
 
 /// How long opening a connection may take.
+///
+/// Test: `an_attempt_to_connect_takes_at_most_two_seconds`.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The pause after the first failed attempt. It doubles up to [`MAX_BACKOFF`].
 const INITIAL_BACKOFF: Duration = Duration::from_millis(50);
+
+/// The longest pause between two attempts: how long a database may be available before the
+/// startup uses it.
+///
+/// Test: `attempts_to_connect_are_at_most_two_seconds_apart`.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
 /// Parses the URL of a database. `postgres://` and `postgresql://` are equal, and a driver as in
@@ -111,6 +118,31 @@ async fn check_encoding(connection: &mut PgConnection) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Returns how long it takes to give up on a database.
+    async fn time_to_give_up(options: PgConnectOptions, max_wait: Duration) -> Duration {
+        let started = Instant::now();
+        let connected = connect_with_retry(&options, max_wait).await;
+        assert!(matches!(connected, Err(Error::DatabaseUnavailable(_))), "{connected:?}");
+        started.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_to_connect_takes_at_most_two_seconds() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = silent.local_addr().expect("a bound port").port();
+        let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(port);
+        let took = time_to_give_up(options, Duration::ZERO).await;
+        assert!((2.0..2.5).contains(&took.as_secs_f64()), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_to_connect_are_at_most_two_seconds_apart() {
+        let options = PgConnectOptions::new_without_pgpass().socket("/nonexistent");
+        // The last attempt is at most one pause before the end.
+        let took = time_to_give_up(options, Duration::from_mins(1)).await;
+        assert!((58.0..=60.0).contains(&took.as_secs_f64()), "{took:?}");
+    }
 
     #[test]
     fn urls_of_all_dialects_are_parsed() {

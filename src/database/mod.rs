@@ -32,9 +32,13 @@ use crate::{
 
 /// How long a call waits for a connection: a fraction of the call timeout, so that the error
 /// still reaches the client.
+///
+/// Test: `a_call_waits_for_a_connection_for_a_part_of_its_deadline`.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the statement of a dropped call may take before its connection is closed.
+///
+/// Test: `a_cancelled_call_holds_its_connection_for_five_seconds_at_most`.
 const CANCELLED_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The settings of each session. The timeouts are longer than any call, so that they end only
@@ -43,6 +47,8 @@ const CANCELLED_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// All statements are prepared and use generic plans: planning a list at each call would cost
 /// more than running it.
+///
+/// Test: `the_session_settings_limit_statements_locks_and_idle_transactions`.
 const SESSION_SETTINGS: &str = "set statement_timeout = '10s'; \
                                 set lock_timeout = '5s'; \
                                 set idle_in_transaction_session_timeout = '10s'; \

@@ -12,26 +12,40 @@ use super::client_quota::{ClientLimits, ClientQuota};
 
 /// How long a call waits for a permit: a fraction of any deadline, so that a client whose call
 /// is shed can try another replica.
+///
+/// Test: `calls_beyond_the_limit_are_shed_but_health_calls_are_not`.
 const QUEUE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Memory for each call permit, in KiB: the request, a response that is not large, the
 /// overhead of the call, and calls that wait.
+///
+/// Test: `incomplete_requests_leave_memory_for_others`.
 const MEMORY_PER_CALL_KIB: usize = 48;
 
 /// The smallest memory budget, in KiB: a dozen of the largest requests.
+///
+/// Test: `calls_without_a_body_hold_no_permit`.
 const MIN_MEMORY_KIB: usize = 12 * 1024;
 
 /// Large responses that are being produced or sent at once, each up to 1 MiB.
+///
+/// Test: `large_responses_are_limited_in_all_and_per_client`.
 const MAX_LARGE_RESPONSES: usize = 16;
 
 /// Large responses of one client: three quarters, so that others get some.
+///
+/// Test: `a_client_that_reads_nothing_leaves_memory_for_others`.
 const MAX_LARGE_RESPONSES_PER_CLIENT: usize = MAX_LARGE_RESPONSES / 4 * 3;
 
 /// Health calls of one client at once, streams included: more than probes and load balancers
 /// have. With the largest metadata, they take 17 MiB.
+///
+/// Test: `health_calls_are_limited_per_client`.
 const MAX_HEALTH_CALLS_PER_CLIENT: usize = 256;
 
 /// Server streams at once, reflection included. Each may hold one message of its handler.
+///
+/// Test: `streams_are_limited_in_all`.
 const MAX_STREAMS: usize = 1_024;
 
 /// Server streams of one client: as many as half of a connection's concurrent streams.
@@ -87,12 +101,13 @@ pub(crate) struct StreamPermit {
     _quota: Arc<ClientQuota>,
 }
 
-/// Returns the quotas of each client, for `max_calls` calls in flight and so many connections.
+/// Returns the quotas of each client, for `max_calls` calls in flight and `max_connections`
+/// open connections.
 ///
 /// One client may hold all call permits, but only half of the queue.
-pub(crate) fn client_limits(max_calls: usize, connections: usize) -> ClientLimits {
+pub(crate) fn client_limits(max_calls: usize, max_connections: usize) -> ClientLimits {
     ClientLimits {
-        connections,
+        connections: max_connections,
         calls: max_calls + max_calls.div_ceil(2),
         health_calls: MAX_HEALTH_CALLS_PER_CLIENT,
         streams: MAX_STREAMS_PER_CLIENT,
@@ -231,5 +246,43 @@ impl MemoryReservation {
 impl Drop for MemoryReservation {
     fn drop(&mut self) {
         self.quota.release_memory(self.size_kib());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::limits::client_quota::ClientQuotas;
+
+    fn quota(quotas: &Arc<ClientQuotas>, client: u32) -> Arc<ClientQuota> {
+        quotas.get(Ipv4Addr::from_bits(client).into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_responses_are_limited_in_all_and_per_client() {
+        let (admission, quotas) = (Admission::new(1), ClientQuotas::new(client_limits(1, 1)));
+        let mut permits = Vec::new();
+        for (client, total) in [(1, 12), (2, 16)] {
+            let quota = quota(&quotas, client);
+            while let Ok(permit) = admission.acquire_large_response(&quota).await {
+                permits.push(permit);
+            }
+            assert_eq!(permits.len(), total, "client {client}");
+        }
+    }
+
+    #[test]
+    fn streams_are_limited_in_all() {
+        let (admission, quotas) = (Admission::new(1), ClientQuotas::new(client_limits(1, 1)));
+        let mut permits = Vec::new();
+        for client in 0..32 {
+            let quota = quota(&quotas, client);
+            while let Ok(permit) = admission.acquire_stream(&quota) {
+                permits.push(permit);
+            }
+        }
+        assert_eq!(permits.len(), 1_024);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) fn client_key(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// The most that one client may hold at once.
+/// The maximum that one client may hold at once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ClientLimits {
     /// Open connections.

@@ -26,7 +26,7 @@ use std::time::Duration;
 /// The longest time for which a unary call runs, queueing included, and the default if the
 /// client sends no `grpc-timeout`. No call has work for this long.
 ///
-/// Test: `a_call_ends_at_its_deadline_whatever_it_waits_for`.
+/// Test: `the_shorter_timeout_counts`.
 pub(crate) const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The largest request message, in bytes. The largest valid one, a description of 10,000

@@ -16,6 +16,8 @@ use crate::{
 };
 
 /// The size from which on a response is large, in bytes. A todo has up to 41 KB.
+///
+/// Test: `a_client_that_reads_nothing_leaves_memory_for_others`.
 const LARGE_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// The prefix of a length-prefixed message (gRPC over HTTP/2): a compression flag and the length.

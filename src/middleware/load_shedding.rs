@@ -35,13 +35,19 @@ use crate::{
 
 /// What a call costs besides its messages and metadata, in KiB, as measured: an HTTP/2 stream, a
 /// task, and the buffer of its headers.
+///
+/// Test: `metadata_reserves_memory_as_messages_do`.
 const CALL_OVERHEAD_KIB: u32 = 20;
 
 /// What a reflection stream may buffer, in KiB, as measured: requests that are not read yet, and
 /// a few responses that the client does not read.
+///
+/// Test: `reflection_streams_take_memory_for_what_they_buffer`.
 const REFLECTION_STREAM_KIB: u32 = 160;
 
 /// What an entry of metadata costs besides its name and value, in bytes, as measured.
+///
+/// Test: `metadata_reserves_memory_as_messages_do`.
 const METADATA_ENTRY_OVERHEAD_BYTES: usize = 128;
 
 /// The body of a request below this layer: buffered for the API, streaming for the system

@@ -4,7 +4,7 @@
 //! A stream ends at the client's deadline, at the expiry of the access token, with the session,
 //! when its connection drains (maximum age, idle, shutdown), or, for reflection, at its maximum
 //! age. There is no channel between the handler and HTTP/2: the body polls the handler when the
-//! client has room for more (backpressure).
+//! flow-control window is open (backpressure).
 
 use std::{
     future::pending,
@@ -140,8 +140,8 @@ fn time_left(until: OffsetDateTime) -> Duration {
 
 /// The body of a stream.
 ///
-/// A task waits for the stream's end: HTTP/2 does not poll the body while the client has no room
-/// for more. Then the handler is dropped at once, and the client has as long as for any response
+/// A task waits for the stream's end: HTTP/2 does not poll the body while the flow-control
+/// window is closed. Then the handler is dropped at once, and the client has as long as for any response
 /// to read the status.
 struct StreamingBody {
     state: Arc<Mutex<State>>,

@@ -24,6 +24,8 @@ use crate::telemetry::{
 
 /// The longest method name in the log, in bytes. The path of an unknown method may be as long as
 /// the metadata.
+///
+/// Test: `a_long_method_name_is_truncated_in_the_log`.
 const MAX_METHOD_LEN: usize = 128;
 
 #[derive(Clone, Debug)]
@@ -176,6 +178,22 @@ impl Drop for CallRecorder {
             tracing::debug!(code, duration_ms, "call");
         } else {
             tracing::info!(code, duration_ms, "call");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_method_name_is_truncated_in_the_log() {
+        for (path, name) in [
+            ("/fastzero.todo.v1.TodoService/GetTodo", "fastzero.todo.v1.TodoService/GetTodo"),
+            (&format!("/{}", "a".repeat(129)), &"a".repeat(128)),
+            (&format!("/a{}", "é".repeat(64)), &format!("a{}", "é".repeat(63))),
+        ] {
+            assert_eq!(method_name(path), name);
         }
     }
 }

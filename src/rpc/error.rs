@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::{proto::error::v1::ErrorReason, validation::FieldViolations};
 use crate::{
-    crypto::password::HashingError,
+    crypto::hashing::HashingError,
     limits::admission::Overloaded,
     types::{
         clock,
@@ -90,7 +90,7 @@ pub enum Error {
     Stopping,
 }
 
-/// What the protocol says of a variant.
+/// The status of a variant.
 struct Spec {
     code: Code,
     reason: ErrorReason,

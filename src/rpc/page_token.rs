@@ -13,6 +13,8 @@ use crate::{
 pub const DEFAULT_PAGE_SIZE: i32 = 100;
 
 /// The maximum page size, in rows: one response that a client can be expected to process.
+///
+/// Test: `page_sizes_have_a_default_and_a_maximum`.
 pub const MAX_PAGE_SIZE: i32 = 1_000;
 
 /// A validated request for one page. `C` is the cursor of the list.

@@ -17,7 +17,8 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     sync::Semaphore,
     time::timeout,
 };
@@ -34,13 +35,13 @@ const MAX_CONNECTIONS: usize = 16;
 
 /// How long the headers of a request may take.
 ///
-/// Test: `silent_admin_connections_time_out`.
+/// Test: `a_client_without_a_request_loses_its_connection`.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a connection may take, its one response included: longer than the request may take,
 /// so that a client that does not read loses its connection.
 ///
-/// Test: `silent_admin_connections_time_out`.
+/// Test: `a_client_that_does_not_read_loses_its_connection`.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The admin server.
@@ -102,7 +103,7 @@ impl AdminServer {
 }
 
 /// Serves one request.
-async fn serve(stream: TcpStream, routes: Router) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, routes: Router) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_READ_TIMEOUT)
@@ -112,5 +113,36 @@ async fn serve(stream: TcpStream, routes: Router) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "admin connection error"),
         Err(_) => tracing::debug!("admin connection timed out"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt, time::Instant};
+
+    use super::*;
+
+    /// Returns for how many seconds the server serves a client that sends these bytes and reads
+    /// nothing. The connection holds less than a response.
+    async fn seconds_served(request: &[u8]) -> f64 {
+        let (mut client, server) = tokio::io::duplex(64);
+        let routes = Router::new().route("/", get(async || "a response".repeat(100)));
+        let started = Instant::now();
+        let serving = tokio::spawn(serve(server, routes));
+        client.write_all(request).await.expect("sent");
+        serving.await.expect("no panic");
+        started.elapsed().as_secs_f64().round()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_without_a_request_loses_its_connection() {
+        let seconds = seconds_served(b"GET / HTTP/1.1\r\n").await;
+        assert!((seconds - 5.0).abs() < 1.0, "{seconds}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_loses_its_connection() {
+        let seconds = seconds_served(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!((seconds - 10.0).abs() < 1.0, "{seconds}");
     }
 }

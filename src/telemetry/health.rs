@@ -20,10 +20,14 @@ use crate::types::error_chain::{BoxError, ErrorChain};
 
 /// The interval of the database check. With [`CHECK_TIMEOUT`], readiness follows an outage
 /// within two seconds.
+///
+/// Test: `a_hanging_database_fails_calls_in_time_and_the_pool_recovers`.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a check may take before the database counts as unavailable: most of the two
 /// seconds, because a database on a busy machine is slow, but available.
+///
+/// Test: `a_hanging_database_fails_calls_in_time_and_the_pool_recovers`.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(1_400);
 
 /// The name that is SERVING while the process works, whatever the database does.

@@ -23,19 +23,25 @@ use crate::{
     types::{id::UserId, text},
 };
 
-/// The most that the todos of a page may add up to, in bytes: 1 MiB less the page token and
+/// The maximum size of the todos of a page together, in bytes: 1 MiB less the page token and
 /// the framing.
 ///
 /// Test: `a_thousand_todos_are_listed_in_pages_below_1_mib_whatever_their_size`.
 pub(super) const MAX_PAGE_BYTES: i64 = 1_000_000;
 
 /// The size of a todo besides its texts, in bytes: ID, times, etag, state and tags, rounded up.
+///
+/// Test: `a_thousand_todos_are_listed_in_pages_below_1_mib_whatever_their_size`.
 pub(super) const TODO_OVERHEAD_BYTES: i32 = 160;
 
 /// The size of the largest todo, in bytes: 200 and 10,000 characters of four bytes.
+///
+/// Test: `concurrent_lists_are_batched_and_each_gets_its_own_page`.
 const MAX_TODO_BYTES: i64 = 4 * (200 + 10_000) + TODO_OVERHEAD_BYTES as i64;
 
 /// The largest page that never exceeds [`MAX_PAGE_BYTES`]. Its statement measures nothing.
+///
+/// Test: `concurrent_lists_are_batched_and_each_gets_its_own_page`.
 pub(super) const MAX_UNMEASURED_PAGE_SIZE: i64 = MAX_PAGE_BYTES / MAX_TODO_BYTES;
 
 /// A page of todos.

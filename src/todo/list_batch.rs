@@ -18,6 +18,8 @@ use crate::{
 
 /// The largest page that shares a statement with others: none takes much longer than the others,
 /// which wait for it.
+///
+/// Test: `pages_of_more_than_a_hundred_todos_share_no_statement`.
 const MAX_BATCHABLE_PAGE_SIZE: i64 = 100;
 
 /// A page that can share a statement with others: by creation, without a filter, not large. Most

@@ -159,6 +159,8 @@ pub struct TodoFilter {
 }
 
 /// The maximum length of a filter text, in characters.
+///
+/// Test: `filters_are_not_trimmed_and_have_up_to_100_characters`.
 const MAX_FILTER_LENGTH: usize = 100;
 
 impl TodoFilter {

@@ -30,14 +30,20 @@ const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
 
 /// `SETTINGS_MAX_CONCURRENT_STREAMS`: half of the default of `MAX_CONCURRENT_CALLS`, so that one
 /// connection does not take all call permits.
+///
+/// Test: `a_connection_has_so_many_calls_in_flight_and_no_more`.
 const MAX_CONCURRENT_STREAMS: u32 = 128;
 
 /// The flow-control window of a stream: enough for requests, which are small.
+///
+/// Test: `the_settings_of_http2_bound_what_a_client_sends`.
 const INITIAL_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 
 /// The flow-control window of a connection. h2 treats it as an attack if the overhead of small
 /// frames that are not read yet, about 250 bytes each, exceeds half of this: as many calls as may
 /// start at once must stay far below.
+///
+/// Test: `the_settings_of_http2_bound_what_a_client_sends`.
 const INITIAL_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// How long a connection may take until it speaks HTTP/2, TLS included.
@@ -48,12 +54,20 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The client's connection preface (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The interval of PING frames on a connection without frames, and how long their acknowledgment
-/// may take.
+/// How long a connection may be without frames until the server sends a PING.
+///
+/// Test: `a_client_that_does_not_acknowledge_a_ping_is_closed`.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_mins(1);
+
+/// How long the acknowledgment of a PING may take. Then the connection closes: the client is
+/// gone, and its network does not report it.
+///
+/// Test: `a_client_that_does_not_acknowledge_a_ping_is_closed`.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a connection may take to drain after GOAWAY: longer than any unary call.
+///
+/// Test: `a_client_that_does_not_read_errors_is_disconnected`.
 const CONNECTION_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection lasts.
@@ -195,7 +209,69 @@ fn with_jitter(duration: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::{convert::Infallible, future::ready, net::Ipv4Addr};
+
+    use http::Response;
+    use tokio::{io::AsyncWriteExt, time::Instant};
+    use tokio_util::sync::CancellationToken;
+    use tonic::body::Body;
+
     use super::*;
+    use crate::limits::client_quota::{ClientLimits, ClientQuotas};
+
+    /// Frame types (RFC 9113, section 6).
+    const SETTINGS: u8 = 0x4;
+    const PING: u8 = 0x6;
+
+    /// The flag of an acknowledgment.
+    const ACK: u8 = 0x1;
+
+    /// Encodes a frame of the connection itself.
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let len = u8::try_from(payload.len()).expect("a short payload");
+        [&[0, 0, len, kind, flags, 0, 0, 0, 0], payload].concat()
+    }
+
+    /// Reads up to the next PING, and returns its payload, or `None` if the connection closes.
+    async fn next_ping(client: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
+        loop {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.ok()?;
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            client.read_exact(&mut payload).await.ok()?;
+            if head[3] == PING {
+                return Some(payload);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_acknowledge_a_ping_is_closed() {
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let ip = Ipv4Addr::LOCALHOST.into();
+        let quota = ClientQuotas::new(ClientLimits::default()).get(ip);
+        let connection = ConnectionState::new(ip, quota, CancellationToken::new());
+        let service =
+            tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::empty())) });
+        let day = Duration::from_hours(24);
+        let lifetime = Lifetime { max_age: day, idle_timeout: day };
+        let server = ready(Ok(server));
+        tokio::spawn(async move {
+            let _ = serve_connection(server, Arc::new(connection), service, lifetime).await;
+        });
+        let started = Instant::now();
+        let seconds = || started.elapsed().as_secs_f64().round();
+        let start = [&PREFACE[..], &frame(SETTINGS, 0, &[])].concat();
+        client.write_all(&start).await.expect("sent");
+
+        let ping = next_ping(&mut client).await.expect("a PING");
+        assert!((seconds() - 60.0).abs() < 1.0, "{}", seconds());
+        client.write_all(&frame(PING, ACK, &ping)).await.expect("sent");
+        next_ping(&mut client).await.expect("another PING, because the client is there");
+        assert!((seconds() - 120.0).abs() < 1.0, "{}", seconds());
+        assert_eq!(next_ping(&mut client).await, None, "the connection closes");
+        assert!((seconds() - 140.0).abs() < 1.0, "{}", seconds());
+    }
 
     #[test]
     fn the_jitter_is_at_most_a_tenth() {

@@ -13,6 +13,8 @@ use super::{ConnectionState, stall::StallGuard};
 
 /// How much a connection reads before it yields, in bytes: as much as the largest frame. A flood
 /// of small frames would otherwise keep a thread busy for milliseconds.
+///
+/// Test: `a_connection_yields_after_its_read_budget`.
 const READ_BUDGET_BYTES: usize = 16 * 1024;
 
 /// The stream of a connection. It has a cooperative read budget, and tracks writes that wait for
@@ -96,5 +98,31 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ConnectionIo<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, task::Waker};
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::limits::client_quota::{ClientLimits, ClientQuotas};
+
+    #[test]
+    fn a_connection_yields_after_its_read_budget() {
+        let ip = Ipv4Addr::LOCALHOST.into();
+        let quota = ClientQuotas::new(ClientLimits::default()).get(ip);
+        let connection = ConnectionState::new(ip, quota, CancellationToken::new());
+        // There is always more to read.
+        let mut io = ConnectionIo::new(tokio::io::repeat(0), Arc::new(connection));
+        let mut context = Context::from_waker(Waker::noop());
+        let mut bytes = [0; 1024];
+        let reads_before_yield = (0..1_000).take_while(|_| {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            Pin::new(&mut io).poll_read(&mut context, &mut buffer).is_ready()
+        });
+        assert_eq!(reads_before_yield.count(), 16);
     }
 }

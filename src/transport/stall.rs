@@ -13,7 +13,7 @@ use tokio::time::sleep;
 /// How long a client may take to read a response: at least this, at most twice this. Then its
 /// connection drains: otherwise a few slow readers would hold all memory.
 ///
-/// Test: `a_response_may_take_one_to_two_timeouts_to_be_read`.
+/// Test: `a_stalled_connection_drains_its_other_calls_before_it_closes`.
 pub(super) const RESPONSE_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Detects operations that outlive a period. It counts their starts in two alternating epochs,

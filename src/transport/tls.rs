@@ -162,12 +162,11 @@ impl ReloadingTls {
                 // Replacing the configuration also discards the TLS sessions that clients could
                 // resume without a certificate.
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
-                tracing::info!("the files of TLS have changed: new connections get the new ones");
+                tracing::info!("TLS certificate reloaded");
             }
-            Err(error) => tracing::warn!(
-                cause = %error,
-                "the files of TLS have changed and cannot be used: those before stay in force"
-            ),
+            Err(error) => {
+                tracing::warn!(%error, "failed to reload TLS certificate, using the previous one");
+            }
         }
     }
 }

@@ -70,6 +70,8 @@ impl Username {
 
 /// The maximum length of an email address, in characters (RFC 5321, section 4.5.3.1.3,
 /// without the angle brackets).
+///
+/// Test: `all_invalid_fields_of_a_sign_up_are_reported`.
 pub const MAX_EMAIL_LENGTH: usize = 254;
 
 /// A plain email address (RFC 5321, with the international characters of RFC 6531).
@@ -80,7 +82,7 @@ impl Email {
     /// Parses an address. Trims it and converts its domain to lowercase.
     pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
         const ALLOWED: InvalidValue = InvalidValue::new(
-            "must be a plain e-mail address like name@domain.example of at most 254 characters",
+            "must be a plain email address like name@domain.example of at most 254 characters",
         );
 
         let address = text::parse(raw, LineMode::Single, 1..=MAX_EMAIL_LENGTH)?;

@@ -9,7 +9,7 @@ use super::{
     Email, NewUser, User, UserPatch, Username, sign_up_limit::SignUpLimiter, store::UserStore,
 };
 use crate::{
-    crypto::password::{HashingPool, NewPassword},
+    crypto::{hashing::HashingPool, password::NewPassword},
     rpc::{
         caller::{Caller, ClientIp},
         error::Error,
@@ -34,7 +34,7 @@ pub(crate) struct UserService {
     pub(crate) passwords: HashingPool,
     /// Limits sign-ups.
     pub(crate) sign_ups: SignUpLimiter,
-    /// Drops what is known of a user's sessions. Called after the user was deleted.
+    /// Invalidates a user's cached sessions. Called after the user was deleted.
     pub(crate) invalidate_sessions: Arc<dyn Fn(UserId) + Send + Sync>,
     /// Encodes the page tokens of lists.
     pub(crate) page_tokens: PageTokenCodec,

@@ -22,6 +22,8 @@ use crate::{
 };
 
 /// The length of a window.
+///
+/// Test: `a_client_has_a_number_of_sign_ups_a_minute`.
 const WINDOW_LEN: Duration = Duration::from_mins(1);
 
 /// Clients with a window, about 150 bytes each, so 3 MiB at most. Beyond, those that were idle

@@ -60,7 +60,7 @@ const MAY_USE: [MayUse; 13] = [
         &[
             ("transport/tls.rs", "tokio_rustls"),
             ("cli/healthcheck.rs", "tokio_rustls::rustls::ClientConfig"),
-            ("config/mod.rs", "tokio_rustls::rustls::ClientConfig"),
+            ("config/tls.rs", "tokio_rustls::rustls::ClientConfig"),
         ],
     ),
     ("prometheus_client", &[("telemetry/metrics.rs", "prometheus_client")]),
@@ -162,7 +162,8 @@ impl Source {
     }
 }
 
-fn files(dir: &Path) -> Vec<PathBuf> {
+/// Returns the Rust files of a directory and its subdirectories.
+pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("read").path());
     let files = entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] });
     files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
@@ -385,29 +386,6 @@ fn files_and_the_source_tree_are_small() {
         let lines = fs::read_to_string(&file).expect("a source file").lines().count();
         assert!(lines <= MAX_LINES, "{} has {lines} lines", file.display());
     }
-}
-
-/// Each limit names an existing test that fails without the limit.
-#[test]
-fn limits_name_their_tests() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let tests: String = ["src", "tests/it", "crates"]
-        .iter()
-        .flat_map(|dir| files(&root.join(dir)))
-        .map(|file| fs::read_to_string(file).expect("a source file"))
-        .collect();
-    let mut faults = Vec::new();
-    for file in files(&root.join("src")) {
-        let text = fs::read_to_string(&file).expect("a source file");
-        for line in text.lines() {
-            let Some(name) = line.trim().strip_prefix("/// Test: `") else { continue };
-            let name = name.trim_end_matches(['`', '.']);
-            if !tests.contains(&format!("fn {name}(")) {
-                faults.push(format!("{}: {name}", file.display()));
-            }
-        }
-    }
-    assert!(faults.is_empty(), "{faults:#?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::ThrottleKey;
 
-/// The most records. One takes about 90 bytes, and as much again for the spare capacity of the
+/// The maximum number of records. One takes about 90 bytes, and as much again for the spare capacity of the
 /// table, so 12 MiB at most.
 ///
 /// Test: `records_are_bounded_and_lockouts_are_evicted_last`.
@@ -15,6 +15,8 @@ pub(super) const MAX_RECORDS: usize = 65_536;
 
 /// Records that are compared to evict one: enough that a lockout is evicted only if nearly all
 /// records are lockouts.
+///
+/// Test: `records_are_bounded_and_lockouts_are_evicted_last`.
 const EVICTION_SAMPLE: usize = 16;
 
 /// When failures cause a lockout, and for how long.

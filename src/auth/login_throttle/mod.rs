@@ -39,6 +39,8 @@ use crate::{
 
 /// The policy for one account and one client: more than an owner needs to try all passwords
 /// that come to mind, and too few for guessing; after the first ten, about a hundred a day.
+///
+/// Test: `the_lockout_doubles_up_to_its_maximum_and_failures_expire_after_a_day`.
 const PER_ACCOUNT_AND_CLIENT: LockoutPolicy = LockoutPolicy {
     max_failures: 10,
     window: Duration::from_hours(24),
@@ -50,6 +52,8 @@ const PER_ACCOUNT_AND_CLIENT: LockoutPolicy = LockoutPolicy {
 
 /// The policy for one client and all accounts: the users of a household or an office may share
 /// an address, and rarely mistype ten passwords a minute.
+///
+/// Test: `a_window_starts_with_the_first_failure_and_locks_out_until_it_ends`.
 const PER_CLIENT: LockoutPolicy = LockoutPolicy {
     max_failures: 100,
     window: Duration::from_mins(10),
@@ -58,6 +62,8 @@ const PER_CLIENT: LockoutPolicy = LockoutPolicy {
 
 /// The policy for one account and all clients: an attacker needs dozens of addresses to lock
 /// out the owner, and guesses no faster with any number of them.
+///
+/// Test: `an_account_is_locked_for_all_clients_after_a_thousand_failures`.
 const PER_ACCOUNT: LockoutPolicy = LockoutPolicy {
     max_failures: 1_000,
     window: Duration::from_hours(1),

@@ -149,8 +149,9 @@ async fn an_account_is_locked_for_all_clients_after_a_thousand_failures() {
             break retry_after;
         }
     };
-    assert_eq!(failures, PER_ACCOUNT.max_failures);
-    assert!(locked > Duration::from_mins(59), "{locked:?}");
+    assert_eq!(failures, 1_000);
+    let hour = Duration::from_mins(59)..=Duration::from_hours(1);
+    assert!(hour.contains(&locked), "{locked:?}");
     assert_eq!(fail(&throttle, "bob", "198.18.0.1").await, None);
 }
 

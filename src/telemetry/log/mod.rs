@@ -28,6 +28,8 @@ use self::{json::JsonFormat, pretty::PrettyFormat};
 
 /// The maximum number of buffered lines, about 2 MiB at level INFO. If the reader of the log
 /// stalls and the pipe is full, calls continue and further lines are dropped.
+///
+/// Test: `calls_do_not_wait_for_an_unread_log`.
 const MAX_BUFFERED_LINES: usize = 4_096;
 
 /// How long lines are collected before one write. A line that finds the log thread asleep has

@@ -39,12 +39,18 @@ pub(crate) use self::remote_parent::remote_parent;
 const SERVICE_NAME: &str = "fast-zero";
 
 /// How long opening a connection to the collector may take.
+///
+/// Test: `an_export_waits_for_a_connection_for_five_seconds`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the collector may take for a batch: OTLP's default.
+///
+/// Test: `an_export_waits_for_the_collector_for_ten_seconds`.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the shutdown waits for the collector to take the last spans.
+///
+/// Test: `an_unavailable_or_silent_collector_delays_neither_calls_nor_shutdown`.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Starts the spans of calls, and exports them if there is a collector.
@@ -284,5 +290,54 @@ impl DatabaseSpan {
         if let Some(context) = &self.0 {
             context.span().set_status(SpanStatus::error(""));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::{
+        net::{TcpSocket, TcpStream},
+        time::{Instant, timeout},
+    };
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    use super::*;
+
+    /// Returns for how many seconds a call waits for the collector at an address.
+    async fn seconds_until_call_fails(address: SocketAddr) -> f64 {
+        let uri = format!("http://{address}").parse().expect("a URI");
+        let mut client = HealthClient::new(collector_endpoint(&uri).connect_lazy());
+        let started = Instant::now();
+        let check = client.check(HealthCheckRequest::default());
+        let response = timeout(Duration::from_hours(1), check).await;
+        response.expect("it gives up").expect_err("the collector does not respond");
+        started.elapsed().as_secs_f64().round()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_export_waits_for_the_collector_for_ten_seconds() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = silent.local_addr().expect("a bound port");
+        let seconds = seconds_until_call_fails(address).await;
+        assert!((seconds - 10.0).abs() < 1.0, "{seconds}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_export_waits_for_a_connection_for_five_seconds() {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        let full = socket.listen(1).expect("it listens");
+        let address = full.local_addr().expect("a bound port");
+        // The kernel accepts connections until the backlog is full.
+        let mut backlog = Vec::new();
+        while let Ok(Ok(stream)) =
+            timeout(Duration::from_secs(1), TcpStream::connect(address)).await
+        {
+            backlog.push(stream);
+        }
+        let seconds = seconds_until_call_fails(address).await;
+        assert!((seconds - 5.0).abs() < 1.0, "{seconds}");
     }
 }

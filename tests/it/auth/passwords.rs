@@ -194,8 +194,10 @@ async fn a_tampered_hash_does_not_crash_the_server() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     for tamper in [
-        "update users set password_hash = regexp_replace(password_hash, 'm=\\d+', 'm=4194304')",
-        "update users set password_hash = regexp_replace(password_hash, 't=\\d+', 't=4294967295')",
+        "update users set password_hash = regexp_replace(password_hash, 'm=.*t=\\d+', 'm=262145,t=1')",
+        "update users set password_hash = regexp_replace(password_hash, 'm=.*t=\\d+', 'm=4194304,t=1')",
+        "update users set password_hash = regexp_replace(password_hash, 'm=.*t=\\d+', 'm=8,t=17')",
+        "update users set password_hash = regexp_replace(password_hash, 'm=.*t=\\d+', 'm=8,t=4294967295')",
         "update users set password_hash = regexp_replace(password_hash, '[^$]+$', '')",
         "update users set password_hash = replace(password_hash, 'argon2id', 'argon2i')",
         "update users set password_hash = 'correct horse battery'",

@@ -72,7 +72,8 @@ async fn concurrent_calls_are_batched_and_each_gets_its_own_response() {
         let statements: usize =
             request_ids.iter().map(|request_id| statement_count(request_id)).sum();
         if coalescing {
-            assert!(statements <= 8, "{statements} statements for 64 calls");
+            // Two calls run alone, and the others are too many for one batch.
+            assert!((4..=8).contains(&statements), "{statements} statements for 64 calls");
         } else {
             assert_eq!(statements, 64);
         }
@@ -125,6 +126,28 @@ async fn concurrent_lists_are_batched_and_each_gets_its_own_page() {
     }
     let statements: usize = request_ids.iter().map(|request_id| statement_count(request_id)).sum();
     assert!(statements <= 4, "{statements} statements for 11 calls");
+}
+
+#[tokio::test]
+async fn pages_of_more_than_a_hundred_todos_share_no_statement() {
+    let app = App::start_with(config_with_metrics()).await;
+    let ana = app.signed_up("ana").await;
+    ana.create_todo("a").await;
+    let lock = app.hold_lock(LOCK).await;
+    let request_ids: Vec<_> = (0..8).map(|_| unique_name("coalesced-")).collect();
+    let calls = request_ids.iter().map(|id| {
+        let ana = ana.clone().with_metadata("x-request-id", id);
+        let request = ListTodosRequest { page_size: 101, ..ListTodosRequest::default() };
+        async move { ana.try_list_todos(request).await }
+    });
+    let calls = tokio::spawn(join_all(calls.collect::<Vec<_>>()));
+    app.wait_until_in_flight(8).await;
+    lock.release().await;
+    for listed in calls.await.expect("no panic") {
+        listed.expect("listed");
+    }
+    let statements: usize = request_ids.iter().map(|request_id| statement_count(request_id)).sum();
+    assert!(statements >= 8, "{statements} statements for 8 calls");
 }
 
 #[tokio::test]

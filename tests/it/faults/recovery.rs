@@ -1,5 +1,7 @@
 //! Calls after a lost connection, and next to cancelled calls.
 
+use std::time::{Duration, Instant};
+
 use fast_zero::proto::todo::v1::Todo;
 use tonic::{Code, Response};
 use tonic_types::StatusExt;
@@ -8,8 +10,10 @@ use crate::support::{
     App,
     app::config,
     assert::{assert_hides_cause, assert_status},
+    parallel::join_all,
     todos::discard_message,
     users::own_user,
+    wait::wait_until,
 };
 
 #[tokio::test]
@@ -84,4 +88,55 @@ async fn a_cancelled_call_does_not_affect_other_calls() {
     for _ in 0..8 {
         assert_eq!(ana.get_todo(&free.id).await, free);
     }
+}
+
+#[tokio::test]
+async fn a_call_waits_for_a_connection_for_a_part_of_its_deadline() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("locked").await;
+    let unguarded = Todo { etag: String::new(), ..todo.clone() };
+    let mut lock = app.lock_todo(&todo.id).await;
+    let connections = config().limits.database_max_connections;
+    let updates: Vec<_> = (0..connections)
+        .map(|_| {
+            let (ana, todo) = (ana.clone(), unguarded.clone());
+            tokio::spawn(async move { ana.try_update_todo(Some(todo), Some(&["title"])).await })
+        })
+        .collect();
+    lock.wait_until_blocked_by(connections.into()).await;
+    let refused = ana.try_get_todo(&todo.id).await;
+    assert_status(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    lock.release().await;
+    for update in updates {
+        update.await.expect("no panic").expect("updated");
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_call_holds_its_connection_for_five_seconds_at_most() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("a").await;
+    let unguarded = Todo { etag: String::new(), ..todo.clone() };
+    app.execute(
+        "create function sleep() returns trigger language plpgsql as
+         $$ begin perform pg_sleep(60); return null; end $$;
+         create trigger sleep before update on todos
+         for each statement execute function sleep()",
+    )
+    .await;
+    let started = Instant::now();
+    let hurried = ana.clone().with_metadata("grpc-timeout", "500m");
+    let updates = (0..config().limits.database_max_connections).map(|_| {
+        let (hurried, todo) = (hurried.clone(), unguarded.clone());
+        async move { hurried.try_update_todo(Some(todo), Some(&["title"])).await }
+    });
+    for ended in join_all(updates).await {
+        ended.expect_err("its statement takes longer");
+    }
+    wait_until("a connection is free", async || ana.try_get_todo(&todo.id).await.is_ok()).await;
+    // The statements themselves end after ten seconds.
+    let took = started.elapsed();
+    assert!((Duration::from_secs(2)..Duration::from_secs(8)).contains(&took), "{took:?}");
 }

@@ -62,6 +62,53 @@ async fn connections_are_limited_per_client_and_in_total() {
 }
 
 #[tokio::test]
+async fn a_connection_has_so_many_calls_in_flight_and_no_more() {
+    const CALLS: u32 = 128;
+    let app = App::start().await;
+    let mut stream = connect_raw(app.address, PREFACE).await;
+    let block = http2::header_block("/grpc.health.v1.Health/Check", &[]);
+    // The calls wait for their messages.
+    let stream_ids = (1..).step_by(2).take(CALLS as usize + 1);
+    let calls: Vec<_> =
+        stream_ids.flat_map(|id| frame(http2::HEADERS, END_HEADERS, id, &block)).collect();
+    stream.write_all(&calls).await.expect("sent");
+    let first = loop {
+        let frame = with_timeout("a frame", read_frame(&mut stream)).await.expect("a frame");
+        if frame.stream != 0 {
+            break frame;
+        }
+    };
+    assert_eq!((first.kind, first.stream), (http2::RST_STREAM, 2 * CALLS + 1));
+}
+
+#[tokio::test]
+async fn the_settings_of_http2_bound_what_a_client_sends() {
+    let app = App::start().await;
+    let mut stream = connect_raw(app.address, PREFACE).await;
+    let mut next = async || with_timeout("a frame", read_frame(&mut stream)).await.expect("open");
+    let settings = next().await;
+    assert_eq!(settings.kind, http2::SETTINGS);
+    for (id, value) in [
+        (http2::MAX_CONCURRENT_STREAMS, 128_u32),
+        (http2::INITIAL_WINDOW_SIZE, 64 * 1024),
+        (http2::MAX_HEADER_LIST_SIZE, 16 * 1024),
+    ] {
+        let setting = [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();
+        let is_sent = settings.payload.chunks(6).any(|sent| sent == setting);
+        assert!(is_sent, "setting {id} is not {value}: {settings:?}");
+    }
+    let update = loop {
+        let frame = next().await;
+        if frame.kind == http2::WINDOW_UPDATE {
+            break frame;
+        }
+    };
+    // The window of a connection begins with 65,535 bytes (RFC 9113, section 6.9.2).
+    let increment: u32 = 1024 * 1024 - 65_535;
+    assert_eq!((update.stream, update.payload), (0, increment.to_be_bytes().to_vec()));
+}
+
+#[tokio::test]
 async fn connections_without_a_valid_preface_are_closed() {
     let app = App::start_with(config()).await;
     let started = Instant::now();

@@ -83,19 +83,30 @@ async fn incomplete_requests_leave_memory_for_others() {
 
 #[tokio::test]
 async fn metadata_reserves_memory_as_messages_do() {
+    const CALLS_PER_CONNECTION: u32 = 80;
     let app = App::start_with(config()).await;
     let ana = app.signed_up("ana").await;
-    for (length, all_come) in [(15, true), (15_000, false)] {
+    for (connections, entries, length, all_come) in [
+        (3, 1, 15, true),
+        // What each call takes besides.
+        (5, 1, 15, false),
+        (3, 1, 15_000, false),
+        // What each entry takes besides.
+        (2, 400, 1, false),
+    ] {
         let mut calls = JoinSet::new();
-        for _ in 0..3 {
-            let raw = other_client(&app, &ana).await.with_metadata("a", "x".repeat(length));
-            for _ in 0..80 {
+        for _ in 0..connections {
+            let mut raw = other_client(&app, &ana).await;
+            for _ in 0..entries {
+                raw = raw.with_metadata("a", "x".repeat(length));
+            }
+            for _ in 0..CALLS_PER_CONNECTION {
                 let mut raw = raw.clone();
                 calls.spawn(async move { raw.send(GET, unfinished_body("")).await });
             }
         }
         if all_come {
-            app.wait_until_in_flight(240).await;
+            app.wait_until_in_flight(connections * CALLS_PER_CONNECTION).await;
         } else {
             let rejected = with_timeout("a rejection", calls.join_next()).await.expect("one");
             assert_overloaded(
@@ -105,4 +116,23 @@ async fn metadata_reserves_memory_as_messages_do() {
         calls.shutdown().await;
         app.wait_until_in_flight(0).await;
     }
+}
+
+#[tokio::test]
+async fn reflection_streams_take_memory_for_what_they_buffer() {
+    let app = App::start().await;
+    let wire = app.raw_client().await;
+    let mut open = Vec::new();
+    let refused = loop {
+        let mut wire = wire.clone();
+        let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+        let stream = wire.send(path, unfinished_body("")).await.expect("an answer");
+        if stream.headers().contains_key("grpc-status") {
+            break read_rpc_result(stream).await;
+        }
+        open.push(stream);
+    };
+    assert_overloaded(refused);
+    // A client may have 64 streams that take less.
+    assert!((1..64).contains(&open.len()), "{} streams", open.len());
 }

@@ -3,6 +3,7 @@
 mod attacks;
 mod calls;
 mod connections;
+mod constants;
 mod flood;
 mod memory;
 mod messages;

@@ -58,6 +58,15 @@ async fn the_healthcheck_checks_the_server_of_its_settings() {
 }
 
 #[tokio::test]
+async fn the_healthcheck_of_a_silent_server_ends_after_a_second() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("an address").to_string();
+    let started = Instant::now();
+    assert_eq!(healthcheck(&address, "").await, Some(3));
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn the_server_waits_for_its_database_and_is_not_serving_until_then() {
     let database = TestDatabase::create().await;
     let proxy_address = Proxy::reserve_address().await;

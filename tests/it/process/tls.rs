@@ -134,7 +134,7 @@ async fn new_connections_use_reloaded_files_and_invalid_files_are_ignored() {
 
     let unmatched = PemIdentity { key: after.issue().key, ..before.issue() };
     secret.replace(&unmatched, None);
-    let warning = server.wait_for_line("cannot be used").await;
+    let warning = server.wait_for_line("failed to reload TLS certificate").await;
     assert!(warning.contains("WARN") && warning.contains("TLS_KEY_FILE"), "{warning}");
     assert!(before.client().can_call(address).await, "the previous certificate stays");
 

@@ -30,8 +30,10 @@ pub const CONTINUATION: u8 = 0x9;
 pub const END_STREAM: u8 = 0x1;
 pub const END_HEADERS: u8 = 0x4;
 
-/// The setting SETTINGS_INITIAL_WINDOW_SIZE.
+/// Settings (RFC 9113, section 6.5.2).
+pub const MAX_CONCURRENT_STREAMS: u16 = 0x3;
 pub const INITIAL_WINDOW_SIZE: u16 = 0x4;
+pub const MAX_HEADER_LIST_SIZE: u16 = 0x6;
 
 /// Another loopback address, which the service counts as another client.
 pub const OTHER_CLIENT_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -145,6 +147,7 @@ pub async fn read_until_closed(stream: &mut TcpStream) -> Vec<u8> {
 pub struct Frame {
     pub kind: u8,
     pub stream: u32,
+    pub payload: Vec<u8>,
 }
 
 /// Reads the next frame. Returns an error if the connection is closed.
@@ -154,7 +157,7 @@ pub async fn read_frame(stream: &mut TcpStream) -> io::Result<Frame> {
     let [a, b, c, kind, _, stream_id @ ..] = head;
     let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
     stream.read_exact(&mut payload).await?;
-    Ok(Frame { kind, stream: u32::from_be_bytes(stream_id) })
+    Ok(Frame { kind, stream: u32::from_be_bytes(stream_id), payload })
 }
 
 /// A connection that sends arbitrary frames. It discards all received bytes, so that the

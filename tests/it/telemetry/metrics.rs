@@ -1,6 +1,9 @@
 //! The admin server: metrics and probes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use tokio::{io::AsyncReadExt, net::TcpStream};
@@ -255,7 +258,9 @@ async fn silent_admin_connections_time_out() {
         silent.push(TcpStream::connect(address).await.expect("connected"));
     }
     // This request waits for a slot.
+    let started = Instant::now();
     assert_eq!(app.http_get("/healthz").await.status, 200);
+    assert!(started.elapsed() > Duration::from_secs(3), "{:?}", started.elapsed());
     for mut stream in silent {
         let mut received = Vec::new();
         // The server may send an error before it closes.
