@@ -3,32 +3,37 @@
 //! # Layout
 //!
 //! ```text
-//! main ─ cli ─ server ─ config
-//!                │
-//!         middleware, transport        the way of a call: middleware/mod.rs has the picture
-//!                │
-//!         user, auth, todo             a feature each: mod.rs, service.rs, store
-//!                │
-//!            database ─ rpc ─ crypto ─ limits ─ telemetry ─ types
+//! cli                 the command line
+//! server              the composition root
+//! config              the settings
+//! middleware          the lifecycle of a request: mod.rs has the diagram
+//! transport           connections: TLS, HTTP/2
+//! user, todo, auth    a feature each: mod.rs, service.rs, store
+//! database            the pool, batching, migrations
+//! rpc                 errors, method table, page tokens
+//! crypto              keys, password hashing
+//! limits              admission control, quotas
+//! telemetry           log, metrics, traces, health
+//! types               ids, texts, the clock
 //! ```
 //!
-//! Imports run down only, and a test holds that. A feature is a directory: `mod.rs` says what the
-//! things are, `service.rs` turns messages into calls and back, `store` holds the SQL. `user`
-//! and `todo` do not know `auth`: they get a `Caller`.
+//! A module imports only modules below it, and a test enforces that. A feature is a directory: `mod.rs` says what the
+//! things are, `service.rs` turns messages into calls and back, `store` holds the SQL (of
+//! todos also `list`, `list_batch` and `row`). `user` and `todo` do not know `auth`: they get a
+//! `Caller`.
 //!
 //! # Invariants
 //!
 //! - Each method declares who may call it in `proto/`; the build fails without it.
 //! - The owner's ID is in every statement on what a user owns, so that another user's rows are
 //!   not found.
-//! - A password exists as a type that can be hashed but not stored, or as one that can be
-//!   compared only.
+//! - A `NewPassword` can only be hashed, and a `CandidatePassword` can only be compared.
 //! - Text from a request reaches a statement only through a type that has parsed it.
 //! - A write is one statement, or a transaction that no dropped call can cut in two.
 //! - Protobuf messages stop at `service.rs`, SQL at `store`, statuses at `rpc::error`.
 //! - The source of an error goes to the log, never to the client; a secret goes to neither.
-//! - Every limit is a named constant or a setting, and its documentation names the test that
-//!   fails without it.
+//! - Every limit is a setting or a named constant. A constant names the test that fails
+//!   without it.
 
 mod auth;
 mod cli;

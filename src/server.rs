@@ -1,4 +1,4 @@
-//! The composition root: wires the parts, starts and stops them. It holds no rule.
+//! The composition root: wires the parts, starts and stops them. It contains no business logic.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -141,8 +141,8 @@ impl Server {
     /// when the API is served.
     ///
     /// # Errors
-    /// If the database or the keys are not set or cannot be used. Errors come before `on_ready`
-    /// only.
+    /// If the database or the keys are not set or cannot be used. It returns errors only before
+    /// `on_ready`.
     pub async fn run(
         self,
         config: &Config,

@@ -29,7 +29,7 @@ const MIN_MEMORY_KIB: usize = 12 * 1024;
 
 /// Large responses that are being produced or sent at once, each up to 1 MiB.
 ///
-/// Test: `large_responses_are_limited_in_all_and_per_client`.
+/// Test: `large_responses_are_limited_in_total_and_per_client`.
 const MAX_LARGE_RESPONSES: usize = 16;
 
 /// Large responses of one client: three quarters, so that others get some.
@@ -45,7 +45,7 @@ const MAX_HEALTH_CALLS_PER_CLIENT: usize = 256;
 
 /// Server streams at once, reflection included. Each may hold one message of its handler.
 ///
-/// Test: `streams_are_limited_in_all`.
+/// Test: `streams_are_limited_in_total`.
 const MAX_STREAMS: usize = 1_024;
 
 /// Server streams of one client: as many as half of a connection's concurrent streams.
@@ -101,7 +101,7 @@ pub(crate) struct StreamPermit {
     _quota: Arc<ClientQuota>,
 }
 
-/// Returns the quotas of each client, for `max_calls` calls in flight and `max_connections`
+/// Returns the limits of each client, for `max_calls` calls in flight and `max_connections`
 /// open connections.
 ///
 /// One client may hold all call permits, but only half of the queue.
@@ -213,9 +213,9 @@ impl Admission {
         Ok(StreamPermit { _client_permit: client, _global_permit: None, _quota: quota.clone() })
     }
 
-    /// Reserves memory for a client that holds at most as much as it leaves: a client that
-    /// sends only half of its messages, or does not read its responses, leaves some for
-    /// others, and two such clients do not take all.
+    /// Reserves memory. A client may hold at most as much as is still free (a dynamic threshold):
+    /// one that sends only half of its messages, or does not read its responses, leaves half of
+    /// the budget to others, and two such clients leave a third.
     fn try_reserve(&self, quota: &ClientQuota, kib: u32) -> Option<OwnedSemaphorePermit> {
         let held = quota.add_memory(kib);
         let available = self.memory_kib.available_permits();
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn large_responses_are_limited_in_all_and_per_client() {
+    async fn large_responses_are_limited_in_total_and_per_client() {
         let (admission, quotas) = (Admission::new(1), ClientQuotas::new(client_limits(1, 1)));
         let mut permits = Vec::new();
         for (client, total) in [(1, 12), (2, 16)] {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_are_limited_in_all() {
+    fn streams_are_limited_in_total() {
         let (admission, quotas) = (Admission::new(1), ClientQuotas::new(client_limits(1, 1)));
         let mut permits = Vec::new();
         for client in 0..32 {

@@ -81,7 +81,8 @@ impl ClientQuotas {
 
 /// What one client has left of its [`ClientLimits`].
 ///
-/// An owner of a permit must own the quota as well: a quota that is created again is whole.
+/// An owner of a permit must own the quota as well: a quota that is created again has all of its
+/// permits.
 #[derive(Debug)]
 pub(crate) struct ClientQuota {
     pub(crate) connections: Arc<Semaphore>,

@@ -1,9 +1,9 @@
-//! Quotas and budgets: what calls may take of the server, in all and per client.
+//! Quotas and budgets: what calls may take of the server, in total and per client.
 //!
 //! ```text
 //! connection ─ slot (all, client) ─ handshake timeout ─ concurrent streams ─ header list
 //!     │
-//! call ─ memory budget (all; client: as much as it leaves) ─ request size
+//! call ─ memory budget (all; client: at most as much as is free) ─ request size
 //!     │
 //!     ├─ unary ── large response permit (all, client) ── queue ── call permit (all, client)
 //!     ├─ stream ─ stream permit (all, client)

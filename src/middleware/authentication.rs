@@ -11,7 +11,7 @@ use tower::Service;
 use tracing::{Span, field};
 
 use super::{
-    BoxedResponse, Context,
+    Context, ResponseFuture,
     call::{Call, StreamCredential},
 };
 use crate::{
@@ -39,7 +39,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = BoxedResponse;
+    type Future = ResponseFuture;
 
     fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(context)

@@ -1,7 +1,7 @@
 //! The deadline of a call: the client's `grpc-timeout` or the default, whichever is shorter. It
 //! counts from the arrival of the headers, and covers the whole of a unary call. For a stream it
-//! covers the time until the first message may follow; the stream layer ends the stream at the
-//! client's own deadline.
+//! covers the time until the response headers; the stream layer ends the stream at the client's
+//! own deadline.
 
 use std::{
     pin::Pin,

@@ -24,7 +24,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::{
-    BoxedResponse, Context,
+    Context, ResponseFuture,
     buffer::{buffer_request, buffer_response, to_kib},
     call::{Call, StreamGuards},
 };
@@ -106,7 +106,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = Either<BoxedResponse, Either<S::Future, Ready<Result<Response<Body>, Error>>>>;
+    type Future = Either<ResponseFuture, Either<S::Future, Ready<Result<Response<Body>, Error>>>>;
 
     fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(context)

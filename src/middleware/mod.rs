@@ -1,16 +1,16 @@
-//! The way of a call: what happens around every method, top to bottom.
+//! The lifecycle of a request: what happens around every method, top to bottom.
 //!
 //! ```text
 //! transport: socket, TLS, HTTP/2
 //!     │  Inbound: a request, and the state of its connection
 //!     ▼
-//! request id ────── takes over or creates x-request-id, reads the metadata once
+//! request id ────── propagates or generates x-request-id, reads the metadata once
 //! telemetry ─────── span, one log line and metrics when the response ends, streams included
 //! error details ─── completes google.rpc details, logs the sources of errors
 //! policy ────────── UNIMPLEMENTED, UNAUTHENTICATED without credentials: before any cost
 //! deadline ──────── unary: the shorter of grpc-timeout and the default; DEADLINE_EXCEEDED
 //! load shedding ─── memory, quotas, a permit, the whole request; RESOURCE_EXHAUSTED
-//! authentication ── the caller from the metadata; UNAUTHENTICATED, PERMISSION_DENIED
+//! authentication ── the caller from the metadata; UNAUTHENTICATED
 //! stream ────────── ends a stream: deadline, token, session, connection age, shutdown
 //!     │
 //!     ▼
@@ -18,8 +18,8 @@
 //! ```
 //!
 //! The order is one `tower::ServiceBuilder`, in [`stack`]. Each layer is a file. The layers down
-//! to deadline run before the future is polled, so that a call that is rejected there costs no
-//! task. A response of the API is buffered ([`buffer`]) unless it is a stream.
+//! to deadline run before the future is polled, so that a call that is rejected there
+//! allocates no future. A response of the API is buffered ([`buffer`]) unless it is a stream.
 
 mod authentication;
 mod buffer;
@@ -53,8 +53,8 @@ use crate::{
 
 pub(crate) use self::routes::ApiRoutes;
 
-/// The future of a layer that runs as a whole, and not as a state machine of its own.
-type BoxedResponse = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>;
+/// The boxed future of a layer that is written as an async block.
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>;
 
 /// What the layers share.
 #[derive(Debug)]

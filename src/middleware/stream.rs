@@ -27,7 +27,7 @@ use tonic::{Status, body::Body};
 use tower::Service;
 
 use super::{
-    BoxedResponse,
+    ResponseFuture,
     call::{Call, StreamCredential, StreamGuards},
 };
 use crate::{
@@ -59,7 +59,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = Either<S::Future, BoxedResponse>;
+    type Future = Either<S::Future, ResponseFuture>;
 
     fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(context)

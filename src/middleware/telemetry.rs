@@ -42,13 +42,13 @@ impl<S> Telemetry<S> {
     /// Starts the span of a call.
     fn start(&self, call: &Call) -> (CallRecorder, tracing::Span) {
         let path = call.request.uri().path();
-        let is_probe = call.method.is_some_and(|method| method.system.is_some());
+        let is_system = call.method.is_some_and(|method| method.system.is_some());
         let metrics = self.context.metrics.calls.get(path).clone();
         metrics.start();
         let id = call.request_id.to_str().unwrap_or_default();
         let parent = traces::remote_parent(call.request.headers());
         let parent_span_id = parent.as_ref().map(|parent| field::display(parent.span_id()));
-        let call_span = self.context.tracer.start(metrics.name(), id, parent, is_probe);
+        let call_span = self.context.tracer.start(metrics.name(), id, parent, is_system);
         // At the level of errors, so that each line of the call has its fields at every level.
         let span = tracing::error_span!(
             "call",
@@ -61,7 +61,7 @@ impl<S> Telemetry<S> {
         );
         let recorder = CallRecorder {
             started_at: call.received_at,
-            is_probe,
+            is_system,
             metrics,
             call_span,
             span: span.clone(),
@@ -148,7 +148,7 @@ fn method_name(path: &str) -> &str {
 /// client that disconnects drops it.
 struct CallRecorder {
     started_at: Instant,
-    is_probe: bool,
+    is_system: bool,
     metrics: Arc<MethodMetrics>,
     call_span: CallSpan,
     span: tracing::Span,
@@ -174,7 +174,7 @@ impl Drop for CallRecorder {
         self.call_span.end(self.code, code);
         let _entered = self.span.enter();
         // Probes come every few seconds.
-        if self.is_probe {
+        if self.is_system {
             tracing::debug!(code, duration_ms, "call");
         } else {
             tracing::info!(code, duration_ms, "call");

@@ -47,8 +47,8 @@ pub struct VerifiedToken {
     pub expires_at: OffsetDateTime,
 }
 
-/// The IP address of the client, after `x-forwarded-for`. An IPv4 address is one on an IPv6
-/// socket, too.
+/// The IP address of the client, after `x-forwarded-for`. An IPv4-mapped IPv6 address is
+/// canonicalized to IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientIp(pub IpAddr);
 

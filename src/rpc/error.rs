@@ -86,7 +86,7 @@ pub enum Error {
     Internal(BoxError),
     #[error("Method not found")]
     Unimplemented,
-    #[error("The server is shutting down. Reconnect and retry.")]
+    #[error("The connection is closing. Reconnect and retry.")]
     Stopping,
 }
 
@@ -185,7 +185,7 @@ impl Error {
 fn hint(reason: ErrorReason) -> &'static str {
     match reason {
         ErrorReason::Unspecified | ErrorReason::Internal => {
-            "report the request id to the operator of the service"
+            "report the request ID to the operator of the service"
         }
         ErrorReason::NotAuthenticated => "send authorization: Bearer <token>",
         ErrorReason::TokenInvalid
@@ -196,10 +196,10 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::TokenExpired => "call RefreshToken",
         ErrorReason::IncorrectCredentials => "correct the login or the password",
         ErrorReason::InvalidRequest => "correct the fields that BadRequest names",
-        ErrorReason::NotEnoughPermissions => "name your own id, or me",
-        ErrorReason::UserNotFound => "look for the id with ListUsers",
-        ErrorReason::SessionNotFound => "look for the id with ListSessions",
-        ErrorReason::TodoNotFound => "look for the id with ListTodos",
+        ErrorReason::NotEnoughPermissions => "use your own user ID, or me",
+        ErrorReason::UserNotFound => "find the ID with ListUsers",
+        ErrorReason::SessionNotFound => "find the ID with ListSessions",
+        ErrorReason::TodoNotFound => "find the ID with ListTodos",
         ErrorReason::UsernameExists => "choose another username",
         ErrorReason::EmailExists => "use another email, or call Login",
         ErrorReason::EtagMismatch => "read the resource again and retry with its etag",
@@ -207,8 +207,10 @@ fn hint(reason: ErrorReason) -> &'static str {
         | ErrorReason::TooManyAttempts
         | ErrorReason::DatabaseUnavailable => "retry after the delay in RetryInfo",
         ErrorReason::DeadlineExceeded => "read what a write would change before you retry it",
-        ErrorReason::Unimplemented => "look for the method with server reflection",
-        ErrorReason::MessageTooLarge => "send at most 1 MiB",
+        ErrorReason::Unimplemented => {
+            "check the name of the method, and send uncompressed messages"
+        }
+        ErrorReason::MessageTooLarge => "send a smaller message",
         ErrorReason::ServiceUnknown => "list the services with server reflection",
         ErrorReason::Stopping => "reconnect and retry",
     }

@@ -29,7 +29,7 @@ use crate::{
 /// Test: `a_thousand_todos_are_listed_in_pages_below_1_mib_whatever_their_size`.
 pub(super) const MAX_PAGE_BYTES: i64 = 1_000_000;
 
-/// The size of a todo besides its texts, in bytes: ID, times, etag, state and tags, rounded up.
+/// The size of a todo besides its texts, in bytes: ID, times, etag, state and the tags of the fields, rounded up.
 ///
 /// Test: `a_thousand_todos_are_listed_in_pages_below_1_mib_whatever_their_size`.
 pub(super) const TODO_OVERHEAD_BYTES: i32 = 160;
@@ -111,8 +111,8 @@ impl Order {
 /// The variants of a statement of one order.
 #[derive(Clone, Copy)]
 struct Variant {
-    /// Whether the filter has a title only: then an index that includes the titles finds the
-    /// rows before the page's rows are read.
+    /// Whether the filter has a title only. Then a covering index finds the rows (index-only
+    /// scan), and only those of the page are read.
     title_only: bool,
     /// Whether the page may exceed the byte budget.
     measured: bool,

@@ -144,7 +144,7 @@ impl<S: InboundService> Acceptor<S> {
         self.force_close.clone().run_until_cancelled_owned(connection)
     }
 
-    /// Returns `None` if there are too many connections, in all or of the client.
+    /// Returns `None` if there are too many connections, in total or of the client.
     fn acquire_slot(&self, ip: IpAddr, slots: &Arc<Semaphore>) -> Option<ConnectionSlot> {
         let quota = self.quotas.get(ip);
         let global_permit = slots.clone().try_acquire_owned().ok()?;

@@ -10,7 +10,7 @@ use std::{
 /// file may use.
 type MayUse = (&'static str, &'static [(&'static str, &'static str)]);
 
-const MAY_USE: [MayUse; 13] = [
+const ALLOWED_USERS: [MayUse; 13] = [
     // `server` wires everything, and only the command `serve` uses it.
     ("crate::server", &[("cli/serve.rs", "crate::server::Server")]),
     // Protobuf messages stop at `service.rs`. The reasons of errors are an enum of the API.
@@ -285,7 +285,7 @@ fn groups_of_imports_are_understood() {
 fn restricted_paths_are_used_only_by_listed_files() {
     let sources = Source::all();
     let mut faults = Vec::new();
-    for (part, users) in MAY_USE {
+    for (part, users) in ALLOWED_USERS {
         let mut unused = BTreeSet::from_iter(users);
         for source in &sources {
             for path in source.paths().iter().filter(|path| leads_to(path, part)) {
@@ -300,7 +300,7 @@ fn restricted_paths_are_used_only_by_listed_files() {
                 }
             }
         }
-        faults.extend(unused.iter().map(|(file, much)| format!("{file} may use {much} in vain")));
+        faults.extend(unused.iter().map(|(file, much)| format!("{file} does not use {much}")));
     }
     assert!(faults.is_empty(), "{faults:#?}");
 }

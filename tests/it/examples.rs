@@ -18,6 +18,9 @@ use crate::support::{
 
 const README: &str = include_str!("../../examples/README.md");
 
+/// The program in the README of the repository, and what it prints.
+const PROGRAM: &str = include_str!("../../README.md");
+
 /// Failed logins after which the server rejects all logins from an IP address.
 const MAX_FAILURES: usize = 100;
 
@@ -163,6 +166,21 @@ impl Example {
         self.fail(app, &tokens, &["(TOKEN_INVALID)"]).await;
     }
 
+    /// Runs the program in the README with the packages of the example.
+    async fn assert_program_of_readme_works(&self) {
+        let (_, program) = PROGRAM.split_once("```python\n").expect("a program");
+        let (program, after) = program.split_once("\n```\n").expect("its end");
+        let (_, prints) = after.split_once("This prints `").expect("what it prints");
+        let (prints, _) = prints.split_once('`').expect("its end");
+        let app = App::start().await;
+        app.signed_up("ana").await;
+        let program = program.replace("localhost:50051", &app.address.to_string());
+        fs::write(self.dir.join("program.py"), program).expect("written");
+        let run = "PYTHONPATH=gen .venv/bin/python program.py";
+        let output = shell(run, &self.dir, &[]).await;
+        assert_eq!(text(&output.stdout).trim_end(), prints, "{}", text(&output.stderr));
+    }
+
     async fn assert_prints_retry_delay(&self, app: &App) {
         for number in 0..MAX_FAILURES {
             let failed = app.anonymous().try_log_in(&format!("user{number}"), "a guess").await;
@@ -181,7 +199,9 @@ async fn the_python_example_works_as_documented() {
         return;
     }
     let sources = TempDir::new().expect("a directory");
-    Example::set_up("Python", "examples/python", &sources).await.assert_works().await;
+    let example = Example::set_up("Python", "examples/python", &sources).await;
+    example.assert_works().await;
+    example.assert_program_of_readme_works().await;
 }
 
 #[tokio::test]

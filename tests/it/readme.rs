@@ -1,11 +1,11 @@
-//! The README's tour works as pasted.
+//! The commands of the README and of `docs/api.md` work as pasted.
 
 use tokio::process::Command;
 
 use crate::support::{
     App,
     postgres::print_line,
-    readme::{README, commands, has_grpcurl},
+    readme::{API, DEPLOYMENT, README, commands, has_grpcurl},
 };
 
 /// The picture of the tour, which `docs/tour.py` draws.
@@ -18,7 +18,8 @@ async fn the_tour_works_as_pasted() {
     }
     let app = App::start().await;
     let address = app.address.to_string();
-    let tour = commands(README, "A tour").replace("localhost:50051", &address);
+    let tour = [commands(README, "A tour"), commands(API, "More calls")].join("\n");
+    let tour = tour.replace("localhost:50051", &address);
     // As at a terminal, but the first failed command ends the shell.
     let shell = Command::new("bash").args(["-euo", "pipefail", "-c", &tour]).output().await;
     let shell = shell.expect("an installed bash");
@@ -61,6 +62,18 @@ fn one_line_commands(script: &str) -> Vec<String> {
 }
 
 #[test]
+fn the_containers_of_the_readme_are_those_of_the_deployment_guide() {
+    let commands_of_readme = commands(README, "Quick start");
+    let containers: Vec<_> =
+        commands_of_readme.lines().skip_while(|it| *it != "cp .env.example .env").collect();
+    assert_eq!(containers.len(), 3, "{commands_of_readme}");
+    let deployment = commands(DEPLOYMENT, "Containers");
+    for command in containers {
+        assert!(deployment.lines().any(|line| line == command), "{command}");
+    }
+}
+
+#[test]
 fn the_picture_of_the_tour_shows_its_commands() {
     let attributes = TOUR_SVG.split("data-command=\"").skip(1);
     let pictured = attributes.filter_map(|rest| rest.split('"').next()).map(|command| {
@@ -69,7 +82,7 @@ fn the_picture_of_the_tour_shows_its_commands() {
         entities.iter().fold(command.to_owned(), |text, (entity, char)| text.replace(entity, char))
     });
     let tour = one_line_commands(&commands(README, "A tour"));
-    assert!(tour.len() > 10, "{tour:?}");
+    assert_eq!(tour.len(), 4, "{tour:?}");
     assert_eq!(pictured.collect::<Vec<_>>(), tour, "run docs/tour.py");
 }
 

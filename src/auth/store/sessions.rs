@@ -45,7 +45,7 @@ pub(super) async fn insert_session(
     password_version: i64,
 ) -> Result<bool, Error> {
     let inserted = sqlx::query!(
-        "insert into sessions as opened (
+        "insert into sessions (
              user_id, id, generation, rotated_at, expires_at, user_agent, peer
          )
          select $1, $3, 0, $4, $5, $6, $7

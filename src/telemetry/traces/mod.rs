@@ -92,10 +92,10 @@ impl CallTracer {
         method: &str,
         request_id: &str,
         parent: Option<SpanContext>,
-        is_probe: bool,
+        is_system: bool,
     ) -> CallSpan {
         let is_sampled = parent.as_ref().is_some_and(SpanContext::is_sampled);
-        let Some(export) = self.0.as_ref().filter(|_| is_sampled || !is_probe) else {
+        let Some(export) = self.0.as_ref().filter(|_| is_sampled || !is_system) else {
             let id = parent.as_ref().map(SpanContext::trace_id);
             let trace_id = id.unwrap_or_else(|| RandomIdGenerator::default().new_trace_id());
             return CallSpan { trace_id, context: None };

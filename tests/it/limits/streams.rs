@@ -24,8 +24,8 @@ use crate::support::{
     wait::{wait_until, with_timeout},
 };
 
-/// Streams of one client (`MAX_STREAMS_PER_CLIENT`).
-const MAX_STREAMS: usize = 64;
+/// The maximum number of open streams of one client.
+const MAX_STREAMS_PER_CLIENT: usize = 64;
 
 const SILENT: CountRequest =
     CountRequest { messages: 0, padding_bytes: 0, then_silent: true, then_fails: false };
@@ -170,7 +170,7 @@ async fn streams_are_limited_per_client() {
     let app = App::start_with(config_with_metrics()).await;
     let ana = app.signed_up("ana").await;
     let mut streams = Vec::new();
-    for _ in 0..MAX_STREAMS {
+    for _ in 0..MAX_STREAMS_PER_CLIENT {
         streams.push(silent(&ana).await);
     }
     assert_overloaded(count(&ana, SILENT).await);

@@ -18,6 +18,7 @@ use crate::support::{
     postgres::TestDatabase,
     process::{Binary, Process},
     proxy::{self, Proxy},
+    readme::OBSERVABILITY,
     row_lock::RowLock,
     wait::wait_until,
 };
@@ -321,6 +322,7 @@ async fn the_audit_trail_identifies_users_by_id_only() {
         ("user_deleted", &[&*user_id], 1),
     ] {
         assert_eq!(count(event, ids), times, "{event} {ids:?}:\n{output}");
+        assert!(OBSERVABILITY.contains(&format!("| `{event}` |")), "{event} is not documented");
     }
     for line in trail {
         assert!(line.contains("\"client_ip\":\"127.0.0.1\""), "{line}");

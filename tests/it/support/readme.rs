@@ -6,6 +6,8 @@ use super::postgres::print_line;
 
 /// The text of the README.
 pub const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+/// The text of `docs/api.md`.
+pub const API: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md"));
 /// The text of `docs/configuration.md`.
 pub const CONFIGURATION: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md"));

@@ -1,4 +1,4 @@
-//! The commands of `docs/deployment.md` and of the tour of the README.
+//! The commands of `docs/deployment.md`, and of the tour.
 
 use fast_zero::proto::todo::v1::ListTodosRequest;
 use tonic::Code;
@@ -7,7 +7,7 @@ use super::{BASE, login};
 use crate::support::{
     assert::assert_status,
     compose::{Stack, docker_command, expect_success, free_port, is_engine_available, run_command},
-    readme::{DEPLOYMENT, README, commands, has_grpcurl},
+    readme::{API, DEPLOYMENT, README, commands, has_grpcurl},
     todos::titles,
 };
 
@@ -23,9 +23,8 @@ async fn the_commands_of_the_documentation_work_as_pasted() {
     // The tour runs at its mention, between the first commands and the backup.
     let (before, after) = containers.split_once(BACKUP).expect("a backup");
     let (backup, after) = after.split_once('\n').expect("a next page");
-    let commands =
-        [before, &commands(README, "A tour"), "\n", BACKUP, backup, "\n", AFTER_THE_BACKUP, after];
-    let commands = commands
+    let tour = [commands(README, "A tour"), commands(API, "More calls")].join("\n");
+    let commands = [before, &tour, "\n", BACKUP, backup, "\n", AFTER_THE_BACKUP, after]
         .concat()
         .replace("docker compose down\n", NEW_VOLUME)
         .replace("cargo run", env!("CARGO_BIN_EXE_fast-zero"))
