@@ -106,9 +106,9 @@ impl Server {
             quotas: quotas.clone(),
             trusted_proxies: config.listen.trusted_proxies.clone(),
             calls: <_>::default(),
+            system: system_routes(health, config.listen.reflection)?.prepare(),
             api: <_>::default(),
         });
-        let system = system_routes(health, config.listen.reflection)?;
         let (drain, force_close) = (CancellationToken::new(), CancellationToken::new());
         let tls = config.tls.load()?.map(Arc::new);
         if let Some(tls) = tls.clone() {
@@ -118,7 +118,7 @@ impl Server {
         let admin = AdminServer { metrics: metrics.clone(), readiness: readiness.clone() };
         let admin_address = serve_admin(config, admin, force_close.clone()).await?;
         let acceptor = Acceptor {
-            service: middleware::stack(&context, system),
+            service: middleware::stack(&context),
             limits,
             tls,
             quotas,

@@ -5,7 +5,10 @@ use time::OffsetDateTime;
 
 use super::{sessions::Sessions, token::AccessTokens};
 use crate::{
-    rpc::{caller::VerifiedToken, error::Error},
+    rpc::{
+        caller::{Caller, VerifiedToken},
+        error::Error,
+    },
     types::clock,
 };
 
@@ -18,13 +21,22 @@ pub(crate) struct Authenticator {
 }
 
 impl Authenticator {
-    /// Verifies the access token in the metadata of a call.
+    /// Verifies the access token in the metadata of a call, but not its session.
     ///
     /// # Errors
-    /// [`Error::NotAuthenticated`] if there is none, otherwise those of
-    /// [`Self::verify_access_token`].
-    pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<VerifiedToken, Error> {
-        self.verify_access_token(bearer_token(headers)?, clock::now()).await
+    /// [`Error::NotAuthenticated`] if there is none, [`Error::TokenInvalid`] or
+    /// [`Error::TokenExpired`].
+    pub(crate) fn verify(&self, headers: &HeaderMap) -> Result<VerifiedToken, Error> {
+        self.access_tokens.verify(bearer_token(headers)?, clock::now())
+    }
+
+    /// Checks that the session of a caller is active.
+    ///
+    /// # Errors
+    /// [`Error::SessionRevoked`].
+    pub(crate) async fn check_session(&self, caller: Caller) -> Result<(), Error> {
+        let is_active = self.sessions.is_active(caller).await?;
+        if is_active { Ok(()) } else { Err(Error::SessionRevoked) }
     }
 
     /// Verifies an access token and its session.
@@ -37,11 +49,8 @@ impl Authenticator {
         now: OffsetDateTime,
     ) -> Result<VerifiedToken, Error> {
         let verified = self.access_tokens.verify(token, now)?;
-        if self.sessions.is_active(verified.caller).await? {
-            Ok(verified)
-        } else {
-            Err(Error::SessionRevoked)
-        }
+        self.check_session(verified.caller).await?;
+        Ok(verified)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::types::{
     text::{LineMode, fold_case, parse},
 };
 
-pub(crate) use self::token::{AccessTokens, RefreshTokens};
+pub(crate) use self::token::{AccessTokens, RefreshTokens, TOKEN_LEEWAY};
 
 /// The maximum number of active sessions of a user. A login beyond ends the oldest.
 ///

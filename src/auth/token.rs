@@ -18,7 +18,7 @@ use crate::{
 /// The maximum difference between the clocks of replicas, in seconds.
 ///
 /// Test: `an_access_token_is_valid_until_it_expires`.
-const LEEWAY_SECONDS: i64 = 5;
+pub(crate) const TOKEN_LEEWAY: Duration = Duration::seconds(5);
 
 /// The `typ` of an access token (RFC 9068, section 2.1).
 const ACCESS_TOKEN_TYPE: &str = "at+jwt";
@@ -59,7 +59,7 @@ impl AccessTokens {
         validation.set_issuer(&[issuer]);
         validation.set_audience(&[audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        validation.leeway = LEEWAY_SECONDS.unsigned_abs();
+        validation.leeway = TOKEN_LEEWAY.whole_seconds().unsigned_abs();
         validation.validate_nbf = true;
         // `verify` checks `exp` last, so that only an otherwise valid token is reported as
         // expired.
@@ -124,7 +124,7 @@ impl AccessTokens {
             expires_at: OffsetDateTime::from_unix_timestamp(claims.exp)
                 .map_err(|_| Error::TokenInvalid)?,
         };
-        if claims.exp.saturating_add(LEEWAY_SECONDS) <= now.unix_timestamp() {
+        if claims.exp.saturating_add(TOKEN_LEEWAY.whole_seconds()) <= now.unix_timestamp() {
             return Err(Error::TokenExpired);
         }
         Ok(verified)
@@ -300,11 +300,11 @@ mod tests {
             let is_valid_time = OffsetDateTime::from_unix_timestamp(exp).is_ok();
             match tokens.verify(&token.expect("a token"), now) {
                 Ok(verified) => {
-                    prop_assert!(valid && exp > now.unix_timestamp() - LEEWAY_SECONDS);
+                    prop_assert!(valid && exp > now.unix_timestamp() - TOKEN_LEEWAY.whole_seconds());
                     prop_assert_eq!(verified.expires_at.unix_timestamp(), exp);
                 }
                 Err(Error::TokenExpired) => {
-                    prop_assert!(valid && exp <= now.unix_timestamp() - LEEWAY_SECONDS);
+                    prop_assert!(valid && exp <= now.unix_timestamp() - TOKEN_LEEWAY.whole_seconds());
                 }
                 Err(Error::TokenInvalid) => prop_assert!(!(valid && is_valid_time)),
                 Err(other) => prop_assert!(false, "{other}"),

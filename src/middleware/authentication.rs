@@ -1,9 +1,6 @@
 //! Authentication: adds the caller to the request, by the policy of the method.
 
-use std::{
-    sync::Arc,
-    task::{Context as TaskContext, Poll},
-};
+use std::task::{Context as TaskContext, Poll};
 
 use http::Response;
 use tonic::body::Body;
@@ -11,10 +8,11 @@ use tower::Service;
 use tracing::{Span, field};
 
 use super::{
-    Context, ResponseFuture,
+    ResponseFuture,
     call::{Call, StreamCredential},
 };
 use crate::{
+    auth::TOKEN_LEEWAY,
     rpc::{error::Error, policy::Access},
     telemetry::traces,
 };
@@ -22,12 +20,11 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Authentication<S> {
     inner: S,
-    context: Arc<Context>,
 }
 
 impl<S> Authentication<S> {
-    pub(super) fn new(inner: S, context: Arc<Context>) -> Self {
-        Self { inner, context }
+    pub(super) fn new(inner: S) -> Self {
+        Self { inner }
     }
 }
 
@@ -46,9 +43,9 @@ where
     }
 
     fn call(&mut self, mut call: Call<B>) -> Self::Future {
-        let (mut inner, context) = (self.inner.clone(), self.context.clone());
+        let mut inner = self.inner.clone();
         Box::pin(async move {
-            authenticate(&mut call, &context).await?;
+            authenticate(&mut call).await?;
             // Only now: a client that may not call does not learn what is invalid in the call.
             call.check_timeout()?;
             inner.call(call).await
@@ -58,19 +55,20 @@ where
 
 /// Adds the caller, unless the method is public. Every credential is a session, so the levels
 /// `CALLER` and `SESSION` require the same.
-async fn authenticate<B>(call: &mut Call<B>, context: &Context) -> Result<(), Error> {
+async fn authenticate<B>(call: &mut Call<B>) -> Result<(), Error> {
     let method = call.method.ok_or(Error::Unimplemented)?;
     if method.access == Access::Public {
         return Ok(());
     }
-    let authenticator = &context.api()?.authenticator;
-    let token = authenticator.authenticate(call.request.headers()).await?;
+    let authenticator = &call.context.api()?.authenticator;
+    let token = authenticator.verify(call.request.headers())?;
+    // Watched before it is checked, so that no revocation falls between.
+    let session = method.server_streaming.then(|| authenticator.sessions.watch(token.caller));
+    authenticator.check_session(token.caller).await?;
     Span::current().record("user_id", field::display(token.caller.user_id));
     traces::record_user_id(token.caller.user_id);
     call.request.extensions_mut().insert(token.caller);
-    if method.server_streaming {
-        let session = authenticator.sessions.watch(token.caller);
-        call.stream_credential = Some(StreamCredential { token, session });
-    }
+    call.stream_credential = session
+        .map(|session| StreamCredential { valid_until: token.expires_at + TOKEN_LEEWAY, session });
     Ok(())
 }

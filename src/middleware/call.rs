@@ -9,6 +9,7 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use hyper::body::Incoming;
 use ipnet::IpNet;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
@@ -21,12 +22,7 @@ use crate::{
         admission::{MemoryReservation, StreamPermit},
         client_quota::ClientQuota,
     },
-    rpc::{
-        caller::{ClientIp, VerifiedToken},
-        error::Error,
-        policy::Method,
-        validation::FieldViolations,
-    },
+    rpc::{caller::ClientIp, error::Error, policy::Method, validation::FieldViolations},
     transport::{ConnectionState, Inbound},
     types::invalid::InvalidValue,
 };
@@ -34,7 +30,7 @@ use crate::{
 /// The metadata entry that identifies a call.
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The longest request id that is taken over, in characters.
+/// The longest request id of a client that is accepted, in characters.
 ///
 /// Test: `a_valid_request_id_is_taken_over`.
 const MAX_REQUEST_ID_LEN: usize = 128;
@@ -47,6 +43,7 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// A call. The layers fill what they find out, and take what they need.
 #[derive(Debug)]
 pub(super) struct Call<B = Incoming> {
+    pub(super) context: Arc<Context>,
     pub(super) request: Request<B>,
     pub(super) connection: Arc<ConnectionState>,
     /// The quota of the client.
@@ -58,8 +55,8 @@ pub(super) struct Call<B = Incoming> {
     /// The client's timeout, if it sent one. An invalid one is reported after authentication.
     pub(super) timeout: Result<Option<Duration>, FieldViolations>,
     pub(super) received_at: Instant,
-    /// Counts the call until its response is sent.
-    pub(super) in_flight: InFlight,
+    /// Counts the call until its response is sent. Load shedding takes it.
+    pub(super) in_flight: Option<InFlight>,
     /// What load shedding acquired for a response that is not buffered.
     pub(super) stream_guards: Option<StreamGuards>,
     /// The credential behind a stream, which ends with it.
@@ -73,24 +70,26 @@ pub(super) struct InFlight {
     _connection: TaskTrackerToken,
 }
 
-/// What an open stream holds.
+/// What an open stream holds until it is sent.
 #[derive(Debug)]
 pub(super) struct StreamGuards {
     pub(super) _permit: StreamPermit,
+    /// Of a reflection stream. The permit of another stream stands for its memory.
     pub(super) _memory: Option<MemoryReservation>,
-    pub(super) _in_flight: InFlight,
+    pub(super) _in_flight: Option<InFlight>,
 }
 
 /// What a stream of an authenticated caller depends on.
 #[derive(Debug)]
 pub(super) struct StreamCredential {
-    pub(super) token: VerifiedToken,
+    /// Until when the server accepts the access token.
+    pub(super) valid_until: OffsetDateTime,
     pub(super) session: SessionWatch,
 }
 
 impl Call {
     /// Reads the metadata of a request, and counts the call.
-    pub(super) fn new(inbound: Inbound, context: &Context) -> Self {
+    pub(super) fn new(inbound: Inbound, context: Arc<Context>) -> Self {
         let Inbound { mut request, connection } = inbound;
         let received_at = Instant::now();
         let in_flight =
@@ -107,6 +106,7 @@ impl Call {
         let method = context.methods.get(request.uri().path());
         request.extensions_mut().insert(ClientIp(client_ip));
         Self {
+            context,
             request,
             connection,
             quota,
@@ -115,7 +115,7 @@ impl Call {
             request_id,
             timeout,
             received_at,
-            in_flight,
+            in_flight: Some(in_flight),
             stream_guards: None,
             stream_credential: None,
         }
@@ -126,6 +126,7 @@ impl<B> Call<B> {
     /// Returns the call with another body.
     pub(super) fn map_body<C>(self, map: impl FnOnce(B) -> C) -> Call<C> {
         Call {
+            context: self.context,
             request: self.request.map(map),
             connection: self.connection,
             quota: self.quota,

@@ -8,29 +8,27 @@ use std::{
     task::{Context as TaskContext, Poll, ready},
 };
 
-use http::{HeaderValue, Response};
-use http_body_util::BodyExt;
+use http::{HeaderMap, HeaderValue, Response};
+use http_body::{Body as _, Frame};
 use pin_project_lite::pin_project;
-use tonic::{Status, body::Body};
+use tonic::{Code, Status, body::Body};
 use tower::Service;
 
 use super::{Context, call::Call};
 use crate::{
     rpc::error::{self, Error},
-    telemetry::metrics::Counter,
+    telemetry::traces::TraceContext,
     types::error_chain::ErrorChain,
 };
 
 #[derive(Clone, Debug)]
 pub(super) struct ErrorDetails<S> {
     inner: S,
-    calls_shed: Counter,
 }
 
 impl<S> ErrorDetails<S> {
-    #[expect(clippy::needless_pass_by_value, reason = "as the other layers")]
-    pub(super) fn new(inner: S, context: Arc<Context>) -> Self {
-        Self { inner, calls_shed: context.metrics.calls_shed.clone() }
+    pub(super) fn new(inner: S) -> Self {
+        Self { inner }
     }
 }
 
@@ -48,9 +46,10 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let (request_id, calls_shed) = (call.request_id.clone(), self.calls_shed.clone());
         let is_stream = call.is_stream();
-        ErrorDetailsFuture { inner: self.inner.call(call), request_id, calls_shed, is_stream }
+        let reporter =
+            Reporter { request_id: call.request_id.clone(), context: call.context.clone() };
+        ErrorDetailsFuture { inner: self.inner.call(call), reporter: Some(reporter), is_stream }
     }
 }
 
@@ -58,8 +57,7 @@ pin_project! {
     pub(super) struct ErrorDetailsFuture<F> {
         #[pin]
         inner: F,
-        request_id: HeaderValue,
-        calls_shed: Counter,
+        reporter: Option<Reporter>,
         is_stream: bool,
     }
 }
@@ -74,26 +72,73 @@ where
         let this = self.project();
         let response = ready!(this.inner.poll(context));
         let mut response = response.unwrap_or_else(|error| Status::from(error).into_http());
+        let Some(reporter) = this.reporter.take() else {
+            return Poll::Ready(Ok(response));
+        };
         if let Some(error) = error::error_of(&response) {
-            log(error);
-            if matches!(error, Error::Overloaded) {
-                this.calls_shed.inc();
-            }
+            reporter.report(error);
         }
-        let id = this.request_id.to_str().unwrap_or_default();
-        error::complete_error_details(response.headers_mut(), id);
-        if *this.is_stream {
-            let id = id.to_owned();
+        reporter.complete(response.headers_mut());
+        if *this.is_stream && !response.body().is_end_stream() {
+            let trace = TraceContext::current();
             response = response.map(|body| {
-                Body::new(body.map_frame(move |mut frame| {
-                    if let Some(trailers) = frame.trailers_mut() {
-                        error::complete_error_details(trailers, &id);
-                    }
-                    frame
-                }))
+                Body::new(ErrorDetailsBody { inner: body, error: None, reporter, trace })
             });
         }
         Poll::Ready(Ok(response))
+    }
+}
+
+/// The body of a stream, which may end with an error.
+struct ErrorDetailsBody {
+    inner: Body,
+    /// The last error of which the handler made a status: an encoded status has no source.
+    error: Option<Arc<Error>>,
+    reporter: Reporter,
+    trace: TraceContext,
+}
+
+impl http_body::Body for ErrorDetailsBody {
+    type Data = <Body as http_body::Body>::Data;
+    type Error = <Body as http_body::Body>::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.get_mut();
+        let inner = Pin::new(&mut this.inner);
+        let mut frame =
+            ready!(error::record_converted(&mut this.error, || inner.poll_frame(context)));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+            && this.reporter.complete(trailers) != Code::Ok
+            && let Some(error) = this.error.take()
+        {
+            this.trace.enter(|| this.reporter.report(&error));
+        }
+        Poll::Ready(frame)
+    }
+}
+
+/// What the errors of a call need.
+struct Reporter {
+    request_id: HeaderValue,
+    context: Arc<Context>,
+}
+
+impl Reporter {
+    /// Completes the details of an error in headers or trailers, and returns the status code.
+    fn complete(&self, headers: &mut HeaderMap) -> Code {
+        error::complete_error_details(headers, self.request_id.to_str().unwrap_or_default())
+    }
+
+    /// Logs and counts an error.
+    fn report(&self, error: &Error) {
+        log(error);
+        if matches!(error, Error::Overloaded) {
+            self.context.metrics.calls_shed.inc();
+        }
     }
 }
 

@@ -5,14 +5,13 @@
 //!   acquires a call permit, and before it a permit for a large response if its method may
 //!   return one. Its response is buffered.
 //! - A stream of the API reserves memory and is read like a unary call, and then acquires a
-//!   stream permit.
+//!   stream permit. The permit stands for the memory of the open stream.
 //! - A call of the health service acquires a permit of the client only: load never fails a
 //!   probe.
 //! - A reflection stream acquires a stream permit, and memory for what it may buffer.
 
 use std::{
     future::{Ready, ready},
-    sync::Arc,
     task::{Context as TaskContext, Poll},
 };
 
@@ -24,7 +23,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::{
-    Context, ResponseFuture,
+    ResponseFuture,
     buffer::{buffer_request, buffer_response, to_kib},
     call::{Call, StreamGuards},
 };
@@ -57,12 +56,11 @@ pub(super) type RequestBody = EitherBody<Full<Bytes>, Incoming>;
 #[derive(Clone, Debug)]
 pub(super) struct LoadShedding<S> {
     inner: S,
-    context: Arc<Context>,
 }
 
 impl<S> LoadShedding<S> {
-    pub(super) fn new(inner: S, context: Arc<Context>) -> Self {
-        Self { inner, context }
+    pub(super) fn new(inner: S) -> Self {
+        Self { inner }
     }
 }
 
@@ -74,15 +72,15 @@ enum Admitted {
     System(StreamGuards),
 }
 
-fn pre_admit(call: &Call, admission: &Admission) -> Result<Admitted, Error> {
+fn pre_admit(call: &mut Call) -> Result<Admitted, Error> {
+    let admission = &call.context.admission;
     let headers = || to_kib(metadata_bytes(call.request.headers()));
-    let in_flight = call.in_flight.clone();
     Ok(match call.method.and_then(|method| method.system) {
         None => Admitted::Api(admission.reserve(&call.quota, CALL_OVERHEAD_KIB + headers())?),
         Some(System::Health) => Admitted::System(StreamGuards {
             _permit: Admission::acquire_health(&call.quota)?,
             _memory: None,
-            _in_flight: in_flight,
+            _in_flight: call.in_flight.take(),
         }),
         Some(System::Reflection) => {
             let overhead = CALL_OVERHEAD_KIB + REFLECTION_STREAM_KIB + headers();
@@ -90,7 +88,7 @@ fn pre_admit(call: &Call, admission: &Admission) -> Result<Admitted, Error> {
             Admitted::System(StreamGuards {
                 _permit: admission.acquire_stream(&call.quota)?,
                 _memory: Some(memory),
-                _in_flight: in_flight,
+                _in_flight: call.in_flight.take(),
             })
         }
     })
@@ -113,10 +111,9 @@ where
     }
 
     fn call(&mut self, mut call: Call) -> Self::Future {
-        match pre_admit(&call, &self.context.admission) {
+        match pre_admit(&mut call) {
             Ok(Admitted::Api(memory)) => {
-                let (inner, context) = (self.inner.clone(), self.context.clone());
-                Either::Left(Box::pin(handle_api(inner, context, call, memory)))
+                Either::Left(Box::pin(handle_api(self.inner.clone(), call, memory)))
             }
             Ok(Admitted::System(guards)) => {
                 call.stream_guards = Some(guards);
@@ -130,26 +127,27 @@ where
 
 async fn handle_api<S>(
     mut inner: S,
-    context: Arc<Context>,
     call: Call,
     mut memory: MemoryReservation,
 ) -> Result<Response<Body>, Error>
 where
     S: Service<Call<RequestBody>, Response = Response<Body>, Error = Error>,
 {
+    let context = call.context.clone();
     let admission = &context.admission;
     let method = call.method.ok_or(Error::Unimplemented)?;
     // Read the whole request before acquiring a permit, so that slow senders do not occupy
     // permits.
     let mut call = buffer_request(call, admission, &mut memory).await?.map_body(EitherBody::Left);
-    let quota = call.quota.clone();
+    let (quota, in_flight) = (call.quota.clone(), call.in_flight.take());
     if method.server_streaming {
-        call.stream_guards = Some(StreamGuards {
-            _permit: admission.acquire_stream(&quota)?,
-            _memory: Some(memory),
-            _in_flight: call.in_flight.clone(),
-        });
-        return inner.call(call).await;
+        let permit = admission.acquire_stream(&quota)?;
+        let guards = StreamGuards { _permit: permit, _memory: None, _in_flight: in_flight };
+        call.stream_guards = Some(guards);
+        let response = inner.call(call).await;
+        // The handler has read the request. Open streams leave the budget to other calls.
+        drop(memory);
+        return response;
     }
     let large = if method.large_response {
         Some(admission.acquire_large_response(&quota).await?)
@@ -157,7 +155,7 @@ where
         None
     };
     let permit = admission.acquire_call(&quota).await?;
-    let (connection, in_flight) = (call.connection.clone(), call.in_flight.clone());
+    let connection = call.connection.clone();
     let response = inner.call(call).await?;
     drop(permit);
     // The client may take its time to read the response from here on.

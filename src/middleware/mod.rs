@@ -56,7 +56,8 @@ pub(crate) use self::routes::ApiRoutes;
 /// The boxed future of a layer that is written as an async block.
 type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>;
 
-/// What the layers share.
+/// What the layers share. A call carries it, so that a layer holds nothing, and the copy of the
+/// layers that each call makes is cheap.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) methods: MethodTable,
@@ -68,6 +69,8 @@ pub(crate) struct Context {
     pub(crate) trusted_proxies: Vec<IpNet>,
     /// The calls in flight, streams included.
     pub(crate) calls: TaskTracker,
+    /// Health and reflection.
+    pub(crate) system: Routes,
     /// The API: set once the database is ready.
     pub(crate) api: OnceLock<ApiRoutes>,
 }
@@ -80,18 +83,16 @@ impl Context {
     }
 }
 
-/// Returns the layers, from the outermost to the routes. `system_routes` are those of health and
-/// reflection.
-pub(crate) fn stack(context: &Arc<Context>, system_routes: Routes) -> impl InboundService {
-    let context = || context.clone();
+/// Returns the layers, from the outermost to the routes.
+pub(crate) fn stack(context: &Arc<Context>) -> impl InboundService {
     ServiceBuilder::new()
-        .layer_fn(|inner| request_id::RequestId::new(inner, context()))
-        .layer_fn(|inner| telemetry::Telemetry::new(inner, context()))
-        .layer_fn(|inner| error_details::ErrorDetails::new(inner, context()))
-        .layer_fn(|inner| policy::Policy::new(inner, context()))
+        .layer_fn(|inner| request_id::RequestId::new(inner, context.clone()))
+        .layer_fn(telemetry::Telemetry::new)
+        .layer_fn(error_details::ErrorDetails::new)
+        .layer_fn(policy::Policy::new)
         .layer_fn(deadline::Deadline::new)
-        .layer_fn(|inner| load_shedding::LoadShedding::new(inner, context()))
-        .layer_fn(|inner| authentication::Authentication::new(inner, context()))
+        .layer_fn(load_shedding::LoadShedding::new)
+        .layer_fn(authentication::Authentication::new)
         .layer_fn(stream::Stream::new)
-        .service(routes::ServiceRoutes::new(system_routes, context()))
+        .service(routes::ServiceRoutes)
 }

@@ -3,7 +3,6 @@
 
 use std::{
     future::{Ready, ready},
-    sync::Arc,
     task::{Context as TaskContext, Poll},
 };
 
@@ -12,30 +11,29 @@ use tokio_util::either::Either;
 use tonic::body::Body;
 use tower::Service;
 
-use super::{Context, call::Call};
+use super::call::Call;
 use crate::rpc::{error::Error, policy::Access};
 
 #[derive(Clone, Debug)]
 pub(super) struct Policy<S> {
     inner: S,
-    context: Arc<Context>,
 }
 
 impl<S> Policy<S> {
-    pub(super) fn new(inner: S, context: Arc<Context>) -> Self {
-        Self { inner, context }
+    pub(super) fn new(inner: S) -> Self {
+        Self { inner }
     }
+}
 
-    fn check(&self, call: &Call) -> Result<(), Error> {
-        let method = call.method.ok_or(Error::Unimplemented)?;
-        let has_credentials = call.request.headers().contains_key(AUTHORIZATION);
-        // While the server starts, every call of the API gets UNAVAILABLE.
-        let is_started = || self.context.api.get().is_some();
-        if method.access != Access::Public && !has_credentials && is_started() {
-            return Err(Error::NotAuthenticated);
-        }
-        Ok(())
+fn check(call: &Call) -> Result<(), Error> {
+    let method = call.method.ok_or(Error::Unimplemented)?;
+    let has_credentials = call.request.headers().contains_key(AUTHORIZATION);
+    // While the server starts, every call of the API gets UNAVAILABLE.
+    let is_started = || call.context.api.get().is_some();
+    if method.access != Access::Public && !has_credentials && is_started() {
+        return Err(Error::NotAuthenticated);
     }
+    Ok(())
 }
 
 impl<S> Service<Call> for Policy<S>
@@ -51,7 +49,7 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        match self.check(&call) {
+        match check(&call) {
             Ok(()) => Either::Left(self.inner.call(call)),
             Err(error) => Either::Right(ready(Err(error))),
         }

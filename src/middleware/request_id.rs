@@ -1,4 +1,4 @@
-//! The request id: takes over or creates `x-request-id`, and returns it with the response.
+//! The request id: propagates or generates `x-request-id`, and returns it with the response.
 //!
 //! As the outermost layer, it turns a request into a [`Call`], which reads the metadata once.
 
@@ -45,7 +45,7 @@ where
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let call = Call::new(inbound, &self.context);
+        let call = Call::new(inbound, self.context.clone());
         let request_id = call.request_id.clone();
         RequestIdFuture { inner: self.inner.call(call), request_id: Some(request_id) }
     }

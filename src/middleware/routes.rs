@@ -1,6 +1,7 @@
 //! The routes: health and reflection from the start, the API once the database is ready.
 
 use std::{
+    future::{Ready, ready},
     pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll, ready},
@@ -8,6 +9,7 @@ use std::{
 
 use http::{Request, Response};
 use hyper::body::Bytes;
+use tokio_util::either::Either;
 use tonic::{body::Body, service::Routes};
 use tower::Service;
 
@@ -38,16 +40,7 @@ impl Context {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct ServiceRoutes {
-    system: Routes,
-    context: Arc<Context>,
-}
-
-impl ServiceRoutes {
-    pub(super) fn new(system: Routes, context: Arc<Context>) -> Self {
-        Self { system, context }
-    }
-}
+pub(super) struct ServiceRoutes;
 
 impl<B> Service<Call<B>> for ServiceRoutes
 where
@@ -56,7 +49,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = RouteFuture;
+    type Future = Either<RouteFuture, Ready<Result<Response<Body>, Error>>>;
 
     fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
@@ -64,32 +57,26 @@ where
 
     fn call(&mut self, call: Call<B>) -> Self::Future {
         let is_system = call.method.is_some_and(|method| method.system.is_some());
-        let request: Request<B> = call.request;
-        if is_system {
-            return RouteFuture(Ok(self.system.call(request)));
-        }
-        match self.context.api() {
-            Ok(api) => RouteFuture(Ok(api.routes.clone().call(request))),
-            Err(error) => RouteFuture(Err(Some(error))),
+        let routes = if is_system {
+            Ok(&call.context.system)
+        } else {
+            call.context.api().map(|api| &api.routes)
+        };
+        match routes {
+            Ok(routes) => Either::Left(RouteFuture(routes.clone().call(call.request))),
+            Err(error) => Either::Right(ready(Err(error))),
         }
     }
 }
 
-/// The future of a handler, or the error of a route that does not exist yet.
-pub(super) struct RouteFuture(Result<HandlerFuture, Option<Error>>);
-
-type HandlerFuture = <Routes as Service<Request<Body>>>::Future;
+/// The future of a handler.
+pub(super) struct RouteFuture(<Routes as Service<Request<Body>>>::Future);
 
 impl Future for RouteFuture {
     type Output = Result<Response<Body>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        match &mut self.0 {
-            Ok(handler) => {
-                let Ok(response) = ready!(Pin::new(handler).poll(context));
-                Poll::Ready(Ok(response))
-            }
-            Err(error) => Poll::Ready(Err(error.take().unwrap_or(Error::Unimplemented))),
-        }
+        let Ok(response) = ready!(Pin::new(&mut self.0).poll(context));
+        Poll::Ready(Ok(response))
     }
 }

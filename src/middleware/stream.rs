@@ -9,14 +9,15 @@
 use std::{
     future::pending,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context as TaskContext, Poll, Waker},
     time::Duration,
 };
 
 use http::Response;
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
+use hyper::body::Bytes;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::{
@@ -74,21 +75,53 @@ where
         let response = self.inner.call(call);
         Either::Right(Box::pin(async move {
             let response = response.await?;
-            Ok(response.map(|body| match end {
-                Some(end) => StreamingBody::wrap(body, guards, connection, end),
+            // An error before the first message: the headers end the stream.
+            if response.body().is_end_stream() {
+                return Ok(response);
+            }
+            let guards = Arc::new(HeldUntilSent { _guards: guards, stall: OnceLock::new() });
+            Ok(response.map(|body| {
+                if let Some(end) = end {
+                    return StreamingBody::wrap(body, guards, connection, end);
+                }
                 // A unary response of a system service: small, and not buffered.
-                None => hold(body, guards),
+                guards.end(&connection);
+                Body::new(body.map_frame(move |frame| guards.clone().attach(frame)))
             }))
         }))
     }
 }
 
-/// Returns a body that holds the guards until it is sent.
-fn hold(body: Body, guards: StreamGuards) -> Body {
-    Body::new(body.map_frame(move |frame| {
-        let _ = &guards;
-        frame
-    }))
+/// What a response holds until HTTP/2 has sent its last frame: HTTP/2 takes a whole frame when
+/// the client has room for a part of it, and then drops the body.
+#[derive(Debug)]
+struct HeldUntilSent {
+    _guards: StreamGuards,
+    /// Set when the stream has ended: the client has to read what is left.
+    stall: OnceLock<StallGuard>,
+}
+
+impl HeldUntilSent {
+    /// Makes a data frame hold the guards.
+    fn attach(self: Arc<Self>, frame: Frame<Bytes>) -> Frame<Bytes> {
+        frame.map_data(|bytes| Bytes::from_owner(HeldBytes { bytes, _held: self }))
+    }
+
+    /// Limits how long the client may take to read what is left.
+    fn end(&self, connection: &ConnectionState) {
+        let _ = self.stall.set(connection.track_write());
+    }
+}
+
+struct HeldBytes {
+    bytes: Bytes,
+    _held: Arc<HeldUntilSent>,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// What ends a stream before its handler does.
@@ -113,13 +146,11 @@ impl StreamEnd {
     /// Waits until the stream has to end, and returns why.
     async fn wait(self) -> Error {
         let Self { deadline, credential, drain } = self;
-        let (token, session) = credential.map(|it| (it.token, it.session)).unzip();
+        let (valid_until, session) = credential.map(|it| (it.valid_until, it.session)).unzip();
         tokio::select! {
             () = drain.cancelled() => Error::Stopping,
             () = or_never(deadline.map(sleep_until)) => Error::DeadlineExceeded,
-            () = or_never(token.map(|token| sleep(time_left(token.expires_at)))) => {
-                Error::TokenExpired
-            }
+            () = or_never(valid_until.map(|until| sleep(time_left(until)))) => Error::TokenExpired,
             () = or_never(session.as_ref().map(SessionWatch::ended)) => Error::SessionRevoked,
         }
     }
@@ -140,11 +171,12 @@ fn time_left(until: OffsetDateTime) -> Duration {
 
 /// The body of a stream.
 ///
-/// A task waits for the stream's end: HTTP/2 does not poll the body while the flow-control
-/// window is closed. Then the handler is dropped at once, and the client has as long as for any response
+/// A task waits for the stream's end: HTTP/2 does not poll the body while the flow-control window
+/// is closed. Then the handler is dropped at once, and the client has as long as for any response
 /// to read the status.
 struct StreamingBody {
     state: Arc<Mutex<State>>,
+    connection: Arc<ConnectionState>,
     trace: TraceContext,
     /// Ends the task with the body.
     _supervisor: DropGuard,
@@ -153,14 +185,13 @@ struct StreamingBody {
 enum State {
     Open {
         body: Body,
-        guards: StreamGuards,
+        held: Arc<HeldUntilSent>,
         waker: Option<Waker>,
     },
-    /// The stream has to end with this status.
+    /// The stream has to end with this status. The guards stay until HTTP/2 drops the body.
     Terminated {
         reason: Option<Error>,
-        _guards: StreamGuards,
-        _stall: StallGuard,
+        _held: Arc<HeldUntilSent>,
     },
     /// The handler has ended the stream.
     Done,
@@ -169,32 +200,29 @@ enum State {
 impl StreamingBody {
     fn wrap(
         body: Body,
-        guards: StreamGuards,
+        held: Arc<HeldUntilSent>,
         connection: Arc<ConnectionState>,
         end: StreamEnd,
     ) -> Body {
-        let state = Arc::new(Mutex::new(State::Open { body, guards, waker: None }));
+        let state = Arc::new(Mutex::new(State::Open { body, held, waker: None }));
         let stop = CancellationToken::new();
-        let supervised = state.clone();
+        let (supervised, supervised_connection) = (state.clone(), connection.clone());
         let supervisor = async move {
             let reason = end.wait().await;
-            terminate(&supervised, reason, &connection);
+            terminate(&supervised, reason, &supervised_connection);
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(supervisor));
         let trace = TraceContext::current();
-        Body::new(Self { state, trace, _supervisor: stop.drop_guard() })
+        Body::new(Self { state, connection, trace, _supervisor: stop.drop_guard() })
     }
 }
 
 fn terminate(state: &Mutex<State>, reason: Error, connection: &ConnectionState) {
     let mut state = lock(state);
     match std::mem::replace(&mut *state, State::Done) {
-        State::Open { body, guards, waker } => {
-            *state = State::Terminated {
-                reason: Some(reason),
-                _guards: guards,
-                _stall: connection.track_write(),
-            };
+        State::Open { body, held, waker } => {
+            held.end(connection);
+            *state = State::Terminated { reason: Some(reason), _held: held };
             drop(state);
             drop(body);
             if let Some(waker) = waker {
@@ -218,8 +246,8 @@ impl http_body::Body for StreamingBody {
         context: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut state = lock(&self.state);
-        let frame = match &mut *state {
-            State::Open { body, waker, .. } => {
+        let end = match &mut *state {
+            State::Open { body, held, waker } => {
                 let polled = self.trace.enter(|| Pin::new(body).poll_frame(context));
                 match polled {
                     Poll::Pending => {
@@ -227,9 +255,12 @@ impl http_body::Body for StreamingBody {
                         return Poll::Pending;
                     }
                     Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
-                        return Poll::Ready(Some(Ok(frame)));
+                        return Poll::Ready(Some(Ok(held.clone().attach(frame))));
                     }
-                    Poll::Ready(end) => end,
+                    Poll::Ready(end) => {
+                        held.end(&self.connection);
+                        end
+                    }
                 }
             }
             State::Terminated { reason, .. } => {
@@ -237,12 +268,11 @@ impl http_body::Body for StreamingBody {
                     let response: Response<Body> = Status::from(reason).into_http();
                     Ok(Frame::trailers(response.into_parts().0.headers))
                 });
-                // The guards stay until HTTP/2 drops the body: then the client has the status.
                 return Poll::Ready(trailers);
             }
             State::Done => None,
         };
         *state = State::Done;
-        Poll::Ready(frame)
+        Poll::Ready(end)
     }
 }

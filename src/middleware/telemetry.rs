@@ -16,7 +16,7 @@ use tonic::{Code, Status, body::Body};
 use tower::Service;
 use tracing::{Instrument, field, instrument::Instrumented};
 
-use super::{Context, call::Call};
+use super::call::Call;
 use crate::telemetry::{
     metrics::{self, GaugeGuard, MethodMetrics},
     traces::{self, CallSpan, InContext},
@@ -31,45 +31,44 @@ const MAX_METHOD_LEN: usize = 128;
 #[derive(Clone, Debug)]
 pub(super) struct Telemetry<S> {
     inner: S,
-    context: Arc<Context>,
 }
 
 impl<S> Telemetry<S> {
-    pub(super) fn new(inner: S, context: Arc<Context>) -> Self {
-        Self { inner, context }
+    pub(super) fn new(inner: S) -> Self {
+        Self { inner }
     }
+}
 
-    /// Starts the span of a call.
-    fn start(&self, call: &Call) -> (CallRecorder, tracing::Span) {
-        let path = call.request.uri().path();
-        let is_system = call.method.is_some_and(|method| method.system.is_some());
-        let metrics = self.context.metrics.calls.get(path).clone();
-        metrics.start();
-        let id = call.request_id.to_str().unwrap_or_default();
-        let parent = traces::remote_parent(call.request.headers());
-        let parent_span_id = parent.as_ref().map(|parent| field::display(parent.span_id()));
-        let call_span = self.context.tracer.start(metrics.name(), id, parent, is_system);
-        // At the level of errors, so that each line of the call has its fields at every level.
-        let span = tracing::error_span!(
-            "call",
-            method = method_name(path),
-            request_id = id,
-            parent_span_id,
-            trace_id = %call_span.trace_id(),
-            client_ip = %call.client_ip,
-            user_id = field::Empty,
-        );
-        let recorder = CallRecorder {
-            started_at: call.received_at,
-            is_system,
-            metrics,
-            call_span,
-            span: span.clone(),
-            code: Code::Cancelled,
-            _in_flight: GaugeGuard::new(&self.context.metrics.calls_in_flight),
-        };
-        (recorder, span)
-    }
+/// Starts the span of a call.
+fn start(call: &Call) -> (CallRecorder, tracing::Span) {
+    let path = call.request.uri().path();
+    let is_system = call.method.is_some_and(|method| method.system.is_some());
+    let metrics = call.context.metrics.calls.get(path).clone();
+    metrics.start();
+    let id = call.request_id.to_str().unwrap_or_default();
+    let parent = traces::remote_parent(call.request.headers());
+    let parent_span_id = parent.as_ref().map(|parent| field::display(parent.span_id()));
+    let call_span = call.context.tracer.start(metrics.name(), id, parent, is_system);
+    // At the level of errors, so that each line of the call has its fields at every level.
+    let span = tracing::error_span!(
+        "call",
+        method = method_name(path),
+        request_id = id,
+        parent_span_id,
+        trace_id = %call_span.trace_id(),
+        client_ip = %call.client_ip,
+        user_id = field::Empty,
+    );
+    let recorder = CallRecorder {
+        started_at: call.received_at,
+        is_system,
+        metrics,
+        call_span,
+        span: span.clone(),
+        code: Code::Cancelled,
+        _in_flight: GaugeGuard::new(&call.context.metrics.calls_in_flight),
+    };
+    (recorder, span)
 }
 
 impl<S> Service<Call> for Telemetry<S>
@@ -85,7 +84,7 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let (recorder, span) = self.start(&call);
+        let (recorder, span) = start(&call);
         let is_stream = call.is_stream();
         // The layers below reject a call here, and log in its span.
         let inner = span.in_scope(|| self.inner.call(call));

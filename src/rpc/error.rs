@@ -1,6 +1,9 @@
 //! Why a call fails, by meaning, and how the error goes to the client (AIP-193).
 
-use std::{borrow::Cow, collections::HashMap, error::Error as StdError, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow, cell::RefCell, collections::HashMap, error::Error as StdError, sync::Arc,
+    time::Duration,
+};
 
 use http::{HeaderMap, Response};
 use time::format_description::well_known::Rfc3339;
@@ -241,6 +244,21 @@ impl From<FieldViolations> for Error {
     }
 }
 
+tokio::task_local! {
+    /// The error of the last status that was made, while a stream is polled.
+    static CONVERTED: RefCell<Option<Arc<Error>>>;
+}
+
+/// Polls a stream, and records the last error of which it made a status. The encoder of a stream
+/// drops the source of a status.
+pub(crate) fn record_converted<T>(error: &mut Option<Arc<Error>>, poll: impl FnOnce() -> T) -> T {
+    CONVERTED.sync_scope(RefCell::new(error.take()), || {
+        let polled = poll();
+        *error = CONVERTED.with(RefCell::take);
+        polled
+    })
+}
+
 /// Keeps the error as the source of the status, where [`error_of`] finds it for the layer that
 /// logs and counts. The client gets code, message and details.
 impl From<Error> for Status {
@@ -256,7 +274,9 @@ impl From<Error> for Status {
             details.set_bad_request(violations.iter().map(violation).collect::<Vec<_>>());
         }
         let mut status = Self::with_error_details(code, error.to_string(), details);
-        status.set_source(Arc::new(error));
+        let error = Arc::new(error);
+        let _ = CONVERTED.try_with(|converted| converted.replace(Some(error.clone())));
+        status.set_source(error);
         status
     }
 }

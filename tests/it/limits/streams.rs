@@ -8,8 +8,10 @@ use fast_zero::proto::{
     test::v1::{CountRequest, CountResponse},
 };
 use prost::Message;
+use tokio::io::AsyncWriteExt;
 use tokio_stream::StreamExt;
 use tonic::{Code, Request, Status, Streaming, transport::Endpoint};
+use tonic_health::pb::HealthCheckRequest;
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest,
@@ -18,9 +20,12 @@ use tonic_reflection::pb::v1::{
 use super::assert_overloaded;
 use crate::support::{
     App, Client, RpcResult,
-    app::{adjusted, config},
+    app::{adjusted, config, config_with, connect},
     assert::{assert_has_error_details, assert_status},
+    http2::{self, connect_raw, frame, read_frame},
     metrics::config_with_metrics,
+    postgres::TestDatabase,
+    process::Binary,
     wait::{wait_until, with_timeout},
 };
 
@@ -75,6 +80,71 @@ async fn an_error_in_a_stream_has_the_details_of_every_error() {
     next(&mut stream).await;
     let status = failure(stream).await;
     assert_eq!((status.code(), status.message()), (Code::Internal, "Internal error"));
+}
+
+/// The encoder of a stream drops the source of a status.
+#[tokio::test]
+async fn the_source_of_an_error_in_a_stream_is_logged() {
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).start();
+    let address = server.address().await.parse().expect("an address");
+    let ana = Client::new(connect(address).await).signed_up("ana").await;
+    let ana = ana.with_metadata("x-request-id", "a-stream-that-fails");
+    let request = CountRequest { messages: 1, then_fails: true, ..CountRequest::default() };
+    let mut stream = count(&ana, request).await.expect("opened").into_inner();
+    next(&mut stream).await;
+    failure(stream).await;
+    let line = server.wait_for_line("the test asked for a failure").await;
+    assert!(line.contains("\"level\":\"ERROR\""), "{line}");
+    assert!(line.contains("\"request_id\":\"a-stream-that-fails\""), "{line}");
+}
+
+/// Clients such as grpc-go read the status of an error without messages only if the headers end
+/// the stream.
+#[tokio::test]
+async fn an_error_before_the_first_message_ends_the_stream_with_its_headers() {
+    let app = App::start().await;
+    let mut stream = connect_raw(app.address, http2::PREFACE).await;
+    let request = HealthCheckRequest { service: "no.such.Service".to_owned() };
+    let message = http2::length_prefixed(&request.encode_to_vec());
+    let block = http2::header_block("/grpc.health.v1.Health/Watch", &[]);
+    let call = [
+        frame(http2::HEADERS, http2::END_HEADERS, 1, &block),
+        frame(http2::DATA, http2::END_STREAM, 1, &message),
+    ];
+    stream.write_all(&call.concat()).await.expect("sent");
+    let response = loop {
+        let frame = with_timeout("a frame", read_frame(&mut stream)).await.expect("a frame");
+        if frame.stream == 1 {
+            break frame;
+        }
+    };
+    assert_eq!(response.kind, http2::HEADERS);
+    assert_ne!(response.flags & http2::END_STREAM, 0, "{response:?}");
+}
+
+/// HTTP/2 takes a whole message when the client has a window for a part of it.
+#[tokio::test]
+async fn a_stream_that_is_not_read_to_its_end_drains_its_connection() {
+    let app = App::start().await;
+    let mut stream = connect_raw(app.address, http2::PREFACE).await;
+    let symbol = b"fastzero.todo.v1.TodoService";
+    let request = [&[0x22, u8::try_from(symbol.len()).expect("short")], &symbol[..]].concat();
+    let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    let call = [
+        http2::settings_frame(http2::INITIAL_WINDOW_SIZE, 1),
+        frame(http2::HEADERS, http2::END_HEADERS, 1, &http2::header_block(path, &[])),
+        frame(http2::DATA, http2::END_STREAM, 1, &http2::length_prefixed(&request)),
+    ];
+    stream.write_all(&call.concat()).await.expect("sent");
+    let started = Instant::now();
+    loop {
+        let frame = with_timeout("GOAWAY", read_frame(&mut stream)).await.expect("a frame");
+        if frame.kind == http2::GOAWAY {
+            break;
+        }
+    }
+    assert!(started.elapsed() > Duration::from_secs(4), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -178,6 +248,31 @@ async fn streams_are_limited_per_client() {
     ana.create_todo("a").await;
     streams.pop();
     wait_until("a slot is free", async || count(&ana, SILENT).await.is_ok()).await;
+}
+
+/// As many streams as the server accepts, of clients behind a proxy, leave the memory budget to
+/// unary calls.
+#[tokio::test]
+async fn open_streams_leave_memory_for_unary_calls() {
+    const CLIENTS: usize = 1_024 / MAX_STREAMS_PER_CLIENT;
+    let app = App::start_with(config_with(|config| {
+        config.listen.trusted_proxies = vec!["127.0.0.1/32".parse().expect("a network")];
+    }))
+    .await;
+    let ana = app.signed_up("ana").await;
+    let mut streams = Vec::new();
+    for client in 0..CLIENTS {
+        let channel = connect(app.address).await;
+        let client_ip = format!("10.0.0.{client}");
+        let client =
+            ana.clone().with_channel(&channel).with_metadata("x-forwarded-for", &client_ip);
+        for _ in 0..MAX_STREAMS_PER_CLIENT {
+            streams.push(silent(&client).await);
+        }
+    }
+    ana.create_todo("a").await;
+    let beyond = ana.clone().with_metadata("x-forwarded-for", "10.0.1.1");
+    assert_overloaded(count(&beyond, SILENT).await);
 }
 
 #[tokio::test]

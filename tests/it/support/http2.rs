@@ -146,6 +146,7 @@ pub async fn read_until_closed(stream: &mut TcpStream) -> Vec<u8> {
 #[derive(Debug)]
 pub struct Frame {
     pub kind: u8,
+    pub flags: u8,
     pub stream: u32,
     pub payload: Vec<u8>,
 }
@@ -154,10 +155,10 @@ pub struct Frame {
 pub async fn read_frame(stream: &mut TcpStream) -> io::Result<Frame> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await?;
-    let [a, b, c, kind, _, stream_id @ ..] = head;
+    let [a, b, c, kind, flags, stream_id @ ..] = head;
     let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
     stream.read_exact(&mut payload).await?;
-    Ok(Frame { kind, stream: u32::from_be_bytes(stream_id), payload })
+    Ok(Frame { kind, flags, stream: u32::from_be_bytes(stream_id), payload })
 }
 
 /// A connection that sends arbitrary frames. It discards all received bytes, so that the
