@@ -30,8 +30,10 @@ pub(super) async fn run(mut config: Config) -> Result<ExitCode, ExitError> {
         source = DatabaseSource::open(&mut config.database) => source?,
         () = shutdown.requested.cancelled() => return Ok(ExitCode::SUCCESS),
     };
-    source.provide_secret_key(&mut config)?;
-    let result = serve(server, &config, &mut source, &shutdown).await;
+    let result = match source.provide_secret_key(&mut config) {
+        Ok(()) => serve(server, &config, &mut source, &shutdown).await,
+        Err(error) => Err(error),
+    };
     source.close().await;
     result
 }
