@@ -370,3 +370,17 @@ async fn a_database_outage_is_reported_and_recovers() {
     health.wait_until_serving().await;
     get().await.expect("a response");
 }
+
+#[tokio::test]
+async fn a_sign_up_that_its_client_cancels_is_in_the_audit_trail() {
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).start();
+    let anonymous = client(&server).await;
+    let mut lock = RowLock::acquire(database.connect().await, "lock users").await;
+    let sign_up = tokio::spawn(async move { anonymous.create_user("ana").await });
+    lock.wait_until_blocking().await;
+    sign_up.abort();
+    server.wait_for_line("CANCELLED").await;
+    lock.release().await;
+    server.wait_for_line("\"event\":\"sign_up\"").await;
+}
