@@ -100,6 +100,7 @@ where
 /// Logs the source of an error that is no client's fault. The client does not get it.
 fn log(error: &Error) {
     match error {
+        error if error.is_duplicate() => {}
         Error::Internal(source) => {
             tracing::error!(error = %ErrorChain(&**source), "internal error");
         }
