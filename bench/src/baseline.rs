@@ -39,7 +39,7 @@ struct Baseline {
 /// Serves until the process is terminated. Logs the address in the format of the service,
 /// which [`crate::server`] parses.
 pub async fn serve(config: &Config) -> Result<()> {
-    let listener = TcpListener::bind(config.listen.listen_addr).await?;
+    let listener = TcpListener::bind(config.listen.grpc.listen_addr).await?;
     let address = listener.local_addr()?;
     let pool = connection_pool(config)?;
     let mut validation = Validation::new(Algorithm::HS256);

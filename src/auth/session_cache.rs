@@ -1,5 +1,5 @@
 //! The cache of active sessions, so that most calls need no lookup, and concurrent calls of one
-//! session share it.
+//! session share it, also if it fails.
 //!
 //! Ending a session invalidates all entries of its user. A lookup that began before writes into
 //! the invalidated entries, so it never revives a session.
@@ -52,10 +52,12 @@ type UserSessions = Mutex<Vec<CachedSession>>;
 struct CachedSession {
     session_id: SessionId,
     lookup: Option<SessionLookup>,
-    /// Held during a lookup. Calls that wait for it find the result; if it was dropped, the
-    /// next call looks up.
-    in_progress: Arc<tokio::sync::Mutex<()>>,
+    in_progress: Arc<InProgress>,
 }
+
+/// Held during a lookup. Calls that wait for it find the result, or else the error; if the
+/// lookup was dropped, the next call looks up.
+type InProgress = tokio::sync::Mutex<Option<Error>>;
 
 /// The result of a lookup.
 #[derive(Clone, Copy, Debug)]
@@ -92,13 +94,22 @@ impl SessionCache {
             CacheEntry::Miss(in_progress) => in_progress,
         };
 
-        let _lookup = in_progress.lock().await;
+        let mut failure = in_progress.lock().await;
+        // One after another, the lookups of waiting calls would exceed their deadlines.
+        if let Some(error) = &*failure {
+            return Err(error.duplicate());
+        }
         if let CacheEntry::Hit(cached) = find(&sessions, caller.session_id) {
             return Ok(self.hit(cached));
         }
         self.metrics.misses.inc();
         let started_at = Instant::now();
-        let expires_at = lookup().await?.filter(|expires_at| *expires_at > clock::now());
+        let expires_at = lookup().await.inspect_err(|error| {
+            *failure = Some(error.duplicate());
+            // Calls that come later do not wait for this lookup.
+            lock(&sessions).retain(|entry| !Arc::ptr_eq(&entry.in_progress, &in_progress));
+        })?;
+        let expires_at = expires_at.filter(|expires_at| *expires_at > clock::now());
         let result = SessionLookup { started_at, expires_at };
         insert(&sessions, caller.session_id, result);
         Ok(result.is_active())
@@ -129,7 +140,7 @@ impl SessionLookup {
 
 enum CacheEntry {
     Hit(SessionLookup),
-    Miss(Arc<tokio::sync::Mutex<()>>),
+    Miss(Arc<InProgress>),
 }
 
 fn find(sessions: &UserSessions, session_id: SessionId) -> CacheEntry {
@@ -146,7 +157,7 @@ fn find(sessions: &UserSessions, session_id: SessionId) -> CacheEntry {
     if entries.len() >= MAX_SESSIONS_PER_USER {
         entries.clear();
     }
-    let in_progress = Arc::<tokio::sync::Mutex<()>>::default();
+    let in_progress = Arc::<InProgress>::default();
     entries.push(CachedSession { session_id, lookup: None, in_progress: in_progress.clone() });
     CacheEntry::Miss(in_progress)
 }
@@ -166,7 +177,7 @@ fn lock(sessions: &UserSessions) -> MutexGuard<'_, Vec<CachedSession>> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use tokio::sync::Notify;
+    use tokio::{sync::Notify, task::JoinSet};
 
     use super::*;
 
@@ -267,6 +278,31 @@ mod tests {
         dropped.abort();
         let failing = async || Err(Error::DeadlineExceeded);
         assert!(sessions.is_active(caller, failing).await.is_err());
+        assert!(sessions.is_active(caller, async || active()).await.expect("active"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_that_wait_for_a_lookup_that_fails_fail_with_it() {
+        let (sessions, caller) = (Arc::new(cache()), caller());
+        let lookups = Arc::new(AtomicUsize::new(0));
+        let started = Instant::now();
+        let calls = (0..10).map(|_| {
+            let (sessions, lookups) = (sessions.clone(), lookups.clone());
+            async move {
+                let lookup = async || {
+                    lookups.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                    Err(Error::DatabaseUnavailable("timed out".into()))
+                };
+                sessions.is_active(caller, lookup).await
+            }
+        });
+        for result in calls.collect::<JoinSet<_>>().join_all().await {
+            let error = result.expect_err("the lookup failed");
+            assert!(matches!(error, Error::DatabaseUnavailable(_)), "{error:?}");
+        }
+        assert_eq!(started.elapsed(), Duration::from_secs(2));
+        assert_eq!(lookups.load(Ordering::Relaxed), 1);
         assert!(sessions.is_active(caller, async || active()).await.expect("active"));
     }
 

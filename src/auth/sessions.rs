@@ -131,11 +131,12 @@ impl Sessions {
                 user_agent,
                 peer,
             };
-            let opened = this.0.store.open_session(&session, verified.password_version).await?;
-            let pruned = opened.ok_or(Error::IncorrectCredentials)?;
-            if pruned {
+            let opened = this.0.store.open_session(&session, verified.password_version).await;
+            // Also after an error: older sessions may have been deleted.
+            if !matches!(opened, Ok(None | Some(false))) {
                 this.invalidate(session.user_id);
             }
+            opened?.ok_or(Error::IncorrectCredentials)?;
             audit::record("login", Some(session.user_id), Some(session.id));
             let caller = Caller { user_id: session.user_id, session_id: session.id };
             Ok((RefreshToken { caller, generation: 0 }, session.expires_at))
@@ -151,9 +152,13 @@ impl Sessions {
     ) -> Result<RotationOutcome, Error> {
         let this = self.clone();
         run_to_completion(async move {
-            let outcome = this.0.store.rotate(token, now, now + this.0.lifetime).await?;
-            if outcome == RotationOutcome::Reused {
+            let outcome = this.0.store.rotate(token, now, now + this.0.lifetime).await;
+            // Also after an error: the session may have been deleted.
+            if matches!(outcome, Ok(RotationOutcome::Reused) | Err(_)) {
                 this.invalidate(token.caller.user_id);
+            }
+            let outcome = outcome?;
+            if outcome == RotationOutcome::Reused {
                 tracing::warn!(
                     target: audit::TARGET,
                     event = "refresh_reused",

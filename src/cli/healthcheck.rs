@@ -15,7 +15,7 @@ use tonic_health::pb::{
 
 use super::{ExitError, print_error};
 use crate::{
-    config::{ListenConfig, LogConfig, TlsConfig, connect_addr},
+    config::{GrpcAddrConfig, LogConfig, TlsConfig, connect_addr},
     transport::tls,
     types::error_chain::BoxError,
 };
@@ -46,7 +46,7 @@ pub(super) struct HealthcheckArgs {
     key: Option<PathBuf>,
 
     #[command(flatten)]
-    listen: ListenConfig,
+    grpc: GrpcAddrConfig,
     #[command(flatten)]
     tls: TlsConfig,
     #[command(flatten)]
@@ -82,7 +82,7 @@ impl fmt::Display for ProbeOutcome {
 /// Checks a server. Reports on standard error what is not SERVING, and exits as
 /// `grpc_health_probe` does.
 pub(super) async fn run(args: HealthcheckArgs) -> Result<ExitCode, ExitError> {
-    let address = args.addr.unwrap_or_else(|| connect_addr(args.listen.listen_addr).to_string());
+    let address = args.addr.unwrap_or_else(|| connect_addr(args.grpc.listen_addr).to_string());
     let tls = args.tls.client_config(args.cert.zip(args.key))?;
     let outcome = check(&address, &args.service, tls).await;
     if !matches!(outcome, ProbeOutcome::Serving) {

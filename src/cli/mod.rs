@@ -13,7 +13,7 @@ mod source;
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt,
     io::{self, Write},
     process::ExitCode,
@@ -180,11 +180,36 @@ fn parse_arguments() -> Result<Arguments, clap::Error> {
     for name in &subcommands {
         command = command.mut_subcommand(name, without_empty);
     }
-    let first = env::args_os().nth(1);
-    if first.is_some_and(|first| subcommands.iter().any(|name| first == OsString::from(name))) {
+    let mut args: Vec<_> = env::args_os().collect();
+    if let Some(index) = subcommand_index(&command, &args) {
+        // The subcommand accepts those options before it that it knows.
+        args[1..=index].rotate_right(1);
         command = command.mut_args(|arg| arg.env(Resettable::Reset));
     }
-    Arguments::from_arg_matches(&command.try_get_matches()?)
+    Arguments::from_arg_matches(&command.try_get_matches_from(args)?)
+}
+
+/// Returns the index of the subcommand, if only options of settings precede it.
+fn subcommand_index(command: &clap::Command, args: &[OsString]) -> Option<usize> {
+    let is_subcommand =
+        |arg: &OsStr| command.get_subcommands().any(|subcommand| arg == subcommand.get_name());
+    let mut index = 1;
+    loop {
+        let arg = args.get(index)?;
+        if is_subcommand(arg) {
+            return Some(index);
+        }
+        let name = arg.to_str()?.strip_prefix("--")?;
+        let (name, has_value) =
+            name.split_once('=').map_or((name, false), |(name, _)| (name, true));
+        let option = command.get_arguments().find(|option| option.get_long() == Some(name))?;
+        // A flag of a setting that is true or false may stand without a value.
+        let is_optional = option.get_num_args().is_some_and(|number| number.min_values() == 0);
+        let next = args.get(index + 1)?;
+        let is_option = next.as_encoded_bytes().starts_with(b"--");
+        let takes_next = !has_value && !(is_optional && (is_option || is_subcommand(next)));
+        index += 1 + usize::from(takes_next);
+    }
 }
 
 fn block_on(

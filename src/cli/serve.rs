@@ -21,7 +21,7 @@ pub(super) async fn run(mut config: Config) -> Result<ExitCode, ExitError> {
     // Validate the settings before starting anything.
     config.validate()?;
     let shutdown = Shutdown::on_signals()?;
-    let listen_addr = config.listen.listen_addr;
+    let listen_addr = config.listen.grpc.listen_addr;
     let listener = TcpListener::bind(listen_addr).await.map_err(|error| {
         ExitError::Runtime(format!("cannot listen on LISTEN_ADDR {listen_addr}: {error}").into())
     })?;
@@ -30,8 +30,10 @@ pub(super) async fn run(mut config: Config) -> Result<ExitCode, ExitError> {
         source = DatabaseSource::open(&mut config.database) => source?,
         () = shutdown.requested.cancelled() => return Ok(ExitCode::SUCCESS),
     };
-    source.provide_secret_key(&mut config)?;
-    let result = serve(server, &config, &mut source, &shutdown).await;
+    let result = match source.provide_secret_key(&mut config) {
+        Ok(()) => serve(server, &config, &mut source, &shutdown).await,
+        Err(error) => Err(error),
+    };
     source.close().await;
     result
 }

@@ -73,13 +73,22 @@ pub struct Config {
     pub log: LogConfig,
 }
 
+/// The address of the gRPC server, which its clients need, too.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Addresses")]
+pub struct GrpcAddrConfig {
+    /// Address of the gRPC server
+    #[arg(long, env, default_value = "127.0.0.1:50051", value_parser = parse_address)]
+    pub listen_addr: SocketAddr,
+}
+
 /// The addresses of the server.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Addresses")]
 pub struct ListenConfig {
-    /// Address of the gRPC server
-    #[arg(long, env, default_value = "127.0.0.1:50051", value_parser = parse_address)]
-    pub listen_addr: SocketAddr,
+    /// The gRPC server.
+    #[command(flatten)]
+    pub grpc: GrpcAddrConfig,
 
     /// Address of the admin server (metrics and probes), in plain HTTP/1.1 [default: none]
     #[arg(long, env, value_parser = parse_address)]
@@ -285,7 +294,7 @@ impl TokenConfig {
 impl ListenConfig {
     /// Returns the address of the admin server, if there is to be one.
     pub(crate) fn checked_metrics_addr(&self) -> Result<Option<SocketAddr>, ConfigError> {
-        let grpc = self.listen_addr;
+        let grpc = self.grpc.listen_addr;
         let is_taken = |address: &SocketAddr| {
             let is_same_ip = address.ip() == grpc.ip()
                 || address.ip().is_unspecified()

@@ -215,7 +215,9 @@ impl<Q: BatchQuery> Worker<Q> {
                 }
             }
             Err(error) => {
-                let mut responders = responders.into_iter();
+                // The first call that still waits logs the source.
+                let waiting = |responder: &Responder<_>| !responder.sender.is_closed();
+                let mut responders = responders.into_iter().filter(waiting);
                 let first = responders.next();
                 responders.for_each(|responder| responder.send(Err(error.duplicate())));
                 if let Some(first) = first {
@@ -296,5 +298,31 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(queue.jobs.max_capacity() - queue.jobs.capacity(), 64);
+    }
+
+    #[tokio::test]
+    async fn one_call_of_a_failed_batch_logs_the_source() {
+        let nowhere = PgConnectOptions::new_without_pgpass().socket("/nowhere");
+        let worker = Worker::<TestQuery> {
+            database: Database::new(nowhere, 1).expect("a pool without connections"),
+            permits: Arc::new(Semaphore::new(1)),
+            receiver: Arc::new(Mutex::new(mpsc::channel(1).1)),
+            deadline: Duration::from_secs(5),
+        };
+        let (jobs, receivers): (Vec<_>, Vec<_>) = std::iter::repeat_with(|| {
+            let (sender, receiver) = oneshot::channel();
+            let responder = Responder { sender, trace: TraceContext::current() };
+            (Job { input: (), responder }, receiver)
+        })
+        .take(3)
+        .unzip();
+        worker.run_batch(jobs.into_iter()).await;
+        let mut duplicates = Vec::new();
+        for receiver in receivers {
+            let error = receiver.await.expect("a result").expect_err("there is no database");
+            assert!(matches!(error, Error::DatabaseUnavailable(_)), "{error:?}");
+            duplicates.push(error.is_duplicate());
+        }
+        assert_eq!(duplicates, [false, true, true]);
     }
 }

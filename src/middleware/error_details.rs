@@ -145,6 +145,7 @@ impl Reporter {
 /// Logs the source of an error that is no client's fault. The client does not get it.
 fn log(error: &Error) {
     match error {
+        error if error.is_duplicate() => {}
         Error::Internal(source) => {
             tracing::error!(error = %ErrorChain(&**source), "internal error");
         }

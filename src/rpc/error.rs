@@ -93,6 +93,11 @@ pub enum Error {
     Stopping,
 }
 
+/// The source of an error that another call logs.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct DuplicateSource(String);
+
 /// The status of a variant.
 struct Spec {
     code: Code,
@@ -115,16 +120,28 @@ impl Error {
         }
     }
 
-    /// Returns the same error for another call of a batch that failed as a whole.
+    /// Returns the same error for another call that shared the failed work. Only the call with
+    /// the original logs the source.
     #[must_use]
     pub fn duplicate(&self) -> Self {
+        let duplicate = |source: &BoxError| DuplicateSource(ErrorChain(&**source).to_string());
         match self {
             Self::DatabaseUnavailable(source) => {
-                Self::DatabaseUnavailable(ErrorChain(&**source).to_string().into())
+                Self::DatabaseUnavailable(duplicate(source).into())
             }
             Self::DeadlineExceeded => Self::DeadlineExceeded,
-            Self::Internal(source) => Self::internal(ErrorChain(&**source).to_string()),
+            Self::Internal(source) => Self::internal(duplicate(source)),
             other => Self::internal(other.to_string()),
+        }
+    }
+
+    /// Returns `true` if another call logs the source.
+    pub(crate) fn is_duplicate(&self) -> bool {
+        match self {
+            Self::DatabaseUnavailable(source) | Self::Internal(source) => {
+                source.is::<DuplicateSource>()
+            }
+            _ => false,
         }
     }
 

@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 
 use sqlx::{
-    AssertSqlSafe, FromRow, PgConnection, Postgres, Row,
+    FromRow, PgConnection, Postgres, Row,
     postgres::{PgArguments, PgRow},
     query::Query,
 };
@@ -55,36 +55,24 @@ pub(super) struct TodoPage {
 /// An order as SQL.
 #[derive(Clone, Copy)]
 struct Order {
+    name: &'static str,
     /// The columns of the row comparison. The last one is unique within an owner.
     columns: &'static [&'static str],
     direction: SortDirection,
 }
 
-/// All orders. [`Order::index_of`] finds one.
-const ORDERS: [Order; 6] = {
-    const CREATE_TIME: &[&str] = &["id"];
-    const UPDATE_TIME: &[&str] = &["updated_at", "id"];
-    const TITLE: &[&str] = &["title_folded", "title", "id"];
-    [
-        Order { columns: CREATE_TIME, direction: SortDirection::Ascending },
-        Order { columns: CREATE_TIME, direction: SortDirection::Descending },
-        Order { columns: UPDATE_TIME, direction: SortDirection::Ascending },
-        Order { columns: UPDATE_TIME, direction: SortDirection::Descending },
-        Order { columns: TITLE, direction: SortDirection::Ascending },
-        Order { columns: TITLE, direction: SortDirection::Descending },
-    ]
-};
+impl From<OrderBy> for Order {
+    fn from(order_by: OrderBy) -> Self {
+        let (name, columns, direction): (_, &[_], _) = match order_by {
+            OrderBy::CreateTime(direction) => ("create_time", &["id"], direction),
+            OrderBy::UpdateTime(direction) => ("update_time", &["updated_at", "id"], direction),
+            OrderBy::Title(direction) => ("title", &["title_folded", "title", "id"], direction),
+        };
+        Self { name, columns, direction }
+    }
+}
 
 impl Order {
-    fn index_of(order_by: OrderBy) -> usize {
-        let (first, direction) = match order_by {
-            OrderBy::CreateTime(direction) => (0, direction),
-            OrderBy::UpdateTime(direction) => (2, direction),
-            OrderBy::Title(direction) => (4, direction),
-        };
-        first + usize::from(direction == SortDirection::Descending)
-    }
-
     /// Returns the expressions of `order by`.
     fn expressions(self) -> String {
         let suffix = match self.direction {
@@ -109,7 +97,7 @@ impl Order {
 }
 
 /// The variants of a statement of one order.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Variant {
     /// Whether the filter has a title only. Then a covering index finds the rows (index-only
     /// scan), and only those of the page are read.
@@ -126,8 +114,14 @@ impl Variant {
         Self { title_only: true, measured: true },
     ];
 
-    fn index(self) -> usize {
-        usize::from(self.title_only) * 2 + usize::from(self.measured)
+    /// Returns the end of the name of the statement.
+    fn suffix(self) -> &'static str {
+        match (self.title_only, self.measured) {
+            (false, false) => "",
+            (false, true) => "_measured",
+            (true, false) => "_by_title",
+            (true, true) => "_by_title_measured",
+        }
     }
 }
 
@@ -135,10 +129,22 @@ impl Variant {
 /// filters, skip and limit.
 const FIRST_KEY_PARAMETER: usize = 7;
 
-/// The statements, by order and variant.
-static STATEMENTS: LazyLock<Vec<[String; 4]>> = LazyLock::new(|| {
-    ORDERS.iter().map(|order| Variant::ALL.map(|variant| build(*order, variant))).collect()
+/// The statements of all orders and variants.
+static STATEMENTS: LazyLock<Vec<(OrderBy, Variant, String)>> = LazyLock::new(|| {
+    let directions = [SortDirection::Ascending, SortDirection::Descending];
+    let keys = [OrderBy::CreateTime, OrderBy::UpdateTime, OrderBy::Title];
+    let orders = keys.into_iter().flat_map(|key| directions.map(key));
+    let statements = |order_by: OrderBy| {
+        Variant::ALL.map(|variant| (order_by, variant, build(order_by.into(), variant)))
+    };
+    orders.flat_map(statements).collect()
 });
+
+fn statement(order_by: OrderBy, variant: Variant) -> &'static str {
+    let mut statements = STATEMENTS.iter();
+    let found = statements.find(|(order, of, _)| (*order, *of) == (order_by, variant));
+    found.map(|(_, _, text)| &**text).expect("every order has every variant")
+}
 
 /// Builds a statement. It reads one row more than the page has, to know whether there is one.
 fn build(order: Order, Variant { title_only, measured }: Variant) -> String {
@@ -197,8 +203,7 @@ pub(super) async fn list(
         title_only: filter.is_title_only(),
         measured: page.size > MAX_UNMEASURED_PAGE_SIZE,
     };
-    let text = &STATEMENTS[Order::index_of(order_by)][variant.index()];
-    let mut query = sqlx::query(AssertSqlSafe(&**text))
+    let mut query = sqlx::query(statement(order_by, variant))
         .bind(owner_id.as_uuid())
         .bind(filter.title.as_deref())
         .bind(filter.description.as_deref())
@@ -230,25 +235,25 @@ impl TodoPage {
 }
 
 /// The sort key after which a page starts: that of the cursor, or one before all todos.
-pub(super) struct StartAfter {
+pub(super) struct StartAfter<'a> {
     pub(super) id: Uuid,
     time: OffsetDateTime,
-    title: String,
+    title: &'a str,
 }
 
 /// Greater than every title, which have at most 200 characters.
 static AFTER_ALL_TITLES: LazyLock<String> = LazyLock::new(|| "\u{10ffff}".repeat(201));
 
-impl StartAfter {
-    pub(super) fn new(order_by: OrderBy, cursor: Option<&TodoCursor>) -> Self {
-        let mut start = match ORDERS[Order::index_of(order_by)].direction {
+impl<'a> StartAfter<'a> {
+    pub(super) fn new(order_by: OrderBy, cursor: Option<&'a TodoCursor>) -> Self {
+        let mut start = match Order::from(order_by).direction {
             SortDirection::Ascending => {
-                Self { id: Uuid::nil(), time: datetime!(0001-01-01 0:00 UTC), title: String::new() }
+                Self { id: Uuid::nil(), time: datetime!(0001-01-01 0:00 UTC), title: "" }
             }
             SortDirection::Descending => Self {
                 id: Uuid::max(),
                 time: datetime!(9999-12-31 0:00 UTC),
-                title: AFTER_ALL_TITLES.clone(),
+                title: &AFTER_ALL_TITLES,
             },
         };
         if let Some(cursor) = cursor {
@@ -256,7 +261,7 @@ impl StartAfter {
             match &cursor.key {
                 SortKey::CreateTime => {}
                 SortKey::UpdateTime(time) => start.time = *time,
-                SortKey::Title(title) => start.title.clone_from(title),
+                SortKey::Title(title) => start.title = title,
             }
         }
         start
@@ -266,13 +271,13 @@ impl StartAfter {
     fn bind(
         self,
         order_by: OrderBy,
-        query: Query<'_, Postgres, PgArguments>,
-    ) -> Query<'_, Postgres, PgArguments> {
+        query: Query<'a, Postgres, PgArguments>,
+    ) -> Query<'a, Postgres, PgArguments> {
         match order_by {
             OrderBy::CreateTime(_) => query.bind(self.id),
             OrderBy::UpdateTime(_) => query.bind(self.time).bind(self.id),
             OrderBy::Title(_) => {
-                query.bind(text::fold_case(&self.title)).bind(self.title).bind(self.id)
+                query.bind(text::fold_case(self.title)).bind(self.title).bind(self.id)
             }
         }
     }
@@ -280,17 +285,12 @@ impl StartAfter {
 
 /// Returns all statements of this module, with their names.
 pub(super) fn statements() -> impl Iterator<Item = (String, &'static str)> {
-    const ORDER_NAMES: [&str; 6] = [
-        "create_time",
-        "create_time_desc",
-        "update_time",
-        "update_time_desc",
-        "title",
-        "title_desc",
-    ];
-    const VARIANT_NAMES: [&str; 4] = ["", "_measured", "_by_title", "_by_title_measured"];
-    STATEMENTS.iter().zip(ORDER_NAMES).flat_map(|(texts, order)| {
-        let named = texts.iter().zip(VARIANT_NAMES);
-        named.map(move |(text, variant)| (format!("todo_list_{order}{variant}"), &**text))
+    STATEMENTS.iter().map(|(order_by, variant, text)| {
+        let Order { name, direction, .. } = (*order_by).into();
+        let direction = match direction {
+            SortDirection::Ascending => "",
+            SortDirection::Descending => "_desc",
+        };
+        (format!("todo_list_{name}{direction}{}", variant.suffix()), &**text)
     })
 }

@@ -57,8 +57,8 @@ impl pb::user_service_server::UserService for UserService {
         let slot = self.passwords.try_enqueue()?;
         self.sign_ups.try_acquire(client_ip, Instant::now())?.commit();
         let hash = slot.hash(password).await?;
-        let user = self.store.create(&user, &hash).await?;
-        audit::record("sign_up", Some(user.id), None);
+        let on_created = |user: &User| audit::record("sign_up", Some(user.id), None);
+        let user = self.store.create(user, hash, on_created).await?;
         Ok(Response::new(pb::CreateUserResponse { user: Some(user.into()) }))
     }
 

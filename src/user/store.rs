@@ -65,16 +65,23 @@ impl UserStore {
         Self { database, find }
     }
 
-    /// Inserts a user.
+    /// Inserts a user, and then calls `on_created`, whether or not the call still waits.
     ///
     /// # Errors
     /// [`Error::UsernameExists`] or [`Error::EmailExists`].
     pub(super) async fn create(
         &self,
-        user: &NewUser,
-        password: &PasswordHash,
+        user: NewUser,
+        password: PasswordHash,
+        on_created: impl FnOnce(&User) + Send + 'static,
     ) -> Result<User, Error> {
-        self.database.run(async |connection| insert(connection, user, password).await).await
+        let database = self.database.clone();
+        run_to_completion(async move {
+            let inserted =
+                database.run(async |connection| insert(connection, &user, &password).await);
+            inserted.await.inspect(on_created)
+        })
+        .await
     }
 
     /// Gets a user.

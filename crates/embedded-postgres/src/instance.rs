@@ -63,7 +63,7 @@ impl EphemeralDir {
         let failed = || Error::io("create a temporary directory in", TEMP_DIR);
         let dir =
             dirs::create_temp_dir(Path::new(TEMP_DIR), &prefix(app)).map_err(failed())?.keep();
-        let lock = DirLock::acquire_new(&dir).map_err(failed())?;
+        let lock = DirLock::acquire_ephemeral(&dir).map_err(failed())?;
         Ok(Self { dir, _lock: lock })
     }
 
@@ -83,16 +83,13 @@ fn prefix(app: &App) -> String {
 }
 
 /// Removes this user's ephemeral directories whose lock no process holds, and stops the
-/// PostgreSQL processes in them.
+/// PostgreSQL processes in them. A persistent directory with the same prefix has no such lock.
 async fn remove_stale_dirs(app: &App) {
     let uid = nix::unistd::geteuid().as_raw();
     for dir in dirs::entries_with_prefix(Path::new(TEMP_DIR), &prefix(app)) {
         let own = fs::symlink_metadata(&dir)
             .is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == uid);
-        if !own || !DirLock::exists(&dir) {
-            continue;
-        }
-        if let Ok(Some(_lock)) = DirLock::try_acquire(app, &dir) {
+        if own && let Some(_lock) = DirLock::try_acquire_stale(&dir) {
             tracing::info!(dir = %dir.display(), "removing stale directory");
             match orphans::stop_orphans(&dir).await {
                 Ok(()) => dirs::remove_dir_retrying(&dir),
@@ -102,5 +99,35 @@ async fn remove_stale_dirs(app: &App) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const APP: App = App {
+        name: "some-app-with-stale-directories",
+        database: "some_app",
+        child_args: &[],
+        data_dir_var: "SOME_DATA_DIR",
+        withheld_vars: &[],
+        alternative: "set SOME_DATABASE",
+    };
+
+    #[tokio::test]
+    async fn only_stale_ephemeral_directories_are_removed() {
+        let new_dir = || dirs::create_temp_dir(Path::new(TEMP_DIR), &prefix(&APP));
+        let persistent = new_dir().expect("a directory");
+        let stopped = InstanceDir::acquire(&APP, Some(persistent.path().to_owned())).await;
+        drop(stopped.expect("the lock"));
+        let stale = new_dir().expect("a directory").keep();
+        drop(DirLock::acquire_ephemeral(&stale).expect("the lock"));
+
+        let in_use = EphemeralDir::create(&APP).await.expect("a directory");
+        let other = EphemeralDir::create(&APP).await.expect("a directory");
+        assert!(persistent.path().join("lock").is_file(), "the data is not removed");
+        assert!(!stale.exists());
+        assert!(in_use.path().is_dir() && other.path().is_dir());
     }
 }

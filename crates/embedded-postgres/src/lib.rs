@@ -41,7 +41,8 @@
 //! PostgreSQL calls its data directory.
 //!
 //! ```text
-//! <data directory>/lock             locked while a child uses the directory
+//! <data directory>/lock             locked while a child uses the directory; ephemeral.lock
+//!                                   in an ephemeral directory, which the next child removes
 //! <data directory>/<secret file>    see SecretFile
 //! <data directory>/socket/          created by each start
 //! <data directory>/postgres-18/     the cluster, one per major version

@@ -10,6 +10,8 @@ use std::{
 use crate::{App, Error, dirs};
 
 const LOCK_FILE: &str = "lock";
+/// The lock file of an ephemeral directory. Its name marks the directory as one to remove.
+const EPHEMERAL_LOCK_FILE: &str = "ephemeral.lock";
 
 /// An exclusive lock on a directory, released on drop and when the process ends. Child
 /// processes do not inherit it, because the file is closed on exec.
@@ -32,14 +34,22 @@ impl DirLock {
         }
     }
 
-    /// Acquires the lock of a new directory. The file gets its name after it is locked, so
-    /// that no other process ever sees it unlocked.
-    pub(crate) fn acquire_new(dir: &Path) -> io::Result<Self> {
+    /// Acquires the lock of a new ephemeral directory. The file gets its name after it is
+    /// locked, so that no other process ever sees it unlocked.
+    pub(crate) fn acquire_ephemeral(dir: &Path) -> io::Result<Self> {
         let unnamed = dir.join("lock.new");
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unnamed)?;
         file.try_lock()?;
-        fs::rename(unnamed, dir.join(LOCK_FILE))?;
-        Ok(Self::write_pid(file))
+        fs::rename(unnamed, dir.join(EPHEMERAL_LOCK_FILE))?;
+        Ok(Self { _file: file })
+    }
+
+    /// Acquires the lock of an ephemeral directory whose process has ended. Returns `None` if
+    /// a process holds the lock, or if the directory is not an ephemeral one.
+    pub(crate) fn try_acquire_stale(dir: &Path) -> Option<Self> {
+        let file = File::open(dir.join(EPHEMERAL_LOCK_FILE)).ok()?;
+        file.try_lock().ok()?;
+        Some(Self { _file: file })
     }
 
     /// Writes the ID of this process for the error message of another one. A failure is
@@ -54,10 +64,5 @@ impl DirLock {
         let mut text = String::new();
         File::open(dir.join(LOCK_FILE)).ok()?.take(16).read_to_string(&mut text).ok()?;
         text.trim().parse().ok()
-    }
-
-    /// Returns `true` if a directory has a lock file, held or not.
-    pub(crate) fn exists(dir: &Path) -> bool {
-        dir.join(LOCK_FILE).is_file()
     }
 }

@@ -39,8 +39,8 @@ pub(crate) const BATCH_WINDOW: Duration = Duration::from_millis(5);
 /// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// Text for people, without the date, and without the fields of a call that only programs
-    /// read.
+    /// Text for people, with the time of day in UTC, and without the fields of a call that only
+    /// programs read.
     Pretty,
     /// One JSON object per line.
     Json,

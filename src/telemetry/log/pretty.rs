@@ -14,9 +14,18 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// The pretty format: time of day, level, event, its fields, and the call's method and request
-/// id. A call's line has at most 120 columns. The trace id follows if the client sent one.
+use crate::telemetry::audit;
+
+/// The pretty format: time of day in UTC, level, event, its fields, and the call's method and
+/// request ID. The trace ID follows if the client sent one. The line of a call of a method of the
+/// API, with a generated request ID and without a trace, has at most 120 columns.
+///
+/// Audit lines, and those from WARN on, also have the client's IP address.
 pub(super) struct PrettyFormat;
+
+/// Precedes the client's IP address in the formatted fields of a span, of which only some lines
+/// show it. No field contains this character, because [`EscapeControl`] escapes it.
+const CLIENT_IP_SEPARATOR: char = '\x1f';
 
 const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
@@ -28,7 +37,8 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> FormatEvent<S, Self> for Pret
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let level = *event.metadata().level();
+        let (level, target) = (*event.metadata().level(), event.metadata().target());
+        let is_audit = target == audit::TARGET;
         let (dim, color, reset) =
             if writer.has_ansi_escapes() { (DIM, color_of(level), RESET) } else { ("", "", "") };
         let (hour, minute, second, milli) = OffsetDateTime::now_utc().time().as_hms_milli();
@@ -41,10 +51,15 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> FormatEvent<S, Self> for Pret
         if let Some(span) = context.lookup_current()
             && let Some(fields) = span.extensions().get::<FormattedFields<Self>>()
         {
+            let (fields, client_ip) =
+                fields.split_once(CLIENT_IP_SEPARATOR).unwrap_or((fields, ""));
             writer.write_str(fields)?;
+            if is_audit || level <= Level::WARN {
+                writer.write_str(client_ip)?;
+            }
         }
-        if level != Level::INFO {
-            write!(writer, " {}", event.metadata().target())?;
+        if is_audit || level != Level::INFO {
+            write!(writer, " {target}")?;
         }
         writeln!(writer, "{reset}")
     }
@@ -65,9 +80,15 @@ impl<'writer> FormatFields<'writer> for PrettyFormat {
         mut writer: Writer<'writer>,
         fields: F,
     ) -> fmt::Result {
-        let mut visitor = SpanVisitor { writer: &mut writer, has_parent: false, result: Ok(()) };
+        let mut visitor =
+            SpanVisitor { writer: &mut writer, has_parent: false, client_ip: None, result: Ok(()) };
         fields.record(&mut visitor);
-        visitor.result
+        visitor.result?;
+        if let Some(client_ip) = visitor.client_ip {
+            writer.write_char(CLIENT_IP_SEPARATOR)?;
+            write_value(&mut writer, "client_ip", format_args!("{client_ip}"))?;
+        }
+        Ok(())
     }
 
     fn add_fields(
@@ -106,6 +127,7 @@ struct SpanVisitor<'a> {
     writer: &'a mut dyn Write,
     /// Whether the client sent a trace.
     has_parent: bool,
+    client_ip: Option<String>,
     result: fmt::Result,
 }
 
@@ -130,6 +152,10 @@ impl Visit for SpanVisitor<'_> {
             }
             "parent_span_id" => {
                 self.has_parent = true;
+                Ok(())
+            }
+            "client_ip" => {
+                self.client_ip = Some(format!("{value:?}"));
                 Ok(())
             }
             _ => Ok(()),
@@ -187,6 +213,7 @@ mod tests {
             span.record("user_id", "01a22654-a410-72f8-bddd-4b3155083e8c");
             tracing::info!(code = "RESOURCE_EXHAUSTED", duration_ms = 12_345.679, "call");
             tracing::warn!(error = %"a\nb \x1b[0m", "it failed");
+            audit::record("user_deleted", None, None);
         });
         text.lines().map(|line| line[TIME_LEN..].to_owned()).collect()
     }
@@ -195,24 +222,30 @@ mod tests {
     const TIME_LEN: usize = 13;
 
     #[test]
-    fn a_call_fits_120_columns() {
-        let [call, warning] = &*lines_of_a_call(None) else { panic!("not two lines") };
+    fn a_call_fits_120_columns_and_other_lines_show_the_client() {
+        let [call, warning, audit] = &*lines_of_a_call(None) else { panic!("not three lines") };
         let expected = format!(
             " INFO call RESOURCE_EXHAUSTED 12345.679 ms AuthService/IntrospectToken {REQUEST_ID}"
         );
         assert_eq!(*call, expected);
         assert!(TIME_LEN + call.len() <= 120, "{}", call.len());
         let expected = format!(
-            " WARN it failed error=a\\nb \\u{{1b}}[0m AuthService/IntrospectToken {REQUEST_ID} {}",
+            " WARN it failed error=a\\nb \\u{{1b}}[0m AuthService/IntrospectToken {REQUEST_ID} \
+             client_ip=2001:db8::1 {}",
             module_path!()
         );
         assert_eq!(*warning, expected);
+        let expected = format!(
+            " INFO audit event=user_deleted AuthService/IntrospectToken {REQUEST_ID} \
+             client_ip=2001:db8::1 fast_zero::audit"
+        );
+        assert_eq!(*audit, expected);
     }
 
     #[test]
     fn the_trace_of_a_client_is_shown() {
-        let [call, _] = &*lines_of_a_call(Some("00f067aa0ba902b7")) else {
-            panic!("not two lines")
+        let [call, ..] = &*lines_of_a_call(Some("00f067aa0ba902b7")) else {
+            panic!("not three lines")
         };
         assert!(call.ends_with(" trace_id=4bf92f3577b34da6a3ce929d0e0e4736"), "{call}");
     }

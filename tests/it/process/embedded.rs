@@ -8,7 +8,7 @@ use std::{
     io::Read,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
-    process::Stdio,
+    process::{Child, Stdio},
     thread,
     time::Instant,
 };
@@ -244,13 +244,7 @@ async fn ephemeral_directories_are_independent_and_removed() {
 async fn no_process_is_left_of_a_killed_or_stopped_server() {
     let temp_dir = temp_dir();
     let data_dir = temp_dir.path().join("data");
-    let serve = || {
-        let mut server = fast_zero(&["serve"], &data_dir);
-        server.env("LISTEN_ADDR", "127.0.0.1:0").process_group(0);
-        server.env_remove("SECRET_KEY").env_remove("SECRET_KEY_FILE");
-        server.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program")
-    };
-    let mut server = serve();
+    let mut server = serve(&data_dir);
     let main = main_process(&data_dir);
     server.kill().expect("a child");
     server.wait().expect("a child");
@@ -259,13 +253,33 @@ async fn no_process_is_left_of_a_killed_or_stopped_server() {
         File::open(data_dir.join("lock")).expect("the lock").try_lock().ok()
     });
 
-    let mut server = serve();
+    let mut server = serve(&data_dir);
     let main = main_process(&data_dir);
     // Ctrl-C at a terminal signals the whole group.
     killpg(pid(&server), Signal::SIGINT).expect("a group");
     let status = wait_until("the server has exited", || server.try_wait().expect("a child"));
     assert!(status.success(), "{status}");
     wait_until_exited(&[main]);
+}
+
+#[test]
+fn a_server_that_rejects_its_stored_signing_key_stops_postgresql_first() {
+    let temp_dir = temp_dir();
+    let data_dir = temp_dir.path().join("data");
+    Postgres::start(&data_dir).stop();
+    fs::write(data_dir.join("secret_key"), "short").expect("a file");
+    let status = serve(&data_dir).wait().expect("a child");
+    assert_eq!(status.code(), Some(1));
+    let lock = File::open(data_dir.join("lock")).expect("the lock");
+    lock.try_lock().expect("the directory is not in use");
+}
+
+/// Starts a server on the embedded PostgreSQL, with the signing key in the data directory.
+fn serve(data_dir: &Path) -> Child {
+    let mut server = fast_zero(&["serve"], data_dir);
+    server.env("LISTEN_ADDR", "127.0.0.1:0").process_group(0);
+    server.env_remove("SECRET_KEY").env_remove("SECRET_KEY_FILE");
+    server.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program")
 }
 
 /// Waits until PostgreSQL is ready in a data directory, and returns the ID of its main

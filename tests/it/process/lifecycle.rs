@@ -59,6 +59,22 @@ async fn the_healthcheck_checks_the_server_of_its_settings() {
 }
 
 #[tokio::test]
+async fn the_healthcheck_reads_only_the_settings_that_it_needs() {
+    let address = Proxy::reserve_address().await.to_string();
+    let check = Binary::new(&["healthcheck", "--addr", &address]);
+    let (code, output) = check.env("TRUSTED_PROXIES", "no network").output().await;
+    assert_eq!(code, Some(2), "{output}");
+
+    let (code, help) = Binary::new(&["healthcheck", "--help"]).output().await;
+    assert_eq!(code, Some(0));
+    assert!(help.contains("LISTEN_ADDR") && help.contains("TLS_CERT_FILE"), "{help}");
+    for variable in ["METRICS_ADDR", "OTEL_EXPORTER_OTLP_ENDPOINT", "REFLECTION", "TRUSTED_PROXIES"]
+    {
+        assert!(!help.contains(variable), "{variable} is in:\n{help}");
+    }
+}
+
+#[tokio::test]
 async fn the_healthcheck_of_a_silent_server_ends_after_a_second() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = silent.local_addr().expect("an address").to_string();
@@ -355,4 +371,18 @@ async fn a_database_outage_is_reported_and_recovers() {
     let _open = Proxy::open(proxy_address, &app.database.options).await;
     health.wait_until_serving().await;
     get().await.expect("a response");
+}
+
+#[tokio::test]
+async fn a_sign_up_that_its_client_cancels_is_in_the_audit_trail() {
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).start();
+    let anonymous = client(&server).await;
+    let mut lock = RowLock::acquire(database.connect().await, "lock users").await;
+    let sign_up = tokio::spawn(async move { anonymous.create_user("ana").await });
+    lock.wait_until_blocking().await;
+    sign_up.abort();
+    server.wait_for_line("CANCELLED").await;
+    lock.release().await;
+    server.wait_for_line("\"event\":\"sign_up\"").await;
 }

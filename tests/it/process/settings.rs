@@ -188,6 +188,33 @@ async fn flags_override_variables_and_variables_override_the_file() {
 }
 
 #[tokio::test]
+async fn flags_may_precede_a_subcommand_that_knows_them() {
+    for (args, code, part) in [
+        (&["--listen-addr", "from-flag", "serve"][..], CONFIG, "'from-flag' for '--listen-addr"),
+        (&["--listen-addr=from-flag", "serve"], CONFIG, "'from-flag' for '--listen-addr"),
+        (&["--reflection", "--listen-addr", "from-flag", "serve"], CONFIG, "'from-flag'"),
+        (&["--reflection", "false", "serve", "--listen-addr", "from-flag"], CONFIG, "'from-flag'"),
+        (&["--reflection", "serve", "--listen-addr", "from-flag"], CONFIG, "'from-flag'"),
+        (&["--token-issuer", "serve", "--listen-addr", "from-flag"], CONFIG, "'from-flag'"),
+        (&["--database-url", "mysql://db", "migrate"], CONFIG, "DATABASE_URL must be like"),
+        (&["--listen-addr", "127.0.0.1:1", "healthcheck"], Some(2), "127.0.0.1:1: cannot connect"),
+        (&["--listen-addr", "127.0.0.1:1", "migrate"], USAGE, "--listen-addr"),
+        (&["--version", "serve"], Some(0), "fast-zero "),
+        (&["help", "serve"], Some(0), "Usage: fast-zero serve"),
+    ] {
+        let (actual, output) = Binary::new(args).output().await;
+        assert_eq!(actual, code, "{args:?}: {output}");
+        assert!(output.contains(part), "{args:?}: {part} is not in: {output}");
+    }
+    // Variables of settings that the subcommand does not use are not read.
+    let (code, output) = Binary::new(&["--listen-addr", "127.0.0.1:1", "healthcheck"])
+        .env("TRUSTED_PROXIES", "no network")
+        .output()
+        .await;
+    assert_eq!(code, Some(2), "{output}");
+}
+
+#[tokio::test]
 async fn an_empty_variable_is_not_set() {
     let database = TestDatabase::create().await;
     let mut run = Binary::server(&database.url());

@@ -120,8 +120,10 @@ async fn copy(
         if count == 0 {
             return Ok(());
         }
-        // An error means that the proxy was dropped, which cancels this task as well.
-        let _ = is_paused.wait_for(|is_paused| !is_paused).await;
+        if is_paused.wait_for(|is_paused| !is_paused).await.is_err() {
+            // The proxy was dropped, and the bytes that it held back are lost.
+            return Ok(());
+        }
         to.write_all(&buffer[..count]).await?;
     }
 }

@@ -15,7 +15,7 @@ use self::probe::{CallResult, OutageProbe, make_calls};
 use crate::support::{
     App, Client,
     app::config,
-    assert::assert_status,
+    assert::{assert_status, assert_unauthenticated},
     health::check_health,
     postgres::TestDatabase,
     proxy::{self, Proxy},
@@ -70,6 +70,44 @@ async fn the_pool_reconnects_after_an_outage() {
     probe.assert_unavailable_during_outage().await;
     let _proxy = Proxy::open(address, &app.database.options).await;
     probe.assert_recovery().await;
+}
+
+/// A session that ended is not active in the cache, even if the response to the deletion is lost.
+#[tokio::test]
+async fn a_session_whose_deletion_has_no_response_is_not_active() {
+    let address = Proxy::reserve_address().await;
+    let (app, proxy) = start_behind_proxy(address).await;
+    app.execute(
+        "create function wait() returns trigger language plpgsql
+         as 'begin perform pg_advisory_xact_lock(1); return old; end';
+         create trigger wait before delete on sessions for each row execute function wait()",
+    )
+    .await;
+    let ana = app.signed_up("ana").await;
+    let used = ana.tokens().refresh_token.clone();
+    let successor = ana.refresh(&used).await;
+    ana.refresh(&successor.refresh_token).await;
+    let mut lock = app.hold_lock("select pg_advisory_xact_lock(1)").await;
+    ana.get_user("me").await;
+
+    let reuse = tokio::spawn({
+        let ana = ana.clone();
+        async move { ana.try_refresh(&used).await }
+    });
+    lock.wait_until_blocking().await;
+    proxy.pause();
+    lock.release().await;
+    let mut sql = app.connect_database().await;
+    wait_until("the session is deleted", async || {
+        let deleted = sqlx::query_scalar("select not exists (select from sessions)");
+        deleted.fetch_one(&mut sql).await.expect("a row")
+    })
+    .await;
+    drop(proxy);
+    let failed = reuse.await.expect("no panic");
+    assert_status(failed, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    let _proxy = Proxy::open(address, &app.database.options).await;
+    assert_unauthenticated(ana.try_get_user("me").await, "SESSION_REVOKED");
 }
 
 /// Alters the database of a server, over a connection to another database.
