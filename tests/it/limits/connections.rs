@@ -22,7 +22,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use super::{LIST, UPDATE, user_with_large_list, whole_list};
 use crate::support::{
     App, Client, PASSWORD,
-    app::{config_with, connect, unique_name},
+    app::{adjusted, config_with, connect, unique_name},
     health::Watch,
     http2::{
         self, END_HEADERS, END_STREAM, OTHER_CLIENT_IP, PREFACE, connect_raw,
@@ -219,7 +219,11 @@ async fn the_server_serves_calls_during_the_shutdown_delay() {
 
 #[tokio::test]
 async fn a_stalled_connection_drains_its_other_calls_before_it_closes() {
-    let app = App::start_with(config()).await;
+    // Each blocked call holds a connection to the database.
+    let app = App::start_with(adjusted(config(), |config| {
+        config.limits.database_max_connections = 16;
+    }))
+    .await;
     let ana = user_with_large_list(&app).await;
     let todo = ana.create_todo("a").await;
     let lock = app.lock_todo(&todo.id).await;
@@ -229,10 +233,10 @@ async fn a_stalled_connection_drains_its_other_calls_before_it_closes() {
         let headers = frame(http2::HEADERS, END_HEADERS, stream, &block(path));
         [headers, frame(http2::DATA, END_STREAM, stream, &length_prefixed(bytes))].concat()
     };
-    let mut stream = connect_raw(app.address, PREFACE).await;
+    let (mut read, mut write) = connect_raw(app.address, PREFACE).await.into_split();
     let window = http2::settings_frame(http2::INITIAL_WINDOW_SIZE, 1024);
     let list = call(LIST, 1, &whole_list().encode_to_vec());
-    stream.write_all(&[window, list].concat()).await.expect("sent");
+    write.write_all(&[window, list].concat()).await.expect("sent");
 
     // One call a second, each blocked by the lock, until the server detects the stall.
     let update = UpdateTodoRequest {
@@ -240,27 +244,24 @@ async fn a_stalled_connection_drains_its_other_calls_before_it_closes() {
         update_mask: Some(FieldMask { paths: vec!["title".to_owned()] }),
     };
     let (mut newest, mut ticks) = (1, interval(Duration::from_secs(1)));
-    let goaway = async {
+    let goaway =
+        async { while read_frame(&mut read).await.expect("a frame").kind != http2::GOAWAY {} };
+    let calls = async {
         loop {
-            tokio::select! {
-                frame = read_frame(&mut stream) => {
-                    if frame.expect("a frame").kind == http2::GOAWAY {
-                        return;
-                    }
-                }
-                _ = ticks.tick() => {
-                    newest += 2;
-                    let update = call(UPDATE, newest, &update.encode_to_vec());
-                    stream.write_all(&update).await.expect("sent");
-                }
-            }
+            ticks.tick().await;
+            newest += 2;
+            let update = call(UPDATE, newest, &update.encode_to_vec());
+            write.write_all(&update).await.expect("sent");
         }
     };
-    with_timeout("GOAWAY", goaway).await;
+    tokio::select! {
+        () = with_timeout("GOAWAY", goaway) => {}
+        () = calls => {}
+    }
     lock.release().await;
     let responded = async {
         loop {
-            let frame = read_frame(&mut stream).await.expect("a frame");
+            let frame = read_frame(&mut read).await.expect("a frame");
             // An error has no DATA frame.
             if frame.stream == newest && frame.kind == http2::DATA {
                 return;
@@ -268,7 +269,7 @@ async fn a_stalled_connection_drains_its_other_calls_before_it_closes() {
         }
     };
     with_timeout("the response", responded).await;
-    read_until_closed(&mut stream).await;
+    read_until_closed(&mut read).await;
     ana.list_todos(whole_list()).await;
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::{
-    io::{self, AsyncReadExt, AsyncWriteExt},
+    io::{self, AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream, tcp::OwnedWriteHalf},
     task::JoinHandle,
 };
@@ -133,7 +133,7 @@ pub async fn connect_raw(address: SocketAddr, bytes: &[u8]) -> TcpStream {
 }
 
 /// Reads until the server closes the connection, and returns the bytes.
-pub async fn read_until_closed(stream: &mut TcpStream) -> Vec<u8> {
+pub async fn read_until_closed(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut bytes = Vec::new();
     match with_timeout("the end of the connection", stream.read_to_end(&mut bytes)).await {
         Ok(_) => {}
@@ -152,7 +152,7 @@ pub struct Frame {
 }
 
 /// Reads the next frame. Returns an error if the connection is closed.
-pub async fn read_frame(stream: &mut TcpStream) -> io::Result<Frame> {
+pub async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Frame> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await?;
     let [a, b, c, kind, flags, stream_id @ ..] = head;
