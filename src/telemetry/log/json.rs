@@ -18,7 +18,8 @@ use tracing_subscriber::{
 
 /// The JSON format: one object per event and line, with the fields of the event's span in
 /// `span`. It formats the fields of a span once for all lines, whereas the JSON format of
-/// `tracing-subscriber` parses them into a tree for each line.
+/// `tracing-subscriber` parses them into a tree for each line: with that one, a GetTodo takes 20 %
+/// more instructions in user space.
 pub(super) struct JsonFormat;
 
 impl<'writer> FormatFields<'writer> for JsonFormat {
