@@ -88,9 +88,9 @@ pub(super) async fn buffer_response<G: Send + 'static>(
     let fits = !is_large && admission.try_grow(&mut memory, to_kib(bytes.len()));
     // A response that fits frees its permit for another call.
     let large = large.filter(|_| !fits);
-    let buffered = BufferedResponse { bytes, _memory: memory, _large: large, _guards: guards };
+    let bytes = hold_until_sent(bytes, (memory, large, guards));
     let trailers = trailers.map(Ok);
-    let body = Full::new(Bytes::from_owner(buffered)).with_trailers(async { trailers });
+    let body = Full::new(bytes).with_trailers(async { trailers });
     Ok(Response::from_parts(parts, Body::new(body)))
 }
 
@@ -105,15 +105,17 @@ pub(super) fn to_kib(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
-/// The bytes of a response and what it holds, wherever HTTP/2 has it.
-struct BufferedResponse<G> {
+/// Returns bytes that hold the guards until HTTP/2 has sent them.
+pub(super) fn hold_until_sent(bytes: Bytes, guards: impl Send + 'static) -> Bytes {
+    Bytes::from_owner(HeldBytes { bytes, _guards: guards })
+}
+
+struct HeldBytes<G> {
     bytes: Bytes,
-    _memory: MemoryReservation,
-    _large: Option<LargeResponsePermit>,
     _guards: G,
 }
 
-impl<G> AsRef<[u8]> for BufferedResponse<G> {
+impl<G> AsRef<[u8]> for HeldBytes<G> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

@@ -64,7 +64,7 @@ pub(super) struct Call<B = Incoming> {
 }
 
 /// The call's entries in the trackers that a shutdown and a draining connection wait for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct InFlight {
     _server: TaskTrackerToken,
     _connection: TaskTrackerToken,

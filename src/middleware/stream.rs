@@ -29,6 +29,7 @@ use tower::Service;
 
 use super::{
     ResponseFuture,
+    buffer::hold_until_sent,
     call::{Call, StreamCredential, StreamGuards},
 };
 use crate::{
@@ -104,23 +105,12 @@ struct HeldUntilSent {
 impl HeldUntilSent {
     /// Makes a data frame hold the guards.
     fn attach(self: Arc<Self>, frame: Frame<Bytes>) -> Frame<Bytes> {
-        frame.map_data(|bytes| Bytes::from_owner(HeldBytes { bytes, _held: self }))
+        frame.map_data(|bytes| hold_until_sent(bytes, self))
     }
 
     /// Limits how long the client may take to read what is left.
     fn end(&self, connection: &ConnectionState) {
         let _ = self.stall.set(connection.track_write());
-    }
-}
-
-struct HeldBytes {
-    bytes: Bytes,
-    _held: Arc<HeldUntilSent>,
-}
-
-impl AsRef<[u8]> for HeldBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
     }
 }
 
