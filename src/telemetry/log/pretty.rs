@@ -80,15 +80,9 @@ impl<'writer> FormatFields<'writer> for PrettyFormat {
         mut writer: Writer<'writer>,
         fields: F,
     ) -> fmt::Result {
-        let mut visitor =
-            SpanVisitor { writer: &mut writer, has_parent: false, client_ip: None, result: Ok(()) };
+        let mut visitor = SpanVisitor { writer: &mut writer, has_parent: false, result: Ok(()) };
         fields.record(&mut visitor);
-        visitor.result?;
-        if let Some(client_ip) = visitor.client_ip {
-            writer.write_char(CLIENT_IP_SEPARATOR)?;
-            write_value(&mut writer, "client_ip", format_args!("{client_ip}"))?;
-        }
-        Ok(())
+        visitor.result
     }
 
     fn add_fields(
@@ -122,17 +116,21 @@ impl Visit for EventVisitor<'_> {
     }
 }
 
-/// A visitor that writes the fields of a call that people read.
+/// A visitor that writes the fields of a call that people read. The client's IP address is the
+/// last of them.
 struct SpanVisitor<'a> {
     writer: &'a mut dyn Write,
     /// Whether the client sent a trace.
     has_parent: bool,
-    client_ip: Option<String>,
     result: fmt::Result,
 }
 
 impl Visit for SpanVisitor<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
+        let value = match (field.name(), value.rsplit_once('.')) {
+            ("method", Some((_package, name))) => name,
+            _ => value,
+        };
         self.record_debug(field, &format_args!("{value}"));
     }
 
@@ -141,12 +139,7 @@ impl Visit for SpanVisitor<'_> {
             return;
         }
         self.result = match field.name() {
-            "method" => {
-                let path = format!("{value:?}");
-                let without_package = path.rsplit_once('.').map_or(&*path, |(_, name)| name);
-                write_value(self.writer, "", format_args!("{without_package}"))
-            }
-            "request_id" => write_value(self.writer, "", format_args!("{value:?}")),
+            "method" | "request_id" => write_value(self.writer, "", format_args!("{value:?}")),
             "trace_id" if self.has_parent => {
                 write_value(self.writer, "trace_id", format_args!("{value:?}"))
             }
@@ -154,10 +147,10 @@ impl Visit for SpanVisitor<'_> {
                 self.has_parent = true;
                 Ok(())
             }
-            "client_ip" => {
-                self.client_ip = Some(format!("{value:?}"));
-                Ok(())
-            }
+            "client_ip" => self
+                .writer
+                .write_char(CLIENT_IP_SEPARATOR)
+                .and_then(|()| write_value(self.writer, "client_ip", format_args!("{value:?}"))),
             _ => Ok(()),
         };
     }
