@@ -17,10 +17,10 @@
 //! types               ids, texts, the clock
 //! ```
 //!
-//! A module imports only modules below it, and a test enforces that. A feature is a directory: `mod.rs` says what the
-//! things are, `service.rs` turns messages into calls and back, `store` holds the SQL (of
-//! todos also `list`, `list_batch` and `row`). `user` and `todo` do not know `auth`: they get a
-//! `Caller`.
+//! A module imports only modules below it, and a test enforces that. A feature is a directory:
+//! `mod.rs` says what the things are, `service.rs` turns messages into calls and back, `store`
+//! holds the SQL (of todos also `list`, `list_batch` and `row`). `user` and `todo` do not know
+//! `auth`: they get a `Caller`.
 //!
 //! # Invariants
 //!

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::ThrottleKey;
 
-/// The maximum number of records. One takes about 90 bytes, and as much again for the spare capacity of the
-/// table, so 12 MiB at most.
+/// The maximum number of records. One takes about 90 bytes, and as much again for the spare
+/// capacity of the table, so 12 MiB at most.
 ///
 /// Test: `records_are_bounded_and_lockouts_are_evicted_last`.
 pub(super) const MAX_RECORDS: usize = 65_536;

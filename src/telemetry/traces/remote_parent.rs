@@ -9,7 +9,7 @@ use opentelemetry::{
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 
 /// The longest `tracestate` that is propagated, in bytes: what W3C Trace Context (section
-/// 3.3.1.5) asks for. Each span that waits for its export holds it.
+/// 3.3.1.5) requires. Each span that waits for its export holds it.
 ///
 /// Test: `a_tracestate_is_propagated_up_to_its_maximum_length`.
 const MAX_TRACESTATE_BYTES: usize = 512;
