@@ -17,7 +17,10 @@ use deadpool::{
     managed::{self, Metrics, Object, Pool, PoolError, RecycleResult},
 };
 use scopeguard::ScopeGuard;
-use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{
+    Arguments, ConnectOptions, Connection, PgConnection,
+    postgres::{PgArguments, PgConnectOptions},
+};
 use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 
 use self::{connect::CONNECT_TIMEOUT, errors::is_connection_error, migrate::is_schema_current};
@@ -53,6 +56,16 @@ const SESSION_SETTINGS: &str = "set statement_timeout = '10s'; \
                                 set lock_timeout = '5s'; \
                                 set idle_in_transaction_session_timeout = '10s'; \
                                 set plan_cache_mode = force_generic_plan";
+
+/// Creates the arguments of a statement with room for `count` values: without it, each of their
+/// buffers grows several times.
+pub(crate) fn arguments(count: usize) -> PgArguments {
+    /// What IDs, numbers, times and short texts need, in bytes.
+    const VALUE_CAPACITY: usize = 24;
+    let mut arguments = PgArguments::default();
+    arguments.reserve(count, count * VALUE_CAPACITY);
+    arguments
+}
 
 /// A pool of connections.
 #[derive(Clone, Debug)]

@@ -19,6 +19,7 @@ use super::{
     row::{TODO_COLUMN_COUNT, TodoRow, todo_columns},
 };
 use crate::{
+    database::arguments,
     rpc::{error::Error, page_token::PageRequest},
     types::{id::UserId, text},
 };
@@ -129,6 +130,10 @@ impl Variant {
 /// filters, skip and limit.
 const FIRST_KEY_PARAMETER: usize = 7;
 
+/// The number of parameters of the longest statement: a sort key by title, and the two of the
+/// byte budget.
+const PARAMETER_CAPACITY: usize = FIRST_KEY_PARAMETER + 4;
+
 /// The statements of all orders and variants.
 static STATEMENTS: LazyLock<Vec<(OrderBy, Variant, String)>> = LazyLock::new(|| {
     let directions = [SortDirection::Ascending, SortDirection::Descending];
@@ -203,7 +208,7 @@ pub(super) async fn list(
         title_only: filter.is_title_only(),
         measured: page.size > MAX_UNMEASURED_PAGE_SIZE,
     };
-    let mut query = sqlx::query(statement(order_by, variant))
+    let mut query = sqlx::query_with(statement(order_by, variant), arguments(PARAMETER_CAPACITY))
         .bind(owner_id.as_uuid())
         .bind(filter.title.as_deref())
         .bind(filter.description.as_deref())

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     database::{
-        Database,
+        Database, arguments,
         batch::{BatchQuery, QueryBatcher, by_ordinal},
         errors::is_foreign_key_violation,
     },
@@ -163,7 +163,7 @@ async fn find(
     owner_id: UserId,
     id: TodoId,
 ) -> Result<Option<Todo>, Error> {
-    let row: Option<TodoRow> = sqlx::query_as(GET)
+    let row: Option<TodoRow> = sqlx::query_as_with(GET, arguments(2))
         .bind(owner_id.as_uuid())
         .bind(id.as_uuid())
         .fetch_optional(connection)
@@ -235,7 +235,7 @@ async fn insert(
     owner_id: UserId,
     todo: &NewTodo,
 ) -> Result<(), Error> {
-    sqlx::query(INSERT)
+    sqlx::query_with(INSERT, arguments(9))
         .bind(owner_id.as_uuid())
         .bind(todo.id.as_uuid())
         .bind(todo.title.as_str())
@@ -321,7 +321,7 @@ async fn update(
     now: OffsetDateTime,
 ) -> Result<Option<Todo>, Error> {
     let (title, description) = (patch.title.as_ref(), patch.description.as_ref());
-    let row: Option<TodoRow> = sqlx::query_as(UPDATE)
+    let row: Option<TodoRow> = sqlx::query_as_with(UPDATE, arguments(9))
         .bind(owner_id.as_uuid())
         .bind(id.as_uuid())
         .bind(precondition.version())
