@@ -12,7 +12,7 @@ use crate::{
         MAX_REQUEST_BYTES,
         admission::{Admission, LargeResponsePermit, MemoryReservation},
     },
-    rpc::error::Error,
+    rpc::error::{self, Error},
 };
 
 /// The size from which on a response is large, in bytes. A todo has up to 41 KB.
@@ -75,8 +75,9 @@ pub(super) async fn buffer_response<G: Send + 'static>(
     let body = body.collect().await.map_err(Error::internal)?;
     let trailers = body.trailers().cloned();
     // A message that cannot be encoded ends in the trailers.
-    if let Some(status) = trailers.as_ref().and_then(Status::from_header_map)
-        && status.code() != Code::Ok
+    if let Some(trailers) = &trailers
+        && error::status_code(trailers) != Some(Code::Ok)
+        && let Some(status) = Status::from_header_map(trailers)
     {
         return Ok(status.into_http());
     }

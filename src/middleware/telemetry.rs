@@ -8,18 +8,21 @@ use std::{
     task::{Context as TaskContext, Poll, ready},
 };
 
-use http::{HeaderMap, Response};
+use http::Response;
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, body::Body};
 use tower::Service;
 use tracing::{Instrument, field, instrument::Instrumented};
 
 use super::call::Call;
-use crate::telemetry::{
-    metrics::{self, GaugeGuard, MethodMetrics},
-    traces::{self, CallSpan, InContext},
+use crate::{
+    rpc::error::status_code,
+    telemetry::{
+        metrics::{self, GaugeGuard, MethodMetrics},
+        traces::{self, CallSpan, InContext},
+    },
 };
 
 /// The longest method name in the log, in bytes. The path of an unknown method may be as long as
@@ -130,11 +133,6 @@ where
         });
         Poll::Ready(Ok(response))
     }
-}
-
-/// Returns the status code in headers or trailers.
-fn status_code(headers: &HeaderMap) -> Option<Code> {
-    headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))
 }
 
 /// Returns the name of a method in the log.

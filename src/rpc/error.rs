@@ -316,16 +316,20 @@ pub(crate) fn error_of<B>(response: &Response<B>) -> Option<&Error> {
     status.source()?.downcast_ref()
 }
 
+/// Returns the status code in headers or trailers.
+pub(crate) fn status_code(headers: &HeaderMap) -> Option<Code> {
+    headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))
+}
+
 /// Completes the details of an error, if the headers or trailers carry one: adds the request
 /// id, and the reason where the gRPC library or the health service made the error. Returns the
 /// status code.
 pub(crate) fn complete_error_details(headers: &mut HeaderMap, request_id: &str) -> Code {
-    let Some(status) = Status::from_header_map(headers) else {
+    // Most calls end with OK, and need no status with a message and details.
+    let is_error = status_code(headers).is_some_and(|code| code != Code::Ok);
+    let Some(status) = is_error.then(|| Status::from_header_map(headers)).flatten() else {
         return Code::Ok;
     };
-    if status.code() == Code::Ok {
-        return Code::Ok;
-    }
     let mut details = status.get_error_details();
     if details.error_info().is_none() {
         set_error_info(&mut details, default_reason(status.code()), None);
