@@ -1,5 +1,9 @@
 //! Traces: the trace of each call, and, where there is a collector, a span of the call and
 //! spans of its work on the database, exported over OTLP.
+//!
+//! The spans are the SDK's own, not those of `tracing-opentelemetry`: with a collector, that
+//! layer adds 24,000 instructions to a GetTodo of 170,000 (user space, without the export), and
+//! these spans 7,000.
 
 mod remote_parent;
 
