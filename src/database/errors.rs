@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, error::Error as StdError};
 
-use tokio_rustls::rustls;
+use tokio_rustls::rustls::Error as TlsError;
 
 use crate::rpc::error::Error;
 
@@ -56,7 +56,7 @@ pub(super) fn is_tls_error(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Tls(_) => true,
         sqlx::Error::Io(error) => {
-            error.get_ref().is_some_and(<dyn StdError + Send + Sync>::is::<rustls::Error>)
+            error.get_ref().is_some_and(<dyn StdError + Send + Sync>::is::<TlsError>)
         }
         _ => false,
     }
