@@ -32,29 +32,42 @@ impl HealthCheck {
         let database = self.database.clone();
         let mut guard = scopeguard::guard(self.connection.take(), |_| database.discard_all());
         if let Some(connection) = guard.as_mut() {
-            let is_current = timeout(PING_TIMEOUT, is_schema_current(connection)).await;
-            if let Ok(Ok(is_current)) = is_current {
-                check_writable(connection).await?;
+            if let Ok(Ok(state)) = timeout(PING_TIMEOUT, DatabaseState::read(connection)).await {
                 self.connection = ScopeGuard::into_inner(guard);
-                return Ok(is_current);
+                return state.check();
             }
             database.discard_all();
         }
         let connection = guard.insert(database.pool.manager().connect().await?);
-        let is_current = is_schema_current(connection).await?;
-        check_writable(connection).await?;
+        let state = DatabaseState::read(connection).await?;
         self.connection = ScopeGuard::into_inner(guard);
-        Ok(is_current)
+        state.check()
     }
 }
 
-/// Rejects a standby, and a database that an operator made read-only.
-async fn check_writable(connection: &mut PgConnection) -> Result<(), BoxError> {
-    let is_read_only: bool =
-        sqlx::query_scalar("select current_setting('transaction_read_only')::boolean")
-            .fetch_one(connection)
-            .await?;
-    if is_read_only { Err("the database is read-only".into()) } else { Ok(()) }
+/// What the service needs of its database.
+struct DatabaseState {
+    /// A standby is read-only, and a database that an operator made so.
+    is_read_only: bool,
+    is_schema_current: bool,
+}
+
+impl DatabaseState {
+    async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let is_read_only =
+            sqlx::query_scalar("select current_setting('transaction_read_only')::boolean")
+                .fetch_one(&mut *connection)
+                .await?;
+        Ok(Self { is_read_only, is_schema_current: is_schema_current(connection).await? })
+    }
+
+    /// Returns whether the schema is current.
+    fn check(&self) -> Result<bool, BoxError> {
+        if self.is_read_only {
+            return Err("the database is read-only".into());
+        }
+        Ok(self.is_schema_current)
+    }
 }
 
 impl ReadinessCheck for HealthCheck {

@@ -34,14 +34,14 @@ async fn wait_until_idle(app: &App) {
 async fn connections_that_the_server_closed_fail_no_call() {
     let database = TestDatabase::create().await;
     let name = database.options.get_database().expect("a database name");
-    let limit = format!("alter database {name} set idle_session_timeout = '150ms'");
+    let limit = format!("alter database {name} set idle_session_timeout = '1s'");
     let mut sql = database.connect().await;
     sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut sql).await.expect("altered");
     let options = database.options.clone();
     let app = App::start_via(database, options, config()).await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("a").await;
-    for _ in 0..5 {
+    for _ in 0..3 {
         let sessions: Vec<i32> = sqlx::query_scalar(
             "select pid from pg_stat_activity
              where datname = current_database() and application_name = 'fast-zero'",
