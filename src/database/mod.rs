@@ -9,6 +9,7 @@ pub(crate) mod batch;
 pub(crate) mod connect;
 pub(crate) mod errors;
 pub(crate) mod migrate;
+pub(crate) mod url;
 
 use std::{fmt, time::Duration};
 

@@ -49,6 +49,7 @@ const ALLOWED_USERS: [MayUse; 13] = [
             ("database/connect.rs", "sqlx"),
             ("database/errors.rs", "sqlx"),
             ("database/migrate.rs", "sqlx"),
+            ("database/url", "sqlx::postgres::PgConnectOptions"),
             ("config/mod.rs", "sqlx::postgres::PgConnectOptions"),
             ("config/secrets.rs", "sqlx::postgres::PgConnectOptions"),
             ("server.rs", "sqlx::postgres::PgConnectOptions"),
@@ -67,8 +68,8 @@ const ALLOWED_USERS: [MayUse; 13] = [
     ("opentelemetry", &[("telemetry/traces", "opentelemetry")]),
     ("opentelemetry_otlp", &[("telemetry/traces", "opentelemetry_otlp")]),
     ("opentelemetry_sdk", &[("telemetry/traces", "opentelemetry_sdk")]),
-    // Settings are read with the arguments.
-    ("std::env", &[("cli/mod.rs", "std::env")]),
+    // Settings are read with the arguments, and the variables of libpq with the URL.
+    ("std::env", &[("cli/mod.rs", "std::env"), ("database/url", "std::env")]),
     // One file connects the embedded PostgreSQL with the service.
     ("embedded_postgres", &[("cli/embedded.rs", "embedded_postgres")]),
     // Only the admin server speaks HTTP/1.1.
