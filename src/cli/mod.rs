@@ -8,6 +8,7 @@ mod migrate;
 #[cfg(feature = "embedded")]
 mod postgres;
 mod serve;
+mod server_flags;
 mod shutdown;
 mod source;
 
@@ -169,10 +170,10 @@ fn with_log(
 /// invalid on the command line and in the environment. Only then the file `.env` is read, as far
 /// as the subcommand has settings.
 fn read_arguments() -> Result<Arguments, ExitError> {
-    let args: Vec<_> = env::args_os().collect();
+    let mut args: Vec<_> = env::args_os().collect();
     let matches = parse_arguments(args.clone()).map_err(ExitError::Usage)?;
     let command = Arguments::command();
-    let subcommand = matches.subcommand_name().unwrap_or_default();
+    let (subcommand, own) = matches.subcommand().unwrap_or(("", &matches));
     let command = command.find_subcommand(subcommand).unwrap_or(&command);
     let settings: Vec<_> = command.get_arguments().filter_map(Arg::get_env).collect();
     let has_database = settings.contains(&OsStr::new("DATABASE_URL"));
@@ -180,6 +181,11 @@ fn read_arguments() -> Result<Arguments, ExitError> {
         |name| env::var_os(name),
         |name| settings.contains(&OsStr::new(name)) || (has_database && url::is_variable(name)),
     )?;
+    if subcommand == "healthcheck" && !own.contains_id("addr") {
+        let server = server_flags::first_process().and_then(|args| parse_arguments(args).ok());
+        let flags = server.map(|server| server_flags::known_to(command, own, &server));
+        args.extend(flags.unwrap_or_default());
+    }
     let matches = parse_arguments(args).map_err(ExitError::Usage)?;
     Arguments::from_arg_matches(&matches).map_err(ExitError::Usage)
 }
