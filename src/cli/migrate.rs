@@ -4,7 +4,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ExitError, source::DatabaseSource};
+use super::{
+    ExitError,
+    shutdown::{Signals, StopSignal},
+    source::DatabaseSource,
+};
 use crate::{
     config::{DatabaseConfig, LogConfig},
     database::{connect, migrate},
@@ -21,12 +25,23 @@ pub(super) struct MigrateArgs {
 }
 
 pub(super) async fn run(mut args: MigrateArgs) -> Result<ExitCode, ExitError> {
-    let source = DatabaseSource::open(&mut args.database).await?;
-    let migrated = migrate(&args.database).await;
+    let mut signals = Signals::listen()?;
+    let source = tokio::select! {
+        source = DatabaseSource::open(&mut args.database) => source?,
+        signal = signals.next() => return Ok(stop(signal)),
+    };
+    // A migration that is dropped is rolled back: each is a transaction.
+    let migrated = tokio::select! {
+        migrated = migrate(&args.database) => migrated.map(|()| ExitCode::SUCCESS),
+        signal = signals.next() => Ok(stop(signal)),
+    };
     source.close().await;
-    migrated?;
-    tracing::info!("schema is up to date");
-    Ok(ExitCode::SUCCESS)
+    migrated
+}
+
+fn stop(signal: StopSignal) -> ExitCode {
+    tracing::warn!(signal = signal.name, "migration stopped");
+    signal.exit_code()
 }
 
 async fn migrate(config: &DatabaseConfig) -> Result<(), ExitError> {
@@ -35,5 +50,7 @@ async fn migrate(config: &DatabaseConfig) -> Result<(), ExitError> {
         connect::connect_and_check(&options, timeout).await?;
         migrate::migrate(&options, timeout).await
     };
-    Ok(migrated.await.map_err(Error::into_source)?)
+    migrated.await.map_err(Error::into_source)?;
+    tracing::info!("schema is up to date");
+    Ok(())
 }

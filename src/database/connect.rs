@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::errors::is_permanent;
+use super::errors::{is_permanent, is_tls_error};
 use crate::{rpc::error::Error, types::error_chain::ErrorChain};
 
 /// How long opening a connection may take.
@@ -43,7 +43,7 @@ async fn connect_with_retry(
     loop {
         let error = match timeout(CONNECT_TIMEOUT, options.connect()).await {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) if is_permanent(&error) => return Err(Error::internal(error)),
+            Ok(Err(error)) if is_permanent(&error) => return Err(permanent(options, &error)),
             Ok(Err(error)) => Error::from(error),
             Err(_) => Error::DatabaseUnavailable("timed out".into()),
         };
@@ -51,10 +51,10 @@ async fn connect_with_retry(
             return Err(error);
         };
         if Instant::now() + backoff > deadline {
-            let (host, port) = (options.get_host(), options.get_port());
-            let error = ErrorChain(&*source);
             let message = format!(
-                "cannot reach the database at {host}:{port} within DATABASE_WAIT_SECONDS: {error}"
+                "cannot reach the database at {} within DATABASE_WAIT_SECONDS: {}",
+                display_address(options),
+                ErrorChain(&*source)
             );
             return Err(Error::DatabaseUnavailable(message.into()));
         }
@@ -67,6 +67,28 @@ async fn connect_with_retry(
         );
         sleep(backoff).await;
         backoff = (backoff * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// Returns an error that waiting does not fix, with what to change.
+pub(super) fn permanent(options: &PgConnectOptions, error: &sqlx::Error) -> Error {
+    let hint = if is_tls_error(error) {
+        "; set sslmode and sslrootcert in DATABASE_URL as the server needs them"
+    } else {
+        ""
+    };
+    let address = display_address(options);
+    Error::internal(format!(
+        "cannot connect to the database at {address}: {}{hint}",
+        ErrorChain(error)
+    ))
+}
+
+/// Returns the host and the port, or the directory of the socket.
+fn display_address(options: &PgConnectOptions) -> String {
+    match options.get_socket() {
+        Some(dir) => dir.display().to_string(),
+        None => format!("{}:{}", options.get_host(), options.get_port()),
     }
 }
 

@@ -1,10 +1,13 @@
 //! What PostgreSQL's errors (SQLSTATE, PostgreSQL's manual, appendix A) mean for a call.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, error::Error as StdError};
+
+use tokio_rustls::rustls::Error as TlsError;
 
 use crate::rpc::error::Error;
 
 pub(super) const UNDEFINED_TABLE: &str = "42P01";
+const PROTOCOL_VIOLATION: &str = "08P01";
 const UNIQUE_VIOLATION: &str = "23505";
 const FOREIGN_KEY_VIOLATION: &str = "23503";
 
@@ -40,13 +43,36 @@ fn violates(error: &sqlx::Error, code: &str, constraint: &str) -> bool {
 /// Returns `true` if a retry of the connection cannot succeed.
 pub(super) fn is_permanent(error: &sqlx::Error) -> bool {
     match sqlstate(error) {
-        Some(code) => PERMANENT_ERROR_CLASSES.iter().any(|class| code.starts_with(class)),
-        None => matches!(error, sqlx::Error::Configuration(_)),
+        Some(code) => {
+            PERMANENT_ERROR_CLASSES.iter().any(|class| code.starts_with(class))
+                || is_refused_parameter(error)
+        }
+        None => matches!(error, sqlx::Error::Configuration(_)) || is_tls_error(error),
     }
 }
 
+/// Returns `true` if both sides do not agree on TLS, or one does not trust the other.
+pub(super) fn is_tls_error(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(error) => {
+            error.get_ref().is_some_and(<dyn StdError + Send + Sync>::is::<TlsError>)
+        }
+        _ => false,
+    }
+}
+
+/// Returns `true` if a pooler refused a startup parameter. PgBouncer has no code of its own for
+/// that, and gives the one of a protocol violation for other errors, too.
+pub(super) fn is_refused_parameter(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| {
+        error.code().as_deref() == Some(PROTOCOL_VIOLATION)
+            && error.message().contains("startup parameter")
+    })
+}
+
 /// Returns `true` if the connection cannot be used any more.
-pub(super) fn is_connection_error(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(super) fn is_connection_error(error: &(dyn StdError + 'static)) -> bool {
     let Some(error) = error.downcast_ref::<sqlx::Error>() else {
         return false;
     };

@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use sqlx::{
-    PgConnection,
+    ConnectOptions, Connection, PgConnection,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::errors::{UNDEFINED_TABLE, sqlstate};
-use crate::rpc::error::Error;
+use super::{
+    connect::CONNECT_TIMEOUT,
+    errors::{UNDEFINED_TABLE, is_refused_parameter, sqlstate},
+};
+use crate::{rpc::error::Error, types::error_chain::ErrorChain};
 
 /// The migrations that this binary needs. A newer binary may have applied more.
 static MIGRATIONS: Migrator = Migrator { ignore_missing: true, ..sqlx::migrate!() };
@@ -19,10 +22,10 @@ static MIGRATIONS: Migrator = Migrator { ignore_missing: true, ..sqlx::migrate!(
 const SCHEMA_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Applies the migrations that are missing. Waits for another replica that does the same, and
-/// for locks, for at most `timeout`; a migration itself may take as long as it needs.
-pub(crate) async fn migrate(options: &PgConnectOptions, timeout: Duration) -> Result<(), Error> {
+/// for locks, for at most `max_wait`; a migration itself may take as long as it needs.
+pub(crate) async fn migrate(options: &PgConnectOptions, max_wait: Duration) -> Result<(), Error> {
     // Zero would mean no limit.
-    let lock_timeout = format!("{}ms", timeout.as_millis().max(1_000));
+    let lock_timeout = format!("{}ms", max_wait.as_millis().max(1_000));
     let options = options.clone().options([
         ("statement_timeout", "0"),
         ("lock_timeout", &*lock_timeout),
@@ -30,6 +33,7 @@ pub(crate) async fn migrate(options: &PgConnectOptions, timeout: Duration) -> Re
         // does.
         ("client_min_messages", "warning"),
     ]);
+    check_session(&options).await?;
     // A pool, because the future of a borrowed connection is not `Send` here.
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
     let migrated = MIGRATIONS.run(&pool).await;
@@ -38,6 +42,22 @@ pub(crate) async fn migrate(options: &PgConnectOptions, timeout: Duration) -> Re
         Ok(()) => Ok(()),
         Err(MigrateError::Execute(error)) => Err(Error::from(error)),
         Err(error) => Err(Error::internal(error)),
+    }
+}
+
+/// Opens a connection with the settings of a migration. A connection pooler refuses them: in
+/// transaction mode, it would also lose the lock of the migration.
+async fn check_session(options: &PgConnectOptions) -> Result<(), Error> {
+    match timeout(CONNECT_TIMEOUT, options.connect()).await {
+        Ok(Ok(connection)) => Ok(connection.close().await?),
+        Ok(Err(error)) if is_refused_parameter(&error) => Err(Error::internal(format!(
+            "a connection pooler in front of the database refuses the session of a migration: run \
+             `fast-zero migrate` with a DATABASE_URL that names PostgreSQL itself, and the service \
+             with MIGRATE_ON_START=false: {}",
+            ErrorChain(&error)
+        ))),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(Error::DatabaseUnavailable("timed out".into())),
     }
 }
 

@@ -1,38 +1,33 @@
 //! The database: connecting, the pool, migrations, errors, and batching.
-//!
-//! The pool is deadpool's with an empty recycle, not sqlx's own, which pings each connection
-//! when a call returns it: with the ping, GetTodo costs PostgreSQL 38 to 78 µs instead of 23
-//! to 31, and reaches 8,000 to 14,000 calls a second instead of 20,000 to 25,000 (two cores,
-//! 8 connections with 8 calls in flight each).
 
 pub(crate) mod batch;
 pub(crate) mod connect;
 pub(crate) mod errors;
+mod health;
 pub(crate) mod migrate;
+mod pool;
 pub(crate) mod url;
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use deadpool::{
     Runtime,
-    managed::{self, Metrics, Object, Pool, PoolError, RecycleResult},
+    managed::{Object, Pool, PoolError, QueueMode, TimeoutType, Timeouts},
 };
 use scopeguard::ScopeGuard;
 use sqlx::{
-    Arguments, ConnectOptions, Connection, PgConnection,
+    Arguments, Connection, PgConnection,
     postgres::{PgArguments, PgConnectOptions},
 };
 use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 
-use self::{connect::CONNECT_TIMEOUT, errors::is_connection_error, migrate::is_schema_current};
+use self::{connect::CONNECT_TIMEOUT, errors::is_connection_error, pool::Manager};
 use crate::{
     rpc::error::Error,
-    telemetry::{
-        health::ReadinessCheck,
-        traces::{DatabaseSpan, TraceContext},
-    },
-    types::error_chain::BoxError,
+    telemetry::traces::{DatabaseSpan, TraceContext},
 };
+
+pub(crate) use self::health::HealthCheck;
 
 /// How long a call waits for a connection: a fraction of the call timeout, so that the error
 /// still reaches the client.
@@ -44,19 +39,6 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// Test: `a_cancelled_call_holds_its_connection_for_five_seconds_at_most`.
 const CANCELLED_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The settings of each session. The timeouts are longer than any call, so that they end only
-/// statements that no call waits for. A statement sets them, because a connection pooler such
-/// as PgBouncer rejects them among the startup parameters.
-///
-/// All statements are prepared and use generic plans: planning a list at each call would cost
-/// more than running it.
-///
-/// Test: `the_session_settings_limit_statements_locks_and_idle_transactions`.
-const SESSION_SETTINGS: &str = "set statement_timeout = '10s'; \
-                                set lock_timeout = '5s'; \
-                                set idle_in_transaction_session_timeout = '10s'; \
-                                set plan_cache_mode = force_generic_plan";
 
 /// Creates the arguments of a statement with room for `count` values: without it, each of their
 /// buffers grows several times.
@@ -75,16 +57,19 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Creates a pool without connections.
+    /// Creates a pool without connections. Needs a runtime, on which it closes those that are
+    /// not used.
     pub(crate) fn new(options: PgConnectOptions, max_connections: usize) -> Result<Self, Error> {
-        let options = options.application_name("fast-zero");
-        let pool = Pool::builder(Manager { options })
+        let pool = Pool::builder(Manager::new(options.application_name("fast-zero")))
             .max_size(max_connections)
+            // The newest first: it is the least likely to be broken.
+            .queue_mode(QueueMode::Lifo)
             .wait_timeout(Some(ACQUIRE_TIMEOUT))
             .create_timeout(Some(CONNECT_TIMEOUT))
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(Error::internal)?;
+        tokio::spawn(pool::close_unused(pool.weak()));
         Ok(Self { pool })
     }
 
@@ -115,7 +100,8 @@ impl Database {
     ) -> Result<T, Error> {
         let span = DatabaseSpan::start();
         let acquired = self.acquire().await.inspect_err(|_| span.record_error())?;
-        let mut connection = scopeguard::guard(acquired, recycle_in_background);
+        let recycle = |object| recycle_in_background(self.clone(), object);
+        let mut connection = scopeguard::guard(acquired, recycle);
         let result = work(&mut connection).await;
         let object = ScopeGuard::into_inner(connection);
         match &result {
@@ -123,7 +109,7 @@ impl Database {
                 span.record_error();
                 if is_connection_error(&**source) {
                     drop(Object::take(object));
-                    self.discard_idle();
+                    self.discard_all();
                 }
             }
             // A statement may still be in progress.
@@ -136,9 +122,10 @@ impl Database {
         result
     }
 
-    /// Closes all idle connections. If one is broken, the others most likely are, too, and each
-    /// would fail a call.
-    pub(crate) fn discard_idle(&self) {
+    /// Closes all connections: the idle ones at once, the others before their next use. If one
+    /// is broken, the others most likely are, too, and each would fail a call.
+    fn discard_all(&self) {
+        self.pool.manager().distrust();
         self.pool.retain(|_, _| false);
     }
 
@@ -150,13 +137,29 @@ impl Database {
     }
 
     async fn acquire(&self) -> Result<Object<Manager>, Error> {
-        self.pool.get().await.map_err(|error| match error {
-            PoolError::Backend(error) => error.into(),
-            PoolError::Timeout(_) => {
-                Error::DatabaseUnavailable("timed out waiting for a database connection".into())
-            }
-            other => Error::internal(other),
-        })
+        self.pool.get().await.map_err(acquire_error)
+    }
+
+    /// Checks that a call would get a connection. If all are in use, it does not wait: calls
+    /// that are slow make the database no less available.
+    async fn check_pool(&self) -> Result<(), Error> {
+        let timeouts = Timeouts { wait: Some(Duration::ZERO), ..self.pool.timeouts() };
+        match self.pool.timeout_get(&timeouts).await {
+            Ok(_) | Err(PoolError::Timeout(TimeoutType::Wait)) => Ok(()),
+            // The database may have no more connections to give than the pool has.
+            Err(_) if self.pool.status().size > 0 => Ok(()),
+            Err(error) => Err(acquire_error(error)),
+        }
+    }
+}
+
+fn acquire_error(error: PoolError<sqlx::Error>) -> Error {
+    match error {
+        PoolError::Backend(error) => error.into(),
+        PoolError::Timeout(_) => {
+            Error::DatabaseUnavailable("timed out waiting for a database connection".into())
+        }
+        other => Error::internal(other),
     }
 }
 
@@ -168,83 +171,9 @@ pub(crate) fn run_to_completion<T: Send + 'static>(
     async { running.await.map_err(Error::internal)? }
 }
 
-/// The check behind the health service, over a connection of its own: calls that wait for the
-/// pool must not make the service look unavailable.
-#[derive(Debug)]
-pub(crate) struct HealthCheck {
-    database: Database,
-    connection: Option<PgConnection>,
-}
-
-impl HealthCheck {
-    /// Creates a check without a connection.
-    #[must_use]
-    pub(crate) fn new(database: Database) -> Self {
-        Self { database, connection: None }
-    }
-}
-
-impl ReadinessCheck for HealthCheck {
-    /// Returns `true` if the schema is current.
-    ///
-    /// A pooler or a firewall may have closed the connection since the last check, so only a
-    /// new connection proves the database unavailable. After a check that failed or was
-    /// dropped, the next one opens a new connection, and the pool's idle ones are closed.
-    async fn check(&mut self) -> Result<bool, BoxError> {
-        let database = self.database.clone();
-        let mut guard = scopeguard::guard(self.connection.take(), |_| database.discard_idle());
-        if let Some(connection) = guard.as_mut() {
-            if let Ok(is_current) = is_schema_current(connection).await {
-                self.connection = ScopeGuard::into_inner(guard);
-                return Ok(is_current);
-            }
-            database.discard_idle();
-        }
-        let connection = guard.insert(database.pool.manager().connect().await?);
-        let is_current = is_schema_current(connection).await?;
-        self.connection = ScopeGuard::into_inner(guard);
-        Ok(is_current)
-    }
-}
-
-struct Manager {
-    options: PgConnectOptions,
-}
-
-impl Manager {
-    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        let mut connection = self.options.connect().await?;
-        sqlx::raw_sql(SESSION_SETTINGS).execute(&mut connection).await?;
-        Ok(connection)
-    }
-}
-
-/// Shows nothing: the options contain a password.
-impl fmt::Debug for Manager {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Manager").finish_non_exhaustive()
-    }
-}
-
-impl managed::Manager for Manager {
-    type Type = PgConnection;
-    type Error = sqlx::Error;
-
-    async fn create(&self) -> Result<PgConnection, sqlx::Error> {
-        // Boxed, because it is rare and large: each call would carry its size.
-        Box::pin(self.connect()).await
-    }
-
-    /// Does not ping: a ping costs each call a round trip, and a connection may break right
-    /// after it.
-    async fn recycle(&self, _: &mut PgConnection, _: &Metrics) -> RecycleResult<sqlx::Error> {
-        Ok(())
-    }
-}
-
 /// Waits until the statement of a dropped call has ended, then returns its connection to the
 /// pool.
-fn recycle_in_background(mut object: Object<Manager>) {
+fn recycle_in_background(database: Database, mut object: Object<Manager>) {
     let Ok(runtime) = Handle::try_current() else {
         return;
     };
@@ -252,6 +181,9 @@ fn recycle_in_background(mut object: Object<Manager>) {
         let ended = timeout(CANCELLED_QUERY_TIMEOUT, object.ping()).await;
         if !matches!(ended, Ok(Ok(()))) {
             drop(Object::take(object));
+        }
+        if matches!(ended, Ok(Err(_))) {
+            database.discard_all();
         }
     });
 }

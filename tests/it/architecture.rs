@@ -48,20 +48,24 @@ const ALLOWED_USERS: [MayUse; 13] = [
             ("database/batch.rs", "sqlx::PgConnection"),
             ("database/connect.rs", "sqlx"),
             ("database/errors.rs", "sqlx"),
+            ("database/health.rs", "sqlx"),
             ("database/migrate.rs", "sqlx"),
+            ("database/pool.rs", "sqlx"),
             ("database/url", "sqlx::postgres::PgConnectOptions"),
             ("config/mod.rs", "sqlx::postgres::PgConnectOptions"),
             ("config/secrets.rs", "sqlx::postgres::PgConnectOptions"),
             ("server.rs", "sqlx::postgres::PgConnectOptions"),
         ],
     ),
-    // TLS stops at `tls.rs`, except for the client of the health check.
+    // TLS stops at `tls.rs`, except for the client of the health check, and the errors of
+    // connections to the database.
     (
         "tokio_rustls",
         &[
             ("transport/tls.rs", "tokio_rustls"),
             ("cli/healthcheck.rs", "tokio_rustls::rustls::ClientConfig"),
             ("config/tls.rs", "tokio_rustls::rustls::ClientConfig"),
+            ("database/errors.rs", "tokio_rustls::rustls::Error"),
         ],
     ),
     ("prometheus_client", &[("telemetry/metrics.rs", "prometheus_client")]),

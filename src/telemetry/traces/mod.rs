@@ -52,6 +52,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Test: `an_export_waits_for_the_collector_for_ten_seconds`.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long an export waits before it pings the collector, and how long for the response to the
+/// ping: together less than [`EXPORT_TIMEOUT`], so that the next export opens a new connection if a
+/// firewall or a failover broke this one.
+///
+/// Test: `an_export_after_one_without_a_response_opens_a_new_connection`.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(4);
+/// See [`KEEPALIVE_INTERVAL`].
+///
+/// Test: `an_export_after_one_without_a_response_opens_a_new_connection`.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// How long the shutdown waits for the collector to take the last spans.
 ///
 /// Test: `an_unavailable_or_silent_collector_delays_neither_calls_nor_shutdown`.
@@ -152,7 +163,11 @@ fn resource() -> Resource {
 
 /// Returns the endpoint of a collector, with the timeouts of the export.
 pub(crate) fn collector_endpoint(collector: &Uri) -> Endpoint {
-    Endpoint::from(collector.clone()).connect_timeout(CONNECT_TIMEOUT).timeout(EXPORT_TIMEOUT)
+    Endpoint::from(collector.clone())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(EXPORT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
 }
 
 /// Logs when the export starts to fail and when it recovers, but not each batch.
@@ -299,12 +314,16 @@ impl DatabaseSpan {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
+    use std::{convert::Infallible, future::pending, net::SocketAddr};
 
+    use http::Response;
+    use hyper::{server::conn::http2, service::service_fn};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
     use tokio::{
-        net::{TcpSocket, TcpStream},
+        net::{TcpListener, TcpSocket, TcpStream},
         time::{Instant, timeout},
     };
+    use tonic::body::Body;
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
     use super::*;
@@ -322,10 +341,31 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_export_waits_for_the_collector_for_ten_seconds() {
-        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = silent.local_addr().expect("a bound port");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound port");
+        // It answers pings, and no call.
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let service = service_fn(|_| pending::<Result<Response<Body>, Infallible>>());
+            let server = http2::Builder::new(TokioExecutor::new());
+            server.serve_connection(TokioIo::new(stream), service).await
+        });
         let seconds = seconds_until_call_fails(address).await;
         assert!((seconds - 10.0).abs() < 1.0, "{seconds}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_export_after_one_without_a_response_opens_a_new_connection() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        silent.set_nonblocking(true).expect("it is a socket");
+        let address = silent.local_addr().expect("a bound port");
+        let uri = format!("http://{address}").parse().expect("a URI");
+        let mut client = HealthClient::new(collector_endpoint(&uri).connect_lazy());
+        for _ in 0..2 {
+            client.check(HealthCheckRequest::default()).await.expect_err("no response");
+        }
+        let connections = std::iter::from_fn(|| silent.accept().ok()).count();
+        assert_eq!(connections, 2);
     }
 
     #[tokio::test(start_paused = true)]

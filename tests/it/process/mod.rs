@@ -1,5 +1,6 @@
 //! The binary: settings, startup, shutdown, TLS and the embedded PostgreSQL.
 
+mod connection;
 mod dotenv;
 #[cfg(feature = "embedded")]
 mod embedded;

@@ -18,6 +18,7 @@ pub mod load_balancer;
 pub mod messages;
 pub mod metrics;
 pub mod parallel;
+pub mod pooler;
 pub mod postgres;
 pub mod priority;
 pub mod process;

@@ -1,6 +1,14 @@
 //! A TCP proxy for PostgreSQL that a test can open, pause and close.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 use tokio::{
@@ -13,7 +21,10 @@ use tokio_util::sync::CancellationToken;
 /// A proxy that forwards connections to PostgreSQL until it is dropped.
 pub struct Proxy {
     closed: CancellationToken,
-    paused: watch::Sender<bool>,
+    /// The number of connections that are paused: the first ones.
+    paused: watch::Sender<usize>,
+    /// The number of connections that were accepted.
+    accepted: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -28,25 +39,33 @@ impl Proxy {
         let listener = TcpListener::bind(address).await.expect("the port is still free");
         let closed = CancellationToken::new();
         let upstream = Upstream::from_options(upstream);
-        let (paused, is_paused) = watch::channel(false);
-        tokio::spawn(closed.clone().run_until_cancelled_owned(forward(
-            listener,
+        let (paused, paused_receiver) = watch::channel(0);
+        let accepted = Arc::default();
+        let forwarder = Forwarder {
             upstream,
-            is_paused,
-            closed.clone(),
-        )));
-        Self { closed, paused }
+            paused: paused_receiver,
+            accepted: Arc::clone(&accepted),
+            closed: closed.clone(),
+        };
+        tokio::spawn(closed.clone().run_until_cancelled_owned(forwarder.run(listener)));
+        Self { closed, paused, accepted }
     }
 
     /// Holds all bytes back. Connections stay open and new ones are accepted, but nothing is
     /// forwarded, as with a server that is stopped by SIGSTOP.
     pub fn pause(&self) {
-        self.paused.send_replace(true);
+        self.paused.send_replace(usize::MAX);
+    }
+
+    /// Holds back the bytes of the open connections only, as a firewall does that has forgotten
+    /// them.
+    pub fn pause_open_connections(&self) {
+        self.paused.send_replace(self.accepted.load(Ordering::SeqCst));
     }
 
     /// Forwards the bytes that were held back, and all later ones.
     pub fn resume(&self) {
-        self.paused.send_replace(false);
+        self.paused.send_replace(0);
     }
 }
 
@@ -71,31 +90,52 @@ impl Upstream {
     }
 }
 
-async fn forward(
-    listener: TcpListener,
+struct Forwarder {
     upstream: Upstream,
-    is_paused: watch::Receiver<bool>,
+    paused: watch::Receiver<usize>,
+    accepted: Arc<AtomicUsize>,
     closed: CancellationToken,
-) {
-    while let Ok((client, _)) = listener.accept().await {
-        let (upstream, is_paused, closed) = (upstream.clone(), is_paused.clone(), closed.clone());
-        tokio::spawn(closed.run_until_cancelled_owned(async move {
-            match upstream {
-                Upstream::Socket(path) => {
-                    copy_both_ways(client, UnixStream::connect(path).await, is_paused).await;
+}
+
+impl Forwarder {
+    async fn run(self, listener: TcpListener) {
+        while let Ok((client, _)) = listener.accept().await {
+            let index = self.accepted.fetch_add(1, Ordering::SeqCst);
+            let (upstream, paused) = (self.upstream.clone(), self.paused.clone());
+            tokio::spawn(self.closed.clone().run_until_cancelled_owned(async move {
+                let pause = Pause { index, paused };
+                match upstream {
+                    Upstream::Socket(path) => {
+                        copy_both_ways(client, UnixStream::connect(path).await, pause).await;
+                    }
+                    Upstream::Tcp(host, port) => {
+                        let server = TcpStream::connect((host, port)).await;
+                        copy_both_ways(client, server, pause).await;
+                    }
                 }
-                Upstream::Tcp(host, port) => {
-                    copy_both_ways(client, TcpStream::connect((host, port)).await, is_paused).await;
-                }
-            }
-        }));
+            }));
+        }
+    }
+}
+
+/// Whether a connection is paused.
+#[derive(Clone)]
+struct Pause {
+    index: usize,
+    paused: watch::Receiver<usize>,
+}
+
+impl Pause {
+    /// Waits until the connection is not paused. Returns `false` if the proxy was dropped.
+    async fn ended(&mut self) -> bool {
+        self.paused.wait_for(|paused| self.index >= *paused).await.is_ok()
     }
 }
 
 async fn copy_both_ways<S: AsyncRead + AsyncWrite>(
     client: TcpStream,
     server: io::Result<S>,
-    is_paused: watch::Receiver<bool>,
+    pause: Pause,
 ) {
     let Ok(server) = server else {
         return;
@@ -104,15 +144,15 @@ async fn copy_both_ways<S: AsyncRead + AsyncWrite>(
     let (from_server, to_server) = split(server);
     // Ends when one side closes the connection.
     tokio::select! {
-        _ = copy(from_client, to_server, is_paused.clone()) => {}
-        _ = copy(from_server, to_client, is_paused) => {}
+        _ = copy(from_client, to_server, pause.clone()) => {}
+        _ = copy(from_server, to_client, pause) => {}
     }
 }
 
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut is_paused: watch::Receiver<bool>,
+    mut pause: Pause,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -120,7 +160,7 @@ async fn copy(
         if count == 0 {
             return Ok(());
         }
-        if is_paused.wait_for(|is_paused| !is_paused).await.is_err() {
+        if !pause.ended().await {
             // The proxy was dropped, and the bytes that it held back are lost.
             return Ok(());
         }

@@ -1,5 +1,6 @@
 //! Outages of the database: every call fails in time and with the right error.
 
+mod idle;
 mod probe;
 #[cfg(feature = "embedded")]
 mod standalone;
@@ -151,8 +152,8 @@ async fn a_database_that_refuses_connections_is_unavailable_until_it_accepts_the
     probe.assert_recovery().await;
 }
 
-/// Asserts that only writes fail, that other calls succeed, and that the service is ready.
-async fn assert_only_writes_fail(app: &App, ana: &Client, todo: &Todo) {
+/// Asserts that only writes fail, and that other calls succeed.
+async fn assert_only_writes_fail(ana: &Client, todo: &Todo) {
     let scheduling_delay = SchedulingDelay::measure();
     for CallResult { kind, response, elapsed } in make_calls(ana, todo).await {
         if kind.writes() {
@@ -165,9 +166,6 @@ async fn assert_only_writes_fail(app: &App, ana: &Client, todo: &Todo) {
             "{kind:?}: {elapsed:?}"
         );
     }
-    for service in ["", "liveness"] {
-        assert_eq!(check_health(&app.channel, service).await, ServingStatus::Serving);
-    }
 }
 
 #[tokio::test]
@@ -179,14 +177,20 @@ async fn a_read_only_database_is_unavailable_for_writes() {
     admin.alter("set default_transaction_read_only = on").await;
     // The first calls and health checks notice that the connections are closed.
     wait_until("a read succeeds", async || ana.try_get_todo(&todo.id).await.is_ok()).await;
-    wait_until("the service is ready", async || {
-        check_health(&app.channel, "").await == ServingStatus::Serving
+    wait_until("the service is not ready", async || {
+        check_health(&app.channel, "").await == ServingStatus::NotServing
     })
     .await;
-    assert_only_writes_fail(&app, &ana, &todo).await;
+    assert_only_writes_fail(&ana, &todo).await;
+    assert_eq!(check_health(&app.channel, "").await, ServingStatus::NotServing);
+    assert_eq!(check_health(&app.channel, "liveness").await, ServingStatus::Serving);
     admin.alter("reset default_transaction_read_only").await;
     wait_until("a write succeeds", async || {
         ana.try_create_todo(Some(todo_titled("b"))).await.is_ok()
+    })
+    .await;
+    wait_until("the service is ready", async || {
+        check_health(&app.channel, "").await == ServingStatus::Serving
     })
     .await;
 }
@@ -208,7 +212,10 @@ async fn a_full_database_is_unavailable_for_writes() {
         );
         let mut sql = app.connect_database().await;
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect("created");
-        assert_only_writes_fail(&app, &ana, &todo).await;
+        assert_only_writes_fail(&ana, &todo).await;
+        for service in ["", "liveness"] {
+            assert_eq!(check_health(&app.channel, service).await, ServingStatus::Serving);
+        }
     }
     app.execute("drop function refuse cascade").await;
     for CallResult { kind, response, .. } in make_calls(&ana, &todo).await {
