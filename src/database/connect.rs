@@ -72,16 +72,19 @@ async fn connect_with_retry(
 
 /// Returns an error that waiting does not fix, with what to change.
 pub(super) fn permanent(options: &PgConnectOptions, error: &sqlx::Error) -> Error {
-    let hint = if is_tls_error(error) {
+    let (address, error_text) = (display_address(options), ErrorChain(error).to_string());
+    // rustls reads the certificate to verify the handshake, even if it verifies no CA. The type of
+    // this error belongs to a crate that sqlx does not export.
+    let hint = if error_text.contains("UnsupportedCertVersion") {
+        "; the certificate of the server has X.509 version 1, but TLS requires version 3 here, \
+         whatever the sslmode: replace it (`openssl req -x509` creates version 3), or set \
+         sslmode=disable in DATABASE_URL if the network is trusted"
+    } else if is_tls_error(error) {
         "; set sslmode and sslrootcert in DATABASE_URL as the server needs them"
     } else {
         ""
     };
-    let address = display_address(options);
-    Error::internal(format!(
-        "cannot connect to the database at {address}: {}{hint}",
-        ErrorChain(error)
-    ))
+    Error::internal(format!("cannot connect to the database at {address}: {error_text}{hint}"))
 }
 
 /// Returns the host and the port, or the directory of the socket.
