@@ -182,7 +182,7 @@ fn read_arguments() -> Result<Arguments, ExitError> {
         |name| settings.contains(&OsStr::new(name)) || (has_database && url::is_variable(name)),
     )?;
     if subcommand == "healthcheck" && !own.contains_id("addr") {
-        let server = server_flags::first_process().and_then(|args| parse_arguments(args).ok());
+        let server = server_flags::server_beside(|args| parse_arguments(args).ok());
         let flags = server.map(|server| server_flags::known_to(command, own, &server));
         args.extend(flags.unwrap_or_default());
     }
