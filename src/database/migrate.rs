@@ -41,6 +41,10 @@ pub(crate) async fn migrate(options: &PgConnectOptions, max_wait: Duration) -> R
     match migrated {
         Ok(()) => Ok(()),
         Err(MigrateError::Execute(error)) => Err(Error::from(error)),
+        Err(MigrateError::VersionMismatch(version)) => Err(Error::internal(format!(
+            "the table _sqlx_migrations has another migration {version} than fast-zero: another \
+             program uses this database; set DATABASE_URL to a database of its own"
+        ))),
         Err(error) => Err(Error::internal(error)),
     }
 }
@@ -82,16 +86,23 @@ pub(crate) async fn wait_for_schema(
 
 /// Returns `true` if all migrations that this binary needs are applied.
 pub(super) async fn is_schema_current(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let needed: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
-    // Not `query!`: the table is sqlx's own, and may not exist yet.
-    let applied: Result<i64, _> = sqlx::query_scalar(
-        "select count(*) from _sqlx_migrations where success and version = any($1)",
+    let (versions, checksums): (Vec<_>, Vec<_>) =
+        MIGRATIONS.iter().map(|it| (it.version, it.checksum.to_vec())).unzip();
+    // Not `query!`: the table is sqlx's own, and may not exist yet. With the checksum, because
+    // another program may have migrations with the same numbers.
+    let is_current: Result<bool, _> = sqlx::query_scalar(
+        "select not exists (
+             select * from unnest($1::bigint[], $2::bytea[])
+             except
+             select version, checksum from _sqlx_migrations where success
+         )",
     )
-    .bind(&needed)
+    .bind(versions)
+    .bind(checksums)
     .fetch_one(connection)
     .await;
-    match applied {
-        Ok(applied) => Ok(usize::try_from(applied) == Ok(needed.len())),
+    match is_current {
+        Ok(is_current) => Ok(is_current),
         Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Ok(false),
         Err(error) => Err(error),
     }

@@ -29,7 +29,7 @@ use crate::{
 /// The version to download. A fixed one, so that a start with the programs in the cache
 /// sends no request.
 const VERSION: &str = "18.6.0";
-const MAJOR: u32 = 18;
+pub(crate) const MAJOR: u32 = 18;
 
 /// How long the repository may take to list its versions, a few kilobytes. A network that
 /// does not respond fails here, not after [`DOWNLOAD_TIMEOUT`].
@@ -51,11 +51,6 @@ pub(crate) async fn get(app: &App, cache_dir: &Path) -> Result<Installation, Str
         download_and_install(app, cache_dir).await?;
     }
     Ok(Installation { bin_dir, major: MAJOR, minor: 0 })
-}
-
-/// Returns `true` if `majors` contains the version to download.
-pub(crate) fn is_one_of(majors: &[u32]) -> bool {
-    majors.contains(&MAJOR)
 }
 
 /// Returns the path of the downloaded programs. It contains the platform, because machines

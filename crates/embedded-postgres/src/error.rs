@@ -91,6 +91,21 @@ pub enum Error {
         /// See [`App::alternative`](crate::App::alternative).
         alternative: &'static str,
     },
+    /// The data directory belongs to a PostgreSQL of another major version, and that is not
+    /// installed.
+    #[error(
+        "the data directory {} contains data of PostgreSQL {}, which is not installed; install \
+         that version, or set {setting} to another directory to start with an empty one",
+        .dir.display(), list(majors)
+    )]
+    DataOfOtherVersion {
+        /// The data directory.
+        dir: PathBuf,
+        /// The major versions of its clusters.
+        majors: Vec<u32>,
+        /// The environment variable that names the data directory.
+        setting: &'static str,
+    },
     /// PostgreSQL's programs failed to create the cluster or the database in it.
     #[error("cannot initialize PostgreSQL in {}: {output}", .dir.display())]
     InitDb {
@@ -192,6 +207,10 @@ impl Error {
         let path = path.into();
         move |source| Self::Io { action, path, source }
     }
+}
+
+fn list(majors: &[u32]) -> String {
+    majors.iter().map(u32::to_string).collect::<Vec<_>>().join(" and ")
 }
 
 fn in_parentheses(pid: Option<u32>) -> String {

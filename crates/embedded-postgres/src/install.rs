@@ -5,38 +5,44 @@ use std::path::Path;
 use crate::{
     App, Error, download,
     installation::{Installation, OLDEST_MAJOR},
+    layout,
 };
 
-/// Returns a PostgreSQL, and downloads one if necessary. `existing` are the major versions
-/// that have a cluster: one of them is used if possible, so that the data stays in use.
+/// Returns a PostgreSQL for a data directory, and downloads one if necessary. A directory with
+/// clusters needs one of their major versions: with another, the application would start without
+/// its data.
 pub(crate) async fn find(
     app: &App,
     cache_dir: &Path,
-    existing: &[u32],
+    data_dir: &Path,
 ) -> Result<Installation, Error> {
-    if !existing.is_empty() && !download::is_one_of(existing) {
-        let installed = Installation::all(cache_dir, existing).await;
-        if let Some(same) = installed.into_iter().find(|it| existing.contains(&it.major)) {
-            let bin_dir = same.bin_dir.display();
-            tracing::info!(%bin_dir, "using the PostgreSQL version of the existing data");
-            return Ok(same);
+    let existing = layout::major_versions(data_dir);
+    let fits = |major| existing.is_empty() || existing.contains(&major);
+    let mut reason = None;
+    if fits(download::MAJOR) {
+        match download::get(app, cache_dir).await {
+            Ok(downloaded) => return Ok(downloaded),
+            Err(error) => reason = Some(error),
         }
-        tracing::warn!(
-            versions = ?existing,
-            "no matching PostgreSQL for the existing data, creating a new data directory"
-        );
     }
-    let reason = match download::get(app, cache_dir).await {
-        Ok(downloaded) => return Ok(downloaded),
-        Err(reason) => reason,
-    };
-    match Installation::all(cache_dir, existing).await.into_iter().next() {
-        Some(best) => {
-            let bin_dir = best.bin_dir.display();
-            tracing::warn!(reason, %bin_dir, "download failed, using the installed PostgreSQL");
-            Ok(best)
+    let installed = Installation::all(cache_dir, &existing).await;
+    match (installed.into_iter().find(|it| fits(it.major)), reason) {
+        (Some(found), None) => {
+            let bin_dir = found.bin_dir.display();
+            tracing::info!(%bin_dir, "using the PostgreSQL version of the existing data");
+            Ok(found)
         }
-        None => Err(Error::PostgresUnavailable {
+        (Some(found), Some(reason)) => {
+            let bin_dir = found.bin_dir.display();
+            tracing::warn!(reason, %bin_dir, "download failed, using the installed PostgreSQL");
+            Ok(found)
+        }
+        (None, None) => Err(Error::DataOfOtherVersion {
+            dir: data_dir.to_owned(),
+            majors: existing,
+            setting: app.data_dir_var,
+        }),
+        (None, Some(reason)) => Err(Error::PostgresUnavailable {
             reason,
             oldest_major: OLDEST_MAJOR,
             alternative: app.alternative,

@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     App, Error, Options, cluster::Cluster, dirs, install, installation::Installation,
-    instance::InstanceDir, layout, postmaster::Postmaster, privileges::ServiceUser,
+    instance::InstanceDir, postmaster::Postmaster, privileges::ServiceUser,
 };
 
 /// Runs PostgreSQL until SIGINT, SIGTERM, SIGHUP or the end of the lifeline, and stops it
@@ -98,8 +98,7 @@ async fn prepare_cluster(
     instance: &InstanceDir,
     cache_dir: &Path,
 ) -> Result<(Installation, Cluster), Error> {
-    let existing = layout::major_versions(instance.path());
-    let installation = install::find(app, cache_dir, &existing).await?;
+    let installation = install::find(app, cache_dir, instance.path()).await?;
     let cluster = Cluster::open(app, instance, &installation).await?;
     Ok((installation, cluster))
 }

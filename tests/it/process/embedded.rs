@@ -108,6 +108,25 @@ async fn a_directory_in_use_or_not_of_postgresql_is_rejected() {
 }
 
 #[test]
+fn data_of_a_version_that_is_not_installed_is_not_replaced_by_an_empty_database() {
+    let temp_dir = temp_dir();
+    let data_dir = temp_dir.path().join("data");
+    // Older than any version that an installation is searched for.
+    let cluster = data_dir.join("postgres-13");
+    fs::create_dir_all(&cluster).expect("created");
+    fs::write(cluster.join("PG_VERSION"), "13\n").expect("written");
+    for dir in [&data_dir, &cluster] {
+        fs::set_permissions(dir, Permissions::from_mode(0o777)).expect("an owner");
+    }
+    let message = failure(&data_dir);
+    assert!(message.contains("data of PostgreSQL 13"), "{message}");
+    assert!(message.contains("FASTZERO_DATA_DIR"), "{message}");
+    let clusters = fs::read_dir(&data_dir).expect("readable").filter_map(Result::ok);
+    let clusters = clusters.filter(|it| it.file_name().to_string_lossy().starts_with("postgres-"));
+    assert!(clusters.filter(|it| it.path().is_dir()).count() == 1, "none is created");
+}
+
+#[test]
 fn a_directory_without_access_is_a_clear_error() {
     // If root runs the test, the child is another user, without access to root's directory.
     let temp_dir = tempfile::tempdir_in("/tmp").expect("a temporary directory");

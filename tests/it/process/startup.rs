@@ -109,3 +109,33 @@ async fn a_schema_that_a_newer_binary_migrated_is_accepted() {
         .await;
     }
 }
+
+#[tokio::test]
+async fn a_database_with_migrations_of_another_program_is_rejected() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    sqlx::raw_sql(
+        "create table _sqlx_migrations (
+             version bigint primary key, description text not null,
+             installed_on timestamptz not null default now(), success boolean not null,
+             checksum bytea not null, execution_time bigint not null
+         );
+         insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+         select version, 'invoices', true, '\\x00', 0 from generate_series(1, 100) as version",
+    )
+    .execute(&mut database.connect().await)
+    .await
+    .expect("inserted");
+    let starting = start(&database, config()).await;
+    let ended = with_timeout("the rejection", starting.server_task).await;
+    let error = ended.expect("no panic").expect_err("an error").to_string();
+    assert!(error.contains("another program uses this database"), "{error}");
+
+    let waiting = config_with(|config| {
+        config.lifecycle.migrate_on_start = false;
+        config.database.database_wait_seconds = 0;
+    });
+    let starting = start(&database, waiting).await;
+    let ended = with_timeout("the rejection", starting.server_task).await;
+    let error = ended.expect("no panic").expect_err("an error").to_string();
+    assert!(error.contains("the database schema is outdated"), "{error}");
+}
