@@ -16,8 +16,8 @@ use crate::types::error_chain::BoxError;
 
 /// What to do about a URL that other programs could read differently. The URL is not shown,
 /// because what it contains at any position may be a part of the password.
-const ENCODE: &str = "encode each of : / ? # [ ] @ % + and space in a user, a password, a \
-                      database or a parameter, like %40 for @";
+const ENCODE: &str = "encode each of : / ? # [ ] @ % and space in a user, a password or a \
+                      database, and each of & # % + and space in a parameter, like %40 for @";
 
 /// The name of a parameter, and its value.
 type Values = BTreeMap<String, String>;
