@@ -1,6 +1,12 @@
 //! `fast-zero healthcheck`: checks the health of a server, as `grpc_health_probe` does.
 
-use std::{fmt, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Args;
 use tokio::time::timeout;
@@ -25,6 +31,9 @@ use crate::{
 ///
 /// Test: `the_healthcheck_of_a_silent_server_ends_after_a_second`.
 const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What to do if no server answers at the address of the settings.
+const HINT: &str = " (the address of LISTEN_ADDR; if the server has another one, pass --addr)";
 
 /// The arguments of the subcommand.
 #[derive(Debug, Args)]
@@ -79,14 +88,38 @@ impl fmt::Display for ProbeOutcome {
     }
 }
 
+/// Returns the addresses at which the server may answer. A server that listens on all addresses
+/// of IPv6 also has those of IPv4, and only them where IPv6 is disabled.
+fn addresses(listen_addr: SocketAddr) -> Vec<String> {
+    let mut addresses = vec![connect_addr(listen_addr)];
+    if listen_addr.ip() == Ipv6Addr::UNSPECIFIED {
+        addresses.push((Ipv4Addr::LOCALHOST, listen_addr.port()).into());
+    }
+    addresses.iter().map(SocketAddr::to_string).collect()
+}
+
 /// Checks a server. Reports on standard error what is not SERVING, and exits as
 /// `grpc_health_probe` does.
 pub(super) async fn run(args: HealthcheckArgs) -> Result<ExitCode, ExitError> {
-    let address = args.addr.unwrap_or_else(|| connect_addr(args.grpc.listen_addr).to_string());
+    let (addresses, hint) = match args.addr {
+        Some(address) => (vec![address], ""),
+        None => (addresses(args.grpc.listen_addr), HINT),
+    };
     let tls = args.tls.client_config(args.cert.zip(args.key))?;
-    let outcome = check(&address, &args.service, tls).await;
+    let mut outcome = ProbeOutcome::NoConnection("no address".into());
+    let mut errors = Vec::new();
+    for address in addresses {
+        outcome = check(&address, &args.service, tls.clone()).await;
+        if !matches!(outcome, ProbeOutcome::NoConnection(_)) {
+            errors.push(format!("{address}: {outcome}"));
+            break;
+        }
+        errors.push(format!("{address}: {outcome}{hint}"));
+    }
     if !matches!(outcome, ProbeOutcome::Serving) {
-        print_error(&format_args!("{address}: {outcome}"));
+        for error in &errors {
+            print_error(error);
+        }
     }
     Ok(ExitCode::from(match outcome {
         ProbeOutcome::Serving => 0,

@@ -8,6 +8,7 @@ mod migrate;
 #[cfg(feature = "embedded")]
 mod postgres;
 mod serve;
+mod server_flags;
 mod shutdown;
 mod source;
 
@@ -20,12 +21,14 @@ use std::{
 };
 
 use clap::{
-    Arg, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable, error::ErrorKind,
+    Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable,
+    error::ErrorKind,
 };
 
 use self::{healthcheck::HealthcheckArgs, migrate::MigrateArgs};
 use crate::{
     config::{Config, ConfigError, LogConfig, dotenv},
+    database::url,
     telemetry::log,
     types::error_chain::{BoxError, ErrorChain},
 };
@@ -141,8 +144,7 @@ pub fn run() -> ExitCode {
 }
 
 fn try_run() -> Result<ExitCode, ExitError> {
-    dotenv::load()?;
-    let Arguments { config, command } = parse_arguments().map_err(ExitError::Usage)?;
+    let Arguments { config, command } = read_arguments()?;
     match command.unwrap_or_else(|| Command::Serve(Box::new(config))) {
         Command::Serve(config) => with_log(config.log.clone(), || block_on(serve::run(*config))),
         Command::Migrate(args) => with_log(args.log.clone(), || block_on(migrate::run(*args))),
@@ -164,9 +166,33 @@ fn with_log(
     run()
 }
 
+/// Reads the settings. `--help` and `--version` end the first parse, which also reports what is
+/// invalid on the command line and in the environment. Only then the file `.env` is read, as far
+/// as the subcommand has settings.
+fn read_arguments() -> Result<Arguments, ExitError> {
+    let mut args: Vec<_> = env::args_os().collect();
+    let matches = parse_arguments(args.clone()).map_err(ExitError::Usage)?;
+    let command = Arguments::command();
+    let (subcommand, own) = matches.subcommand().unwrap_or(("", &matches));
+    let command = command.find_subcommand(subcommand).unwrap_or(&command);
+    let settings: Vec<_> = command.get_arguments().filter_map(Arg::get_env).collect();
+    let has_database = settings.contains(&OsStr::new("DATABASE_URL"));
+    dotenv::load(
+        |name| env::var_os(name),
+        |name| settings.contains(&OsStr::new(name)) || (has_database && url::is_variable(name)),
+    )?;
+    if subcommand == "healthcheck" && !own.contains_id("addr") {
+        let server = server_flags::server_beside(|args| parse_arguments(args).ok());
+        let flags = server.map(|server| server_flags::known_to(command, own, &server));
+        args.extend(flags.unwrap_or_default());
+    }
+    let matches = parse_arguments(args).map_err(ExitError::Usage)?;
+    Arguments::from_arg_matches(&matches).map_err(ExitError::Usage)
+}
+
 /// An empty variable counts as not set: compose passes an unset one as an empty one. Without a
 /// subcommand, the options are those of `serve`; with one, their variables are not read.
-fn parse_arguments() -> Result<Arguments, clap::Error> {
+fn parse_arguments(mut args: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
     let is_empty = |arg: &Arg| {
         let value = arg.get_env().and_then(env::var_os);
         value.is_some_and(|value| value.is_empty())
@@ -180,13 +206,12 @@ fn parse_arguments() -> Result<Arguments, clap::Error> {
     for name in &subcommands {
         command = command.mut_subcommand(name, without_empty);
     }
-    let mut args: Vec<_> = env::args_os().collect();
     if let Some(index) = subcommand_index(&command, &args) {
         // The subcommand accepts those options before it that it knows.
         args[1..=index].rotate_right(1);
         command = command.mut_args(|arg| arg.env(Resettable::Reset));
     }
-    Arguments::from_arg_matches(&command.try_get_matches_from(args)?)
+    command.try_get_matches_from(args)
 }
 
 /// Returns the index of the subcommand, if only options of settings precede it.

@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use super::ConfigError;
 use crate::{
     crypto::keys::{MIN_SECRET_BYTES, SigningKey},
-    database::connect,
+    database::url,
     types::error_chain::ErrorChain,
 };
 
@@ -52,8 +52,8 @@ pub(super) fn signing_key(
     })
 }
 
-pub(super) fn parse_database_url(url: &str) -> Result<PgConnectOptions, ConfigError> {
-    connect::parse_url(url).map_err(|error| ConfigError {
+pub(super) fn parse_database_url(text: &str) -> Result<PgConnectOptions, ConfigError> {
+    url::parse_url(text).map_err(|error| ConfigError {
         setting: "DATABASE_URL",
         message: format!(
             "must be like postgresql://user:password@host:5432/database: {}",

@@ -1,4 +1,4 @@
-//! The first connection: the URL, waiting for the database, and the checks of its encoding.
+//! The first connection: waiting for the database, and the checks of its encoding.
 
 use std::time::Duration;
 
@@ -6,10 +6,7 @@ use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::errors::{is_permanent, is_tls_error};
-use crate::{
-    rpc::error::Error,
-    types::error_chain::{BoxError, ErrorChain},
-};
+use crate::{rpc::error::Error, types::error_chain::ErrorChain};
 
 /// How long opening a connection may take.
 ///
@@ -24,20 +21,6 @@ const INITIAL_BACKOFF: Duration = Duration::from_millis(50);
 ///
 /// Test: `attempts_to_connect_are_at_most_two_seconds_apart`.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
-
-/// Parses the URL of a database. `postgres://` and `postgresql://` are equal, and a driver as in
-/// `postgresql+psycopg://` (SQLAlchemy's notation) is ignored. `PGPASSWORD` and the other
-/// variables of libpq fill what the URL leaves out.
-pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
-    let (scheme, rest) = url.split_once("://").ok_or("it is no URL")?;
-    let (scheme, _driver) = scheme.split_once('+').unwrap_or((scheme, ""));
-    if !matches!(scheme, "postgres" | "postgresql") {
-        return Err("its scheme is neither postgres nor postgresql".into());
-    }
-    let options: PgConnectOptions = format!("{scheme}://{rest}").parse()?;
-    // No column is a floating-point number, and PgBouncer rejects the parameter.
-    Ok(options.extra_float_digits(None))
-}
 
 /// Waits until the database is reachable, for at most `timeout`, and rejects a database that the
 /// service cannot use.
@@ -89,16 +72,19 @@ async fn connect_with_retry(
 
 /// Returns an error that waiting does not fix, with what to change.
 pub(super) fn permanent(options: &PgConnectOptions, error: &sqlx::Error) -> Error {
-    let hint = if is_tls_error(error) {
+    let (address, error_text) = (display_address(options), ErrorChain(error).to_string());
+    // rustls reads the certificate to verify the handshake, even if it verifies no CA. The type of
+    // this error belongs to a crate that sqlx does not export.
+    let hint = if error_text.contains("UnsupportedCertVersion") {
+        "; the certificate of the server has X.509 version 1, but TLS requires version 3 here, \
+         whatever the sslmode: replace it (`openssl req -x509` creates version 3), or set \
+         sslmode=disable in DATABASE_URL if the network is trusted"
+    } else if is_tls_error(error) {
         "; set sslmode and sslrootcert in DATABASE_URL as the server needs them"
     } else {
         ""
     };
-    let address = display_address(options);
-    Error::internal(format!(
-        "cannot connect to the database at {address}: {}{hint}",
-        ErrorChain(error)
-    ))
+    Error::internal(format!("cannot connect to the database at {address}: {error_text}{hint}"))
 }
 
 /// Returns the host and the port, or the directory of the socket.
@@ -164,21 +150,5 @@ mod tests {
         // The last attempt is at most one pause before the end.
         let took = time_to_give_up(options, Duration::from_mins(1)).await;
         assert!((58.0..=60.0).contains(&took.as_secs_f64()), "{took:?}");
-    }
-
-    #[test]
-    fn urls_of_all_dialects_are_parsed() {
-        for scheme in ["postgres", "postgresql", "postgresql+psycopg", "postgresql+asyncpg"] {
-            let options =
-                parse_url(&format!("{scheme}://app_user:p%40ss@db:5433/app_db?sslmode=disable"))
-                    .expect("a URL");
-            assert_eq!(options.get_host(), "db");
-            assert_eq!(options.get_port(), 5433);
-            assert_eq!(options.get_username(), "app_user");
-            assert_eq!(options.get_database(), Some("app_db"));
-        }
-        for invalid in ["", "db", "mysql://db", "postgresql:/db", "sqlite+aiosqlite:///db"] {
-            assert!(parse_url(invalid).is_err(), "{invalid}");
-        }
     }
 }

@@ -51,6 +51,7 @@ const ALLOWED_USERS: [MayUse; 13] = [
             ("database/health.rs", "sqlx"),
             ("database/migrate.rs", "sqlx"),
             ("database/pool.rs", "sqlx"),
+            ("database/url", "sqlx::postgres::PgConnectOptions"),
             ("config/mod.rs", "sqlx::postgres::PgConnectOptions"),
             ("config/secrets.rs", "sqlx::postgres::PgConnectOptions"),
             ("server.rs", "sqlx::postgres::PgConnectOptions"),
@@ -71,8 +72,8 @@ const ALLOWED_USERS: [MayUse; 13] = [
     ("opentelemetry", &[("telemetry/traces", "opentelemetry")]),
     ("opentelemetry_otlp", &[("telemetry/traces", "opentelemetry_otlp")]),
     ("opentelemetry_sdk", &[("telemetry/traces", "opentelemetry_sdk")]),
-    // Settings are read with the arguments.
-    ("std::env", &[("cli/mod.rs", "std::env")]),
+    // Settings are read with the arguments, and the variables of libpq with the URL.
+    ("std::env", &[("cli/mod.rs", "std::env"), ("database/url", "std::env")]),
     // One file connects the embedded PostgreSQL with the service.
     ("embedded_postgres", &[("cli/embedded.rs", "embedded_postgres")]),
     // Only the admin server speaks HTTP/1.1.

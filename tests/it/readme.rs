@@ -5,7 +5,7 @@ use tokio::process::Command;
 use crate::support::{
     App,
     postgres::print_line,
-    readme::{API, DEPLOYMENT, README, commands, has_grpcurl},
+    readme::{API, CONFIGURATION, DEPLOYMENT, OBSERVABILITY, README, TLS, commands, has_grpcurl},
 };
 
 /// The picture of the tour, which `docs/tour.py` draws.
@@ -100,5 +100,28 @@ async fn grpcurl_shows_the_details_of_errors() {
     let errors = String::from_utf8_lossy(&rejected.stderr);
     for shown in ["\"reason\": \"INVALID_REQUEST\"", "\"field\": \"username\"", "\"requestId\""] {
         assert!(errors.contains(shown), "{shown} is not in:\n{errors}");
+    }
+}
+
+#[test]
+fn git_ignores_what_the_commands_of_the_documentation_write() {
+    let ignored = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/.gitignore"));
+    let is_ignored = |file: &str| ignored.lines().any(|line| line.strip_prefix('/') == Some(file));
+    // Code that is generated from `proto/`, as "Calls from a service" demands.
+    let mut written = vec!["fastzero/", "gen/"];
+    for document in [README, API, CONFIGURATION, DEPLOYMENT, OBSERVABILITY, TLS] {
+        for block in document.split("```sh\n").skip(1) {
+            let words: Vec<_> =
+                block.split("\n```").next().unwrap_or_default().split_whitespace().collect();
+            let outputs =
+                words.windows(2).filter(|pair| ["-keyout", "-out", ">", ">>"].contains(&pair[0]));
+            written.extend(outputs.map(|pair| pair[1]));
+        }
+    }
+    for file in ["key.pem", "cert.pem", ".env", "backup.dump"] {
+        assert!(written.contains(&file), "{file} is written");
+    }
+    for file in written {
+        assert!(is_ignored(file), "{file} is not in .gitignore");
     }
 }

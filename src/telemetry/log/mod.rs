@@ -15,7 +15,11 @@ use std::{
 use clap::ValueEnum;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    filter::Targets, fmt::Layer, layer::SubscriberExt, registry::Registry, util::SubscriberInitExt,
+    filter::{LevelFilter, Targets},
+    fmt::Layer,
+    layer::SubscriberExt,
+    registry::Registry,
+    util::SubscriberInitExt,
 };
 
 #[cfg(test)]
@@ -46,12 +50,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// The module of sqlx that reads libpq's password file. It logs lines that it cannot parse, with
+/// the password.
+const PASSWORD_FILE_TARGET: &str = "sqlx_postgres::options::pgpass";
+
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// Initializes logging to standard error. Call it once; later calls have no effect. Dropping
 /// the guard writes the buffered lines.
 #[must_use = "the log ends when it is dropped"]
 pub fn init(targets: Targets, format: Option<LogFormat>) -> WorkerGuard {
+    let targets = targets.with_target(PASSWORD_FILE_TARGET, LevelFilter::OFF);
     let is_terminal = io::stderr().is_terminal();
     let pretty = match format {
         Some(format) => format == LogFormat::Pretty,

@@ -8,6 +8,7 @@ use crate::support::{
     postgres::TestDatabase,
     process::Binary,
     proxy::{self, Proxy},
+    tls_database::TlsDatabase,
 };
 
 /// Longer than a test waits for an exit.
@@ -35,6 +36,21 @@ async fn a_connection_that_waiting_does_not_fix_ends_the_startup_at_once() {
             assert_eq!(code, Some(1), "{output}");
             assert!(output.contains(expected), "{output}");
             assert!(output.contains(&format!("database at {address}")), "{output}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_of_x509_version_1_ends_the_startup_at_once() {
+    let server = TlsDatabase::with_version_1_certificate().await;
+    // `prefer` is the default.
+    for query in ["", "?sslmode=prefer", "?sslmode=require"] {
+        let url = format!("postgresql://app@{}/app{query}", server.address);
+        let run = Binary::server(&url).env("DATABASE_WAIT_SECONDS", LONG_WAIT);
+        let (code, output) = run.output().await;
+        assert_eq!(code, Some(1), "{output}");
+        for part in [&*server.address.to_string(), "X.509 version 1", "sslmode=disable"] {
+            assert!(output.contains(part), "{part} is not in: {output}");
         }
     }
 }

@@ -59,6 +59,23 @@ async fn the_healthcheck_checks_the_server_of_its_settings() {
 }
 
 #[tokio::test]
+async fn the_healthcheck_of_all_addresses_works_where_ipv6_is_disabled() {
+    let database = TestDatabase::create().await;
+    // As with IPv6 disabled, no server has this port of ::1.
+    let address = Proxy::reserve_address().await;
+    let everywhere = format!("[::]:{}", address.port());
+    let check = || Binary::new(&["healthcheck"]).env("LISTEN_ADDR", &everywhere).output();
+    let (code, output) = check().await;
+    assert_eq!(code, Some(2), "{output}");
+    for part in [&*format!("[::1]:{}: cannot connect", address.port()), "pass --addr"] {
+        assert!(output.contains(part), "{part} is not in: {output}");
+    }
+    let server = Binary::server(&database.url()).env("LISTEN_ADDR", &address.to_string()).start();
+    server.address().await;
+    assert_eq!(check().await, (Some(0), String::new()));
+}
+
+#[tokio::test]
 async fn the_healthcheck_reads_only_the_settings_that_it_needs() {
     let address = Proxy::reserve_address().await.to_string();
     let check = Binary::new(&["healthcheck", "--addr", &address]);

@@ -1,6 +1,7 @@
 //! The binary: settings, startup, shutdown, TLS and the embedded PostgreSQL.
 
 mod connection;
+mod dotenv;
 #[cfg(feature = "embedded")]
 mod embedded;
 mod lifecycle;

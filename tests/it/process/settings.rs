@@ -241,10 +241,56 @@ async fn a_wait_of_zero_seconds_still_connects() {
 }
 
 #[tokio::test]
-async fn a_damaged_env_file_is_named_but_not_shown() {
-    let run = Binary::new(&[]).file(".env", "SECRET_KEY='hidden\nthis is no assignment\n");
-    let (code, output) = run.output().await;
-    assert_eq!(code, CONFIG, "{output}");
-    assert!(output.contains(".env"), "{output}");
-    assert!(!output.contains("hidden") && !output.contains("assignment"), "{output}");
+async fn an_ambiguous_or_unsupported_url_is_rejected_and_not_shown() {
+    for (url, named) in [
+        ("postgresql://app:4711?hidden@db/app", "like %40 for @"),
+        ("postgresql://app:4711#hidden@db/app", "like %40 for @"),
+        ("postgresql://app:p@db/app?sslpassword=hidden", "sslpassword is not supported"),
+        ("postgresql://app:p@db/app?hidden=hidden", "supported are host, hostaddr, port"),
+        ("postgresql://app:p@db/app?channel_binding=require", "channel_binding"),
+        ("postgresql://app:hidden@db1,db2/app", "host must name one host"),
+    ] {
+        for command in ["serve", "migrate"] {
+            let run = Binary::new(&[command]).env("SECRET_KEY", SECRET_KEY);
+            // A library logs to standard error, too.
+            let run = run.env("RUST_LOG", "trace").env("DATABASE_URL", url);
+            let (code, output) = run.output().await;
+            assert_eq!(code, CONFIG, "{url}: {output}");
+            assert!(output.contains("DATABASE_URL must be like postgresql://"), "{url}: {output}");
+            assert!(output.contains(named), "{url}: {output}");
+            assert!(!output.contains("hidden") && !output.contains("4711"), "{url}: {output}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn invalid_variables_of_libpq_are_rejected() {
+    for (variable, value, named) in [
+        ("PGSSLMODE", "verify_full", "PGSSLMODE must be one of disable, allow, prefer, require"),
+        ("PGPORT", "5432x", "PGPORT must be a number"),
+        ("PGHOST", "a,b", "PGHOST must name one host"),
+        ("PGSSLROOTCERT", "/none/ca.pem", "PGSSLROOTCERT cannot be read from /none/ca.pem"),
+        ("PGCHANNELBINDING", "require", "PGCHANNELBINDING with another value than disable"),
+        ("PGTARGETSESSIONATTRS", "read-write", "PGTARGETSESSIONATTRS with another value than any"),
+        ("PGSERVICE", "app", "PGSERVICE is not supported"),
+    ] {
+        for url in ["postgresql:///app", "postgresql://app:hidden-password@/app"] {
+            let run = Binary::new(&[]).env("SECRET_KEY", SECRET_KEY).env(variable, value);
+            let (code, output) = run.env("DATABASE_URL", url).output().await;
+            assert_eq!(code, CONFIG, "{variable}: {output}");
+            assert!(output.contains(named), "{variable}: {output}");
+            assert!(!output.contains("hidden"), "{variable}: {output}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_line_of_the_password_file_is_logged() {
+    let url = "postgresql://app@127.0.0.1:1/app";
+    // Without its password, the line is invalid.
+    let run = Binary::server(url).file("pgpass", "*:*:hidden-password\n");
+    let run = run.env("PGPASSFILE", "pgpass").env("DATABASE_WAIT_SECONDS", "0");
+    let (code, output) = run.env("RUST_LOG", "trace").output().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(!output.contains("hidden-password"), "{output}");
 }

@@ -31,6 +31,7 @@ pub mod scheduling_delay;
 pub mod statements;
 pub mod text;
 pub mod time;
+pub mod tls_database;
 pub mod todos;
 pub mod tokens;
 pub mod users;

@@ -1,6 +1,8 @@
 //! The binary, in a process of its own.
 
 use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -74,9 +76,13 @@ impl Binary {
         self
     }
 
-    /// Writes a file to the working directory.
+    /// Writes a file to the working directory, or to a directory in it. Only the owner may read
+    /// it, as libpq requires of its password file.
     pub fn file(self, name: &str, content: &str) -> Self {
-        std::fs::write(self.dir.path().join(name), content).expect("written");
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("created");
+        fs::write(&path, content).expect("written");
+        fs::set_permissions(path, Permissions::from_mode(0o600)).expect("changed");
         self
     }
 

@@ -1,12 +1,13 @@
 //! The image.
 
-use super::BASE;
+use super::{APP, BASE, DATABASE};
 use crate::support::{
     app::SECRET_KEY,
     compose::{
         DATABASE_PASSWORD, Stack, docker, docker_command, expect_success, inspect,
         is_engine_available, run_command,
     },
+    wait::wait_until,
 };
 
 /// The maximum size that the image adds to its base.
@@ -75,4 +76,27 @@ async fn the_image_contains_little_but_the_service() {
             assert_ne!(name, unwanted, "{file}");
         }
     }
+}
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn the_health_check_finds_a_server_that_is_started_with_flags() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::configured(&[BASE]);
+    stack.compose(&["build"]).await;
+    stack.compose(&["up", "--wait", DATABASE]).await;
+    let flags = ["--listen-addr", "0.0.0.0:6000"];
+    let run = ["run", "--detach", "--no-deps", APP];
+    let container = stack.compose(&[&run[..], &flags].concat()).await;
+    // As the engine runs the health check of the image: with the environment of the container.
+    let check = ["exec", container.trim(), "/bin/fast-zero", "healthcheck"];
+    wait_until("the server is healthy", async || {
+        run_command(docker_command(&check)).await.status.success()
+    })
+    .await;
+    // The check has an address of its own.
+    let other = run_command(docker_command(&[&check[..], &["--addr=127.0.0.1:1"]].concat())).await;
+    assert_eq!(other.status.code(), Some(2));
 }

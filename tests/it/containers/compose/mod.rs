@@ -4,6 +4,7 @@
 //! `cargo test compose:: -- --ignored`.
 
 mod configuration;
+mod dotenv;
 mod image;
 mod load_balancing;
 mod readme;
