@@ -2,11 +2,18 @@
 
 use http::Response;
 use http_body::Body as _;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Bytes;
 use tonic::{Code, Status, body::Body};
 
-use super::call::Call;
+use super::{
+    call::Call,
+    compression::{
+        Encoding, GRPC_ENCODING, GZIP, MIN_COMPRESSED_BYTES, compress, compression_kib, decompress,
+        failed_body,
+    },
+    load_shedding::RequestBody,
+};
 use crate::{
     limits::{
         MAX_REQUEST_BYTES,
@@ -21,14 +28,16 @@ use crate::{
 const LARGE_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// The prefix of a length-prefixed message (gRPC over HTTP/2): a compression flag and the length.
-const MESSAGE_PREFIX_LEN: usize = 5;
+pub(super) const MESSAGE_PREFIX_LEN: usize = 5;
 
-/// Reads a request. Of a message that is too large, it reads as much as the error needs.
+/// Reads a request, and decompresses it. Of a message that is too large, it reads as much as the
+/// error needs.
 pub(super) async fn buffer_request(
     call: Call,
+    encoding: Result<Encoding, Error>,
     admission: &Admission,
     memory: &mut MemoryReservation,
-) -> Result<Call<Full<Bytes>>, Error> {
+) -> Result<Call<RequestBody>, Error> {
     let mut message = Vec::new();
     let mut call = call;
     while message.len() <= MESSAGE_PREFIX_LEN + MAX_REQUEST_BYTES
@@ -57,21 +66,45 @@ pub(super) async fn buffer_request(
         // Copied, because the buffers of received frames are far larger than the frames.
         message.extend_from_slice(data);
     }
-    Ok(call.map_body(|_| Full::new(message.into())))
+    let decoded = match encoding {
+        Ok(Encoding::Identity) => Ok(message),
+        Ok(Encoding::Gzip) => {
+            let grow = |bytes| admission.try_grow(memory, to_kib(bytes));
+            let decoded = decompress(message, MAX_REQUEST_BYTES, grow);
+            memory.shrink_to(to_kib(decoded.as_ref().map_or(0, Vec::len)));
+            decoded
+        }
+        Err(error) => Err(error),
+    };
+    let body = match decoded {
+        Ok(message) => Either::Left(Full::new(message.into())),
+        Err(Error::Overloaded) => return Err(Error::Overloaded),
+        // The handler gets the error, because authentication comes before it.
+        Err(error) => Either::Right(failed_body(error)),
+    };
+    Ok(call.map_body(|_| body))
 }
 
-/// Buffers a response, and holds its memory and the guards until HTTP/2 has sent it.
+/// What the buffer of a response holds besides the response.
+pub(super) struct ResponseGuards<G> {
+    pub(super) memory: MemoryReservation,
+    pub(super) large: Option<LargeResponsePermit>,
+    /// What else is held until the response is sent.
+    pub(super) held: G,
+}
+
+/// Buffers a response, compresses it if the client accepts that and it is large enough, and holds
+/// its memory and the guards until HTTP/2 has sent it.
 pub(super) async fn buffer_response<G: Send + 'static>(
     response: Response<Body>,
     admission: &Admission,
-    mut memory: MemoryReservation,
-    large: Option<LargeResponsePermit>,
-    guards: G,
+    accepts_gzip: bool,
+    mut guards: ResponseGuards<G>,
 ) -> Result<Response<Body>, Error> {
     if response.body().is_end_stream() {
         return Ok(response);
     }
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
     let body = body.collect().await.map_err(Error::internal)?;
     let trailers = body.trailers().cloned();
     // A message that cannot be encoded ends in the trailers.
@@ -81,7 +114,15 @@ pub(super) async fn buffer_response<G: Send + 'static>(
     {
         return Ok(status.into_http());
     }
-    let bytes = body.to_bytes();
+    let mut bytes = body.to_bytes();
+    if accepts_gzip && bytes.len() >= MIN_COMPRESSED_BYTES {
+        let is_compressed;
+        (bytes, guards, is_compressed) = try_compress(bytes, admission, guards).await?;
+        if is_compressed {
+            parts.headers.insert(GRPC_ENCODING, GZIP);
+        }
+    }
+    let ResponseGuards { mut memory, large, held } = guards;
     memory.shrink_to(to_kib(bytes.len()));
     // Work that is done is returned, even beyond the budget: a response that is not large may
     // then exceed its reservation.
@@ -89,14 +130,38 @@ pub(super) async fn buffer_response<G: Send + 'static>(
     let fits = !is_large && admission.try_grow(&mut memory, to_kib(bytes.len()));
     // A response that fits frees its permit for another call.
     let large = large.filter(|_| !fits);
-    let bytes = hold_until_sent(bytes, (memory, large, guards));
+    let bytes = hold_until_sent(bytes, (memory, large, held));
     let trailers = trailers.map(Ok);
     let body = Full::new(bytes).with_trailers(async { trailers });
     Ok(Response::from_parts(parts, Body::new(body)))
 }
 
+/// Compresses a response if the budget has memory for it. Returns whether it is compressed.
+async fn try_compress<G: Send + 'static>(
+    bytes: Bytes,
+    admission: &Admission,
+    mut guards: ResponseGuards<G>,
+) -> Result<(Bytes, ResponseGuards<G>, bool), Error> {
+    if !admission.try_grow(&mut guards.memory, to_kib(bytes.len()) + compression_kib(&bytes)) {
+        return Ok((bytes, guards, false));
+    }
+    if bytes.len() <= LARGE_RESPONSE_BYTES {
+        let compressed = compress(&bytes);
+        let is_compressed = compressed.is_some();
+        return Ok((compressed.unwrap_or(bytes), guards, is_compressed));
+    }
+    // Milliseconds, which would delay the other calls of this thread. The job holds the guards, so
+    // that calls that are cancelled meanwhile count.
+    let compression = move || {
+        let compressed = compress(&bytes);
+        let is_compressed = compressed.is_some();
+        (compressed.unwrap_or(bytes), guards, is_compressed)
+    };
+    tokio::task::spawn_blocking(compression).await.map_err(Error::internal)
+}
+
 /// Returns the length that the prefix of a message declares.
-fn declared_len(message: &[u8]) -> Option<usize> {
+pub(super) fn declared_len(message: &[u8]) -> Option<usize> {
     let (&[_is_compressed, len @ ..], _) = message.split_first_chunk::<MESSAGE_PREFIX_LEN>()?;
     usize::try_from(u32::from_be_bytes(len)).ok()
 }

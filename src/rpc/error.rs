@@ -7,7 +7,7 @@ use std::{
 
 use http::{HeaderMap, Response};
 use time::format_description::well_known::Rfc3339;
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::{proto::error::v1::ErrorReason, validation::FieldViolations};
@@ -30,6 +30,9 @@ const OVERLOADED_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// The delay after which a client may repeat a call that found no database: about the interval
 /// of the health check.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// The compressions of requests that the server accepts.
+const ACCEPTED_ENCODINGS: &str = "gzip,identity";
 
 /// Why a call fails. The text is the message that the client gets; each variant is documented
 /// with its namesake in `fastzero.error.v1.ErrorReason`.
@@ -89,6 +92,13 @@ pub enum Error {
     Internal(BoxError),
     #[error("Method not found")]
     Unimplemented,
+    #[error("The compression of the message is not supported. Use gzip or identity.")]
+    UnsupportedEncoding,
+    #[error("The message is too large")]
+    MessageTooLarge,
+    /// The message of a client. The code is that of the gRPC libraries.
+    #[error("Cannot decompress the message")]
+    InvalidCompression,
     #[error("The connection is closing. Reconnect and retry.")]
     Stopping,
 }
@@ -172,8 +182,11 @@ impl Error {
             Self::TooManyAttempts { .. } => (Code::ResourceExhausted, ErrorReason::TooManyAttempts),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
             Self::DatabaseUnavailable(_) => (Code::Unavailable, ErrorReason::DatabaseUnavailable),
-            Self::Internal(_) => (Code::Internal, ErrorReason::Internal),
-            Self::Unimplemented => (Code::Unimplemented, ErrorReason::Unimplemented),
+            Self::Internal(_) | Self::InvalidCompression => (Code::Internal, ErrorReason::Internal),
+            Self::MessageTooLarge => (Code::OutOfRange, ErrorReason::MessageTooLarge),
+            Self::Unimplemented | Self::UnsupportedEncoding => {
+                (Code::Unimplemented, ErrorReason::Unimplemented)
+            }
             Self::Stopping => (Code::Unavailable, ErrorReason::Stopping),
         };
         let retry_after = match self {
@@ -228,7 +241,7 @@ fn hint(reason: ErrorReason) -> &'static str {
         | ErrorReason::DatabaseUnavailable => "retry after the delay in RetryInfo",
         ErrorReason::DeadlineExceeded => "read what a write would change before you retry it",
         ErrorReason::Unimplemented => {
-            "check the name of the method, and send uncompressed messages"
+            "check the name of the method, and compress messages with gzip only"
         }
         ErrorReason::MessageTooLarge => "send a smaller message",
         ErrorReason::ServiceUnknown => "list the services with server reflection",
@@ -291,6 +304,10 @@ impl From<Error> for Status {
             details.set_bad_request(violations.iter().map(violation).collect::<Vec<_>>());
         }
         let mut status = Self::with_error_details(code, error.to_string(), details);
+        if matches!(error, Error::UnsupportedEncoding) {
+            let accepted = MetadataValue::from_static(ACCEPTED_ENCODINGS);
+            status.metadata_mut().insert("grpc-accept-encoding", accepted);
+        }
         let error = Arc::new(error);
         let _ = CONVERTED.try_with(|converted| converted.replace(Some(error.clone())));
         status.set_source(error);

@@ -1,6 +1,7 @@
 //! Rules that apply to every RPC.
 
 mod access;
+mod compression;
 mod deadlines;
 mod documentation;
 mod errors;

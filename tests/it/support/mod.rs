@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod client;
 pub mod collector;
 pub mod compose;
+pub mod compression;
 pub mod container;
 pub mod database;
 #[cfg(feature = "embedded")]

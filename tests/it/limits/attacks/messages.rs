@@ -7,6 +7,7 @@ use tokio::time::sleep;
 
 use super::{CREATE, STEP, STREAMS, Target, readers::wait_until_closed};
 use crate::support::{
+    compression::{flagged, gzip},
     http2::{self, END_HEADERS, frame},
     raw_client::{full_body, unfinished_body},
 };
@@ -24,6 +25,19 @@ pub(super) async fn oversized_messages(target: Target) -> io::Result<()> {
         response.map_err(io::Error::other)?;
         target.count_step();
         sleep(STEP * 5).await;
+    }
+}
+
+/// Sends compressed messages that are at the limit after decompression, or far above it.
+pub(super) async fn decompression_bombs(target: Target) -> io::Result<()> {
+    let mut raw = target.raw_client(None).await?.with_metadata("grpc-encoding", "gzip");
+    let size = if target.worker.is_multiple_of(2) { 1024 * 1024 } else { 16 * 1024 * 1024 };
+    let bomb = Bytes::from(flagged(&gzip(&vec![0; size])));
+    loop {
+        let response = raw.send(CREATE, full_body(bomb.clone())).await;
+        response.map_err(io::Error::other)?;
+        target.count_step();
+        sleep(STEP).await;
     }
 }
 

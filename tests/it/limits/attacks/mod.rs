@@ -30,7 +30,10 @@ use self::{
         calls_without_a_body, continuation_floods, hpack_bombs, incomplete_header_lists,
         large_header_lists, many_small_headers, oversized_header_lists,
     },
-    messages::{incomplete_requests, oversized_messages, slow_senders, truncated_messages},
+    messages::{
+        decompression_bombs, incomplete_requests, oversized_messages, slow_senders,
+        truncated_messages,
+    },
     readers::{slow_readers, unread_errors, unread_reflection, unread_responses},
     service::Service,
 };
@@ -115,6 +118,7 @@ attacks! {
     oversized_header_lists: 4,
     hpack_bombs: 8,
     oversized_messages: 8,
+    decompression_bombs: 8,
     truncated_messages: 4,
     incomplete_requests: 8,
     slow_readers: 8,
