@@ -67,6 +67,7 @@ pub(super) async fn buffer_request(
         message.extend_from_slice(data);
     }
     let decoded = match encoding {
+        Ok(_) if !is_single(&message) => Err(Error::NotOneMessage),
         Ok(Encoding::Identity) => Ok(message),
         Ok(Encoding::Gzip) => {
             let grow = |bytes| admission.try_grow(memory, to_kib(bytes));
@@ -83,6 +84,13 @@ pub(super) async fn buffer_request(
         Err(error) => Either::Right(failed_body(error)),
     };
     Ok(call.map_body(|_| body))
+}
+
+/// Returns `false` if a request has no message, or another one after the first. Truncated and
+/// too large messages have errors of their own.
+fn is_single(request: &[u8]) -> bool {
+    let len = declared_len(request).filter(|len| *len <= MAX_REQUEST_BYTES);
+    !request.is_empty() && len.is_none_or(|len| request.len() <= MESSAGE_PREFIX_LEN + len)
 }
 
 /// What the buffer of a response holds besides the response.

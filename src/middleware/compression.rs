@@ -27,6 +27,10 @@ pub(super) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encod
 /// The value of [`GRPC_ENCODING`] for gzip.
 pub(super) const GZIP: HeaderValue = HeaderValue::from_static("gzip");
 
+const TRUNCATED: Error = Error::MalformedMessage("The message is truncated");
+
+const INVALID_GZIP: Error = Error::MalformedMessage("Cannot decompress the message");
+
 /// The compression flag in the prefix of a message.
 const COMPRESSED: u8 = 1;
 
@@ -75,7 +79,7 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
 /// `grow` reserves memory for that many bytes, and returns `false` if there is none.
 ///
 /// # Errors
-/// [`Error::MessageTooLarge`], [`Error::InvalidCompression`], or [`Error::Overloaded`] if there
+/// [`Error::MessageTooLarge`], [`Error::MalformedMessage`], or [`Error::Overloaded`] if there
 /// is no memory.
 pub(super) fn decompress(
     message: Vec<u8>,
@@ -85,13 +89,13 @@ pub(super) fn decompress(
     if message.first() != Some(&COMPRESSED) {
         return Ok(message);
     }
-    let declared = declared_len(&message).ok_or(Error::InvalidCompression)?;
+    let declared = declared_len(&message).ok_or(INVALID_GZIP)?;
     if declared > max_len {
         return Err(Error::MessageTooLarge);
     }
     let compressed = &message[MESSAGE_PREFIX_LEN..];
     if compressed.len() != declared {
-        return Err(Error::InvalidCompression);
+        return Err(INVALID_GZIP);
     }
     let mut decompressor = Decompress::new_gzip(WINDOW_BITS);
     let mut output = vec![0; MESSAGE_PREFIX_LEN];
@@ -107,7 +111,7 @@ pub(super) fn decompress(
         let read = usize::try_from(decompressor.total_in()).unwrap_or(usize::MAX);
         let rest = compressed.get(read..).unwrap_or_default();
         let step = decompressor.decompress_vec(rest, &mut output, FlushDecompress::None);
-        let step = step.map_err(|_| Error::InvalidCompression)?;
+        let step = step.map_err(|_| INVALID_GZIP)?;
         if output.len() - MESSAGE_PREFIX_LEN > max_len {
             return Err(Error::MessageTooLarge);
         }
@@ -117,7 +121,7 @@ pub(super) fn decompress(
                 capacity = 2 * output.len();
             }
             // Truncated, or followed by other bytes.
-            _ => return Err(Error::InvalidCompression),
+            _ => return Err(INVALID_GZIP),
         }
     }
     set_prefix(&mut output, false);
@@ -224,7 +228,7 @@ where
                 },
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None if this.received.is_empty() => return Poll::Ready(None),
-                None => break Error::InvalidCompression,
+                None => break TRUNCATED,
             }
         };
         this.received = Vec::new();
@@ -279,7 +283,7 @@ mod tests {
             let mut bad = message(bad);
             set_prefix(&mut bad, true);
             let rejected = decompress(bad, 1024 * 1024, |_| true);
-            assert!(matches!(rejected, Err(Error::InvalidCompression)), "{rejected:?}");
+            assert!(matches!(rejected, Err(Error::MalformedMessage(_))), "{rejected:?}");
         }
     }
 

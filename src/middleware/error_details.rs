@@ -8,7 +8,7 @@ use std::{
     task::{Context as TaskContext, Poll, ready},
 };
 
-use http::{HeaderMap, HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header::ALLOW};
 use http_body::{Body as _, Frame};
 use pin_project_lite::pin_project;
 use tonic::{Code, Status, body::Body};
@@ -77,6 +77,11 @@ where
         };
         if let Some(error) = error::error_of(&response) {
             reporter.report(error);
+            let status = error.http_status();
+            *response.status_mut() = status;
+            if status == StatusCode::METHOD_NOT_ALLOWED {
+                response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+            }
         }
         reporter.complete(response.headers_mut());
         if *this.is_stream && !response.body().is_end_stream() {

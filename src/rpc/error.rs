@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
 use time::format_description::well_known::Rfc3339;
 use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -96,9 +96,16 @@ pub enum Error {
     UnsupportedEncoding,
     #[error("The message is too large")]
     MessageTooLarge,
-    /// The message of a client. The code is that of the gRPC libraries.
-    #[error("Cannot decompress the message")]
-    InvalidCompression,
+    /// What the client sent cannot be read. The code is that of the gRPC libraries.
+    #[error("{0}")]
+    MalformedMessage(&'static str),
+    /// A cardinality violation (gRPC status codes).
+    #[error("The method takes one message")]
+    NotOneMessage,
+    #[error("The HTTP method of a gRPC call is POST")]
+    NotPost,
+    #[error("The content type of a gRPC call is application/grpc")]
+    NotGrpc,
     #[error("The connection is closing. Reconnect and retry.")]
     Stopping,
 }
@@ -182,11 +189,15 @@ impl Error {
             Self::TooManyAttempts { .. } => (Code::ResourceExhausted, ErrorReason::TooManyAttempts),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
             Self::DatabaseUnavailable(_) => (Code::Unavailable, ErrorReason::DatabaseUnavailable),
-            Self::Internal(_) | Self::InvalidCompression => (Code::Internal, ErrorReason::Internal),
-            Self::MessageTooLarge => (Code::OutOfRange, ErrorReason::MessageTooLarge),
-            Self::Unimplemented | Self::UnsupportedEncoding => {
-                (Code::Unimplemented, ErrorReason::Unimplemented)
+            Self::Internal(_) | Self::MalformedMessage(_) => {
+                (Code::Internal, ErrorReason::Internal)
             }
+            Self::MessageTooLarge => (Code::OutOfRange, ErrorReason::MessageTooLarge),
+            Self::Unimplemented
+            | Self::UnsupportedEncoding
+            | Self::NotOneMessage
+            | Self::NotPost
+            | Self::NotGrpc => (Code::Unimplemented, ErrorReason::Unimplemented),
             Self::Stopping => (Code::Unavailable, ErrorReason::Stopping),
         };
         let retry_after = match self {
@@ -198,6 +209,16 @@ impl Error {
             _ => None,
         };
         Spec { code, reason, retry_after }
+    }
+
+    /// Returns the HTTP status. A request that is no gRPC call gets an error that any HTTP client
+    /// understands (gRPC over HTTP/2).
+    pub(crate) fn http_status(&self) -> StatusCode {
+        match self {
+            Self::NotPost => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotGrpc => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            _ => StatusCode::OK,
+        }
     }
 
     /// Returns the error of a conditional write that changed nothing: the version that the

@@ -25,11 +25,19 @@ const ALLOWED_USERS: [MayUse; 13] = [
             ("server.rs", "crate::rpc::proto"),
         ],
     ),
-    ("prost", &[("todo/service.rs", "prost::Message"), ("rpc/policy.rs", "prost::Message")]),
+    (
+        "prost",
+        &[
+            ("todo/service.rs", "prost::Message"),
+            ("rpc/policy.rs", "prost::Message"),
+            ("rpc/reflection.rs", "prost"),
+        ],
+    ),
     (
         "prost_types",
         &[
             ("rpc/policy.rs", "prost_types::FileDescriptorSet"),
+            ("rpc/reflection.rs", "prost_types"),
             ("rpc/update_mask.rs", "prost_types::FieldMask"),
             ("rpc/proto.rs", "prost_types::Timestamp"),
         ],

@@ -9,6 +9,7 @@ mod fuzz;
 mod health;
 mod messages;
 mod precedence;
+mod protocol;
 mod reflection;
 mod request_ids;
 
