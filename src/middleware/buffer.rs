@@ -9,17 +9,19 @@ use tonic::{Code, Status, body::Body};
 use super::{
     call::Call,
     compression::{
-        Encoding, GRPC_ENCODING, GZIP, MIN_COMPRESSED_BYTES, compress, compression_kib, decompress,
-        failed_body,
+        Encoding, GRPC_ENCODING, GZIP, MESSAGE_PREFIX_LEN, MIN_COMPRESSED_BYTES, compress,
+        declared_len, decompress, failed_body,
     },
-    load_shedding::RequestBody,
 };
 use crate::{
     limits::{
         MAX_REQUEST_BYTES,
         admission::{Admission, LargeResponsePermit, MemoryReservation},
     },
-    rpc::error::{self, Error},
+    rpc::{
+        error::{self, Error},
+        protocol::ProtocolError,
+    },
 };
 
 /// The size from which on a response is large, in bytes. A todo has up to 41 KB.
@@ -27,8 +29,13 @@ use crate::{
 /// Test: `a_client_that_reads_nothing_leaves_memory_for_others`.
 const LARGE_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// The prefix of a length-prefixed message (gRPC over HTTP/2): a compression flag and the length.
-pub(super) const MESSAGE_PREFIX_LEN: usize = 5;
+/// The memory of a compressor besides its output, in KiB.
+///
+/// Test: `a_response_is_compressed_if_the_budget_allows_it`.
+const COMPRESSOR_KIB: u32 = 272;
+
+/// The body of a request that is buffered, or of a request stream. It is not compressed.
+pub(super) type RequestBody = Either<Full<Bytes>, Body>;
 
 /// Reads a request, and decompresses it. Of a message that is too large, it reads as much as the
 /// error needs.
@@ -67,7 +74,7 @@ pub(super) async fn buffer_request(
         message.extend_from_slice(data);
     }
     let decoded = match encoding {
-        Ok(_) if !is_single(&message) => Err(Error::NotOneMessage),
+        Ok(_) if !is_single(&message) => Err(ProtocolError::NotOneMessage.into()),
         Ok(Encoding::Identity) => Ok(message),
         Ok(Encoding::Gzip) => {
             let grow = |bytes| admission.try_grow(memory, to_kib(bytes));
@@ -150,7 +157,7 @@ async fn try_compress<G: Send + 'static>(
     admission: &Admission,
     mut guards: ResponseGuards<G>,
 ) -> Result<(Bytes, ResponseGuards<G>, bool), Error> {
-    if !admission.try_grow(&mut guards.memory, to_kib(bytes.len()) + compression_kib(&bytes)) {
+    if !admission.try_grow(&mut guards.memory, 2 * to_kib(bytes.len()) + COMPRESSOR_KIB) {
         return Ok((bytes, guards, false));
     }
     if bytes.len() <= LARGE_RESPONSE_BYTES {
@@ -166,12 +173,6 @@ async fn try_compress<G: Send + 'static>(
         (compressed.unwrap_or(bytes), guards, is_compressed)
     };
     tokio::task::spawn_blocking(compression).await.map_err(Error::internal)
-}
-
-/// Returns the length that the prefix of a message declares.
-pub(super) fn declared_len(message: &[u8]) -> Option<usize> {
-    let (&[_is_compressed, len @ ..], _) = message.split_first_chunk::<MESSAGE_PREFIX_LEN>()?;
-    usize::try_from(u32::from_be_bytes(len)).ok()
 }
 
 /// Rounds up to KiB.
@@ -192,5 +193,42 @@ struct HeldBytes<G> {
 impl<G> AsRef<[u8]> for HeldBytes<G> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::limits::{admission::client_limits, client_quota::ClientQuotas};
+
+    #[tokio::test]
+    async fn a_response_is_compressed_if_the_budget_allows_it() {
+        let (admission, quotas) = (Admission::new(1), ClientQuotas::new(client_limits(1, 1)));
+        let quota = |client| quotas.get(Ipv4Addr::from_bits(client).into());
+        for len in [20_000, 200_000] {
+            let mut message = vec![0; len];
+            let content_len = u32::try_from(len - MESSAGE_PREFIX_LEN).expect("small");
+            message[1..MESSAGE_PREFIX_LEN].copy_from_slice(&content_len.to_be_bytes());
+            let message = Bytes::from(message);
+            // Two messages fit, and not the compressor.
+            for (free_kib, expected) in [(2 * to_kib(len) + 300, true), (2 * to_kib(len), false)] {
+                let memory = admission.reserve(&quota(1), 1).expect("memory");
+                let held: Vec<_> = (2..)
+                    .map_while(|client| {
+                        let free = admission.free_memory_kib().checked_sub(free_kib)?;
+                        let kib = free.min(1_024);
+                        (kib > 0).then(|| admission.reserve(&quota(client), kib).expect("memory"))
+                    })
+                    .collect();
+                let guards = ResponseGuards { memory, large: None, held: () };
+                let result = try_compress(message.clone(), &admission, guards).await;
+                let (bytes, _guards, is_compressed) = result.expect("no panic");
+                assert_eq!(is_compressed, expected, "{len} bytes, {free_kib} KiB free");
+                assert_eq!(bytes.len() < len, expected);
+                drop(held);
+            }
+        }
     }
 }

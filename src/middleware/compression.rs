@@ -15,8 +15,10 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Bytes;
 use tonic::{Status, body::Body};
 
-use super::buffer::{MESSAGE_PREFIX_LEN, declared_len, to_kib};
-use crate::{rpc::error::Error, types::error_chain::BoxError};
+use crate::{
+    rpc::{error::Error, protocol::ProtocolError},
+    types::error_chain::BoxError,
+};
 
 /// The metadata entry that lists the compressions that a peer accepts.
 const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
@@ -27,9 +29,8 @@ pub(super) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encod
 /// The value of [`GRPC_ENCODING`] for gzip.
 pub(super) const GZIP: HeaderValue = HeaderValue::from_static("gzip");
 
-const TRUNCATED: Error = Error::MalformedMessage("The message is truncated");
-
-const INVALID_GZIP: Error = Error::MalformedMessage("Cannot decompress the message");
+/// The prefix of a length-prefixed message (gRPC over HTTP/2): a compression flag and the length.
+pub(super) const MESSAGE_PREFIX_LEN: usize = 5;
 
 /// The compression flag in the prefix of a message.
 const COMPRESSED: u8 = 1;
@@ -45,9 +46,6 @@ const WINDOW_BITS: u8 = 15;
 /// Test: `large_responses_are_compressed_for_clients_that_accept_gzip`.
 pub(super) const MIN_COMPRESSED_BYTES: usize = 16 * 1024;
 
-/// What a compressor takes besides its output, in KiB.
-const COMPRESSOR_STATE_KIB: u32 = 272;
-
 /// How the client compresses the messages of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
@@ -61,7 +59,7 @@ impl Encoding {
         match headers.remove(GRPC_ENCODING).as_ref().map(HeaderValue::as_bytes) {
             None | Some(b"identity") => Ok(Self::Identity),
             Some(b"gzip") => Ok(Self::Gzip),
-            Some(_) => Err(Error::UnsupportedEncoding),
+            Some(_) => Err(ProtocolError::UnsupportedEncoding.into()),
         }
     }
 }
@@ -79,7 +77,7 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
 /// `grow` reserves memory for that many bytes, and returns `false` if there is none.
 ///
 /// # Errors
-/// [`Error::MessageTooLarge`], [`Error::MalformedMessage`], or [`Error::Overloaded`] if there
+/// [`ProtocolError::MessageTooLarge`], [`ProtocolError::InvalidCompression`], or [`Error::Overloaded`] if there
 /// is no memory.
 pub(super) fn decompress(
     message: Vec<u8>,
@@ -89,13 +87,13 @@ pub(super) fn decompress(
     if message.first() != Some(&COMPRESSED) {
         return Ok(message);
     }
-    let declared = declared_len(&message).ok_or(INVALID_GZIP)?;
+    let declared = declared_len(&message).ok_or(ProtocolError::InvalidCompression)?;
     if declared > max_len {
-        return Err(Error::MessageTooLarge);
+        return Err(ProtocolError::MessageTooLarge.into());
     }
     let compressed = &message[MESSAGE_PREFIX_LEN..];
     if compressed.len() != declared {
-        return Err(INVALID_GZIP);
+        return Err(ProtocolError::InvalidCompression.into());
     }
     let mut decompressor = Decompress::new_gzip(WINDOW_BITS);
     let mut output = vec![0; MESSAGE_PREFIX_LEN];
@@ -111,9 +109,9 @@ pub(super) fn decompress(
         let read = usize::try_from(decompressor.total_in()).unwrap_or(usize::MAX);
         let rest = compressed.get(read..).unwrap_or_default();
         let step = decompressor.decompress_vec(rest, &mut output, FlushDecompress::None);
-        let step = step.map_err(|_| INVALID_GZIP)?;
+        let step = step.map_err(|_| ProtocolError::InvalidCompression)?;
         if output.len() - MESSAGE_PREFIX_LEN > max_len {
-            return Err(Error::MessageTooLarge);
+            return Err(ProtocolError::MessageTooLarge.into());
         }
         match step {
             Step::StreamEnd if decompressor.total_in() == compressed.len() as u64 => break,
@@ -121,16 +119,11 @@ pub(super) fn decompress(
                 capacity = 2 * output.len();
             }
             // Truncated, or followed by other bytes.
-            _ => return Err(INVALID_GZIP),
+            _ => return Err(ProtocolError::InvalidCompression.into()),
         }
     }
     set_prefix(&mut output, false);
     Ok(output)
-}
-
-/// Returns how much memory [`compress`] takes besides the message, in KiB.
-pub(super) fn compression_kib(message: &Bytes) -> u32 {
-    COMPRESSOR_STATE_KIB + to_kib(message.len())
 }
 
 /// Compresses a message, prefix included. Returns `None` if that saves less than an eighth.
@@ -147,6 +140,12 @@ pub(super) fn compress(message: &[u8]) -> Option<Bytes> {
     }
     set_prefix(&mut output, true);
     Some(output.into())
+}
+
+/// Returns the length that the prefix of a message declares.
+pub(super) fn declared_len(message: &[u8]) -> Option<usize> {
+    let (&[_is_compressed, len @ ..], _) = message.split_first_chunk::<MESSAGE_PREFIX_LEN>()?;
+    usize::try_from(u32::from_be_bytes(len)).ok()
 }
 
 /// Writes the prefix of a message: the compression flag and the length.
@@ -187,7 +186,7 @@ impl<B> Decompressed<B> {
             return Ok(None);
         };
         if len > self.max_len {
-            return Err(Error::MessageTooLarge);
+            return Err(ProtocolError::MessageTooLarge.into());
         }
         let end = MESSAGE_PREFIX_LEN + len;
         if self.received.len() < end {
@@ -228,7 +227,7 @@ where
                 },
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None if this.received.is_empty() => return Poll::Ready(None),
-                None => break TRUNCATED,
+                None => break ProtocolError::Truncated.into(),
             }
         };
         this.received = Vec::new();
@@ -264,13 +263,16 @@ mod tests {
             most = most.max(bytes);
             true
         });
-        assert!(matches!(rejected, Err(Error::MessageTooLarge)), "{rejected:?}");
+        assert!(
+            matches!(rejected, Err(Error::Protocol(ProtocolError::MessageTooLarge))),
+            "{rejected:?}"
+        );
         assert!(most < 2 * 1024 * 1024, "{most} bytes");
     }
 
     #[test]
     fn a_message_that_the_budget_does_not_allow_is_shed() {
-        let small = compress(&message(&[0; 100_000])).expect("smaller");
+        let small = compress(&message(&vec![0; 100_000])).expect("smaller");
         let rejected = decompress(small.to_vec(), 1024 * 1024, |bytes| bytes < 50_000);
         assert!(matches!(rejected, Err(Error::Overloaded)), "{rejected:?}");
     }
@@ -283,7 +285,10 @@ mod tests {
             let mut bad = message(bad);
             set_prefix(&mut bad, true);
             let rejected = decompress(bad, 1024 * 1024, |_| true);
-            assert!(matches!(rejected, Err(Error::MalformedMessage(_))), "{rejected:?}");
+            assert!(
+                matches!(rejected, Err(Error::Protocol(ProtocolError::InvalidCompression))),
+                "{rejected:?}"
+            );
         }
     }
 

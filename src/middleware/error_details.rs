@@ -8,7 +8,7 @@ use std::{
     task::{Context as TaskContext, Poll, ready},
 };
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header::ALLOW};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body as _, Frame};
 use pin_project_lite::pin_project;
 use tonic::{Code, Status, body::Body};
@@ -77,10 +77,8 @@ where
         };
         if let Some(error) = error::error_of(&response) {
             reporter.report(error);
-            let status = error.http_status();
-            *response.status_mut() = status;
-            if status == StatusCode::METHOD_NOT_ALLOWED {
-                response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+            if let Error::Protocol(error) = *error {
+                *response.status_mut() = error.http_status(response.headers_mut());
             }
         }
         reporter.complete(response.headers_mut());

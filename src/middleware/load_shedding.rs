@@ -16,15 +16,14 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
-use http_body_util::{Either as EitherBody, Full};
-use hyper::body::Bytes;
+use http_body_util::Either as EitherBody;
 use tokio_util::either::Either;
 use tonic::body::Body;
 use tower::Service;
 
 use super::{
     ResponseFuture,
-    buffer::{ResponseGuards, buffer_request, buffer_response, to_kib},
+    buffer::{RequestBody, ResponseGuards, buffer_request, buffer_response, to_kib},
     call::{Call, StreamGuards},
     compression::{Decompressed, Encoding, accepts_gzip},
 };
@@ -52,10 +51,6 @@ const REFLECTION_STREAM_KIB: u32 = 160;
 ///
 /// Test: `metadata_reserves_memory_as_messages_do`.
 const METADATA_ENTRY_OVERHEAD_BYTES: usize = 128;
-
-/// The body of a request below this layer: buffered for the API, streaming for the system
-/// services. It is not compressed.
-pub(super) type RequestBody = EitherBody<Full<Bytes>, Body>;
 
 #[derive(Clone, Debug)]
 pub(super) struct LoadShedding<S> {

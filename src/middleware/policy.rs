@@ -15,7 +15,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::call::Call;
-use crate::rpc::{error::Error, policy::Access};
+use crate::rpc::{error::Error, policy::Access, protocol::ProtocolError};
 
 #[derive(Clone, Debug)]
 pub(super) struct Policy<S> {
@@ -37,10 +37,10 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 
 fn check(call: &Call) -> Result<(), Error> {
     if call.request.method() != Method::POST {
-        return Err(Error::NotPost);
+        return Err(ProtocolError::NotPost.into());
     }
     if !is_grpc(call.request.headers()) {
-        return Err(Error::NotGrpc);
+        return Err(ProtocolError::ContentType.into());
     }
     let method = call.method.ok_or(Error::Unimplemented)?;
     let has_credentials = call.request.headers().contains_key(AUTHORIZATION);

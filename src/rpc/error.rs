@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, Response};
 use time::format_description::well_known::Rfc3339;
-use tonic::{Code, Status, metadata::MetadataValue};
+use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use super::{proto::error::v1::ErrorReason, validation::FieldViolations};
+use super::{proto::error::v1::ErrorReason, protocol::ProtocolError, validation::FieldViolations};
 use crate::{
     crypto::hashing::HashingError,
     limits::admission::Overloaded,
@@ -30,9 +30,6 @@ const OVERLOADED_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// The delay after which a client may repeat a call that found no database: about the interval
 /// of the health check.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
-
-/// The compressions of requests that the server accepts.
-const ACCEPTED_ENCODINGS: &str = "gzip,identity";
 
 /// Why a call fails. The text is the message that the client gets; each variant is documented
 /// with its namesake in `fastzero.error.v1.ErrorReason`.
@@ -92,20 +89,9 @@ pub enum Error {
     Internal(BoxError),
     #[error("Method not found")]
     Unimplemented,
-    #[error("The compression of the message is not supported. Use gzip or identity.")]
-    UnsupportedEncoding,
-    #[error("The message is too large")]
-    MessageTooLarge,
-    /// What the client sent cannot be read. The code is that of the gRPC libraries.
-    #[error("{0}")]
-    MalformedMessage(&'static str),
-    /// A cardinality violation (gRPC status codes).
-    #[error("The method takes one message")]
-    NotOneMessage,
-    #[error("The HTTP method of a gRPC call is POST")]
-    NotPost,
-    #[error("The content type of a gRPC call is application/grpc")]
-    NotGrpc,
+    /// The client does not follow the protocol.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
     #[error("The connection is closing. Reconnect and retry.")]
     Stopping,
 }
@@ -189,15 +175,9 @@ impl Error {
             Self::TooManyAttempts { .. } => (Code::ResourceExhausted, ErrorReason::TooManyAttempts),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
             Self::DatabaseUnavailable(_) => (Code::Unavailable, ErrorReason::DatabaseUnavailable),
-            Self::Internal(_) | Self::MalformedMessage(_) => {
-                (Code::Internal, ErrorReason::Internal)
-            }
-            Self::MessageTooLarge => (Code::OutOfRange, ErrorReason::MessageTooLarge),
-            Self::Unimplemented
-            | Self::UnsupportedEncoding
-            | Self::NotOneMessage
-            | Self::NotPost
-            | Self::NotGrpc => (Code::Unimplemented, ErrorReason::Unimplemented),
+            Self::Internal(_) => (Code::Internal, ErrorReason::Internal),
+            Self::Unimplemented => (Code::Unimplemented, ErrorReason::Unimplemented),
+            Self::Protocol(error) => (error.code(), default_reason(error.code())),
             Self::Stopping => (Code::Unavailable, ErrorReason::Stopping),
         };
         let retry_after = match self {
@@ -209,16 +189,6 @@ impl Error {
             _ => None,
         };
         Spec { code, reason, retry_after }
-    }
-
-    /// Returns the HTTP status. A request that is no gRPC call gets an error that any HTTP client
-    /// understands (gRPC over HTTP/2).
-    pub(crate) fn http_status(&self) -> StatusCode {
-        match self {
-            Self::NotPost => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NotGrpc => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            _ => StatusCode::OK,
-        }
     }
 
     /// Returns the error of a conditional write that changed nothing: the version that the
@@ -325,9 +295,8 @@ impl From<Error> for Status {
             details.set_bad_request(violations.iter().map(violation).collect::<Vec<_>>());
         }
         let mut status = Self::with_error_details(code, error.to_string(), details);
-        if matches!(error, Error::UnsupportedEncoding) {
-            let accepted = MetadataValue::from_static(ACCEPTED_ENCODINGS);
-            status.metadata_mut().insert("grpc-accept-encoding", accepted);
+        if let Error::Protocol(error) = &error {
+            error.add_metadata(&mut status);
         }
         let error = Arc::new(error);
         let _ = CONVERTED.try_with(|converted| converted.replace(Some(error.clone())));

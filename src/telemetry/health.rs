@@ -201,7 +201,6 @@ impl Stream for WatchStream {
 
 #[cfg(test)]
 mod tests {
-    use tokio_util::future::FutureExt;
     use tonic::codegen::tokio_stream::StreamExt;
 
     use super::*;
@@ -211,8 +210,8 @@ mod tests {
         let statuses = Statuses::default();
         let mut watch = WatchStream::new("a".to_owned(), statuses.clone());
         let mut next = async || {
-            let next = watch.next().timeout(Duration::from_secs(1)).await.ok()?;
-            next.expect("the watch is open").expect("no error").status().into()
+            let next = timeout(Duration::from_secs(1), watch.next()).await.ok()?;
+            Some(next.expect("the watch is open").expect("no error").status())
         };
         assert_eq!(next().await, Some(ServingStatus::ServiceUnknown));
         statuses.set(&["b"], ServingStatus::Serving);

@@ -28,6 +28,7 @@ pub mod raw_client;
 pub mod readme;
 pub mod row_lock;
 pub mod scheduling_delay;
+pub mod sources;
 pub mod statements;
 pub mod text;
 pub mod time;
