@@ -1,6 +1,6 @@
 //! Attacks with request messages.
 
-use std::io;
+use std::{io, sync::LazyLock};
 
 use hyper::body::Bytes;
 use tokio::time::sleep;
@@ -28,12 +28,16 @@ pub(super) async fn oversized_messages(target: Target) -> io::Result<()> {
     }
 }
 
-/// Sends compressed messages that are at the limit after decompression, or far above it.
+/// Compressed messages that are at the limit after decompression, and above it. The server stops
+/// at the limit, so a larger one is no worse.
+pub(super) static BOMBS: LazyLock<[Bytes; 2]> =
+    LazyLock::new(|| [1, 2].map(|mib| flagged(&gzip(&vec![0; mib * 1024 * 1024])).into()));
+
+/// Sends decompression bombs.
 pub(super) async fn decompression_bombs(target: Target) -> io::Result<()> {
     let mut raw = target.raw_client(None).await?.with_metadata("grpc-encoding", "gzip");
-    let size = if target.worker.is_multiple_of(2) { 1024 * 1024 } else { 16 * 1024 * 1024 };
-    let bomb = Bytes::from(flagged(&gzip(&vec![0; size])));
     loop {
+        let bomb = &BOMBS[usize::from(target.worker.is_multiple_of(2))];
         let response = raw.send(CREATE, full_body(bomb.clone())).await;
         response.map_err(io::Error::other)?;
         target.count_step();
