@@ -36,6 +36,7 @@ use crate::{
             todo::v1::todo_service_server::TodoServiceServer,
             user::v1::user_service_server::UserServiceServer,
         },
+        reflection,
     },
     telemetry::{
         admin::AdminServer,
@@ -94,7 +95,7 @@ impl Server {
         let methods = MethodTable::new()?;
         let metrics = Arc::new(Metrics::new(methods.iter().map(|it| it.path), log::dropped_lines));
         let (readiness, health) =
-            ReadinessReporter::new(&READINESS_SERVICES, metrics.database_up.clone()).await;
+            ReadinessReporter::new(&READINESS_SERVICES, metrics.database_up.clone());
         let max_calls = usize::from(config.limits.max_concurrent_calls);
         let max_connections = config.limits.max_connections_per_peer as usize;
         let quotas = ClientQuotas::new(client_limits(max_calls, max_connections));
@@ -161,7 +162,7 @@ impl Server {
         if let Some(database) = prepared {
             let api = build_api(config, &database, &keyring, &self.context.metrics);
             self.context.mount_api(api);
-            self.readiness.set_ready(true).await;
+            self.readiness.set_ready(true);
             let check = HealthCheck::new(database);
             let watch = tokio::spawn(self.readiness.clone().watch_database(check));
             tracing::info!(address = %self.address, "serving");
@@ -179,7 +180,7 @@ impl Server {
     /// Sets NOT_SERVING, serves on for `delay`, until load balancers have seen it, and then gives
     /// the calls in flight, and the collector of traces, `grace` to finish.
     async fn shut_down(self, delay: Duration, grace: Duration) {
-        self.readiness.set_ready(false).await;
+        self.readiness.set_ready(false);
         sleep(delay).await;
         self.drain.cancel();
         let deadline = Instant::now() + grace;
@@ -272,30 +273,26 @@ fn collector_channel(config: &Config) -> Result<Option<Channel>, BoxError> {
 }
 
 /// Returns the routes that need no database.
+///
+/// Reflection lists all services, and knows the types of error details, so that clients without
+/// them can show them.
 fn system_routes(
     health: HealthServer<impl Health>,
-    reflection: bool,
-) -> Result<Routes, tonic_reflection::server::Error> {
+    with_reflection: bool,
+) -> Result<Routes, BoxError> {
     let routes = Routes::new(health.max_decoding_message_size(MAX_SYSTEM_REQUEST_BYTES));
-    if !reflection {
+    if !with_reflection {
         return Ok(routes);
     }
-    let (v1, v1alpha) = (reflection_builder().build_v1()?, reflection_builder().build_v1alpha()?);
-    Ok(routes
-        .add_service(v1.max_decoding_message_size(MAX_SYSTEM_REQUEST_BYTES))
-        .add_service(v1alpha.max_decoding_message_size(MAX_SYSTEM_REQUEST_BYTES)))
-}
-
-/// Both versions list all services, themselves and each other included, and know the types of
-/// error details, so that clients without them can show them.
-fn reflection_builder() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .include_reflection_service(false)
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+    let descriptors = [
+        FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_types::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let (v1, v1alpha) = reflection::services(&descriptors, MAX_SYSTEM_REQUEST_BYTES)?;
+    Ok(routes.add_service(v1).add_service(v1alpha))
 }
 
 /// Wires the services of the API.

@@ -250,6 +250,13 @@ impl Drop for MemoryReservation {
 }
 
 #[cfg(test)]
+impl Admission {
+    pub(crate) fn free_memory_kib(&self) -> u32 {
+        u32::try_from(self.memory_kib.available_permits()).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 

@@ -2,17 +2,26 @@
 
 use http::Response;
 use http_body::Body as _;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Bytes;
 use tonic::{Code, Status, body::Body};
 
-use super::call::Call;
+use super::{
+    call::Call,
+    compression::{
+        Encoding, GRPC_ENCODING, GZIP, MESSAGE_PREFIX_LEN, MIN_COMPRESSED_BYTES, compress,
+        declared_len, decompress, failed_body,
+    },
+};
 use crate::{
     limits::{
         MAX_REQUEST_BYTES,
         admission::{Admission, LargeResponsePermit, MemoryReservation},
     },
-    rpc::error::{self, Error},
+    rpc::{
+        error::{self, Error},
+        protocol::ProtocolError,
+    },
 };
 
 /// The size from which on a response is large, in bytes. A todo has up to 41 KB.
@@ -20,15 +29,22 @@ use crate::{
 /// Test: `a_client_that_reads_nothing_leaves_memory_for_others`.
 const LARGE_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// The prefix of a length-prefixed message (gRPC over HTTP/2): a compression flag and the length.
-const MESSAGE_PREFIX_LEN: usize = 5;
+/// The memory of a compressor besides its output, in KiB.
+///
+/// Test: `a_response_is_compressed_if_the_budget_allows_it`.
+const COMPRESSOR_KIB: u32 = 272;
 
-/// Reads a request. Of a message that is too large, it reads as much as the error needs.
+/// The body of a request that is buffered, or of a request stream. It is not compressed.
+pub(super) type RequestBody = Either<Full<Bytes>, Body>;
+
+/// Reads a request, and decompresses it. Of a message that is too large, it reads as much as the
+/// error needs.
 pub(super) async fn buffer_request(
     call: Call,
+    encoding: Result<Encoding, Error>,
     admission: &Admission,
     memory: &mut MemoryReservation,
-) -> Result<Call<Full<Bytes>>, Error> {
+) -> Result<Call<RequestBody>, Error> {
     let mut message = Vec::new();
     let mut call = call;
     while message.len() <= MESSAGE_PREFIX_LEN + MAX_REQUEST_BYTES
@@ -57,21 +73,53 @@ pub(super) async fn buffer_request(
         // Copied, because the buffers of received frames are far larger than the frames.
         message.extend_from_slice(data);
     }
-    Ok(call.map_body(|_| Full::new(message.into())))
+    let decoded = match encoding {
+        Ok(_) if !is_single(&message) => Err(ProtocolError::NotOneMessage.into()),
+        Ok(Encoding::Identity) => Ok(message),
+        Ok(Encoding::Gzip) => {
+            let grow = |bytes| admission.try_grow(memory, to_kib(bytes));
+            let decoded = decompress(message, MAX_REQUEST_BYTES, grow);
+            memory.shrink_to(to_kib(decoded.as_ref().map_or(0, Vec::len)));
+            decoded
+        }
+        Err(error) => Err(error),
+    };
+    let body = match decoded {
+        Ok(message) => Either::Left(Full::new(message.into())),
+        Err(Error::Overloaded) => return Err(Error::Overloaded),
+        // The handler gets the error, because authentication comes before it.
+        Err(error) => Either::Right(failed_body(error)),
+    };
+    Ok(call.map_body(|_| body))
 }
 
-/// Buffers a response, and holds its memory and the guards until HTTP/2 has sent it.
+/// Returns `false` if a request has no message, or another one after the first. Truncated and
+/// too large messages have errors of their own.
+fn is_single(request: &[u8]) -> bool {
+    let len = declared_len(request).filter(|len| *len <= MAX_REQUEST_BYTES);
+    !request.is_empty() && len.is_none_or(|len| request.len() <= MESSAGE_PREFIX_LEN + len)
+}
+
+/// What the buffer of a response holds besides the response.
+pub(super) struct ResponseGuards<G> {
+    pub(super) memory: MemoryReservation,
+    pub(super) large: Option<LargeResponsePermit>,
+    /// What else is held until the response is sent.
+    pub(super) held: G,
+}
+
+/// Buffers a response, compresses it if the client accepts that and it is large enough, and holds
+/// its memory and the guards until HTTP/2 has sent it.
 pub(super) async fn buffer_response<G: Send + 'static>(
     response: Response<Body>,
     admission: &Admission,
-    mut memory: MemoryReservation,
-    large: Option<LargeResponsePermit>,
-    guards: G,
+    accepts_gzip: bool,
+    mut guards: ResponseGuards<G>,
 ) -> Result<Response<Body>, Error> {
     if response.body().is_end_stream() {
         return Ok(response);
     }
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
     let body = body.collect().await.map_err(Error::internal)?;
     let trailers = body.trailers().cloned();
     // A message that cannot be encoded ends in the trailers.
@@ -81,7 +129,15 @@ pub(super) async fn buffer_response<G: Send + 'static>(
     {
         return Ok(status.into_http());
     }
-    let bytes = body.to_bytes();
+    let mut bytes = body.to_bytes();
+    if accepts_gzip && bytes.len() >= MIN_COMPRESSED_BYTES {
+        let is_compressed;
+        (bytes, guards, is_compressed) = try_compress(bytes, admission, guards).await?;
+        if is_compressed {
+            parts.headers.insert(GRPC_ENCODING, GZIP);
+        }
+    }
+    let ResponseGuards { mut memory, large, held } = guards;
     memory.shrink_to(to_kib(bytes.len()));
     // Work that is done is returned, even beyond the budget: a response that is not large may
     // then exceed its reservation.
@@ -89,16 +145,34 @@ pub(super) async fn buffer_response<G: Send + 'static>(
     let fits = !is_large && admission.try_grow(&mut memory, to_kib(bytes.len()));
     // A response that fits frees its permit for another call.
     let large = large.filter(|_| !fits);
-    let bytes = hold_until_sent(bytes, (memory, large, guards));
+    let bytes = hold_until_sent(bytes, (memory, large, held));
     let trailers = trailers.map(Ok);
     let body = Full::new(bytes).with_trailers(async { trailers });
     Ok(Response::from_parts(parts, Body::new(body)))
 }
 
-/// Returns the length that the prefix of a message declares.
-fn declared_len(message: &[u8]) -> Option<usize> {
-    let (&[_is_compressed, len @ ..], _) = message.split_first_chunk::<MESSAGE_PREFIX_LEN>()?;
-    usize::try_from(u32::from_be_bytes(len)).ok()
+/// Compresses a response if the budget has memory for it. Returns whether it is compressed.
+async fn try_compress<G: Send + 'static>(
+    bytes: Bytes,
+    admission: &Admission,
+    mut guards: ResponseGuards<G>,
+) -> Result<(Bytes, ResponseGuards<G>, bool), Error> {
+    if !admission.try_grow(&mut guards.memory, 2 * to_kib(bytes.len()) + COMPRESSOR_KIB) {
+        return Ok((bytes, guards, false));
+    }
+    if bytes.len() <= LARGE_RESPONSE_BYTES {
+        let compressed = compress(&bytes);
+        let is_compressed = compressed.is_some();
+        return Ok((compressed.unwrap_or(bytes), guards, is_compressed));
+    }
+    // Milliseconds, which would delay the other calls of this thread. The job holds the guards, so
+    // that calls that are cancelled meanwhile count.
+    let compression = move || {
+        let compressed = compress(&bytes);
+        let is_compressed = compressed.is_some();
+        (compressed.unwrap_or(bytes), guards, is_compressed)
+    };
+    tokio::task::spawn_blocking(compression).await.map_err(Error::internal)
 }
 
 /// Rounds up to KiB.
@@ -119,5 +193,42 @@ struct HeldBytes<G> {
 impl<G> AsRef<[u8]> for HeldBytes<G> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::limits::{admission::client_limits, client_quota::ClientQuotas};
+
+    #[tokio::test]
+    async fn a_response_is_compressed_if_the_budget_allows_it() {
+        let (admission, quotas) = (Admission::new(1), ClientQuotas::new(client_limits(1, 1)));
+        let quota = |client| quotas.get(Ipv4Addr::from_bits(client).into());
+        for len in [20_000, 200_000] {
+            let mut message = vec![0; len];
+            let content_len = u32::try_from(len - MESSAGE_PREFIX_LEN).expect("small");
+            message[1..MESSAGE_PREFIX_LEN].copy_from_slice(&content_len.to_be_bytes());
+            let message = Bytes::from(message);
+            // Two messages fit, and not the compressor.
+            for (free_kib, expected) in [(2 * to_kib(len) + 300, true), (2 * to_kib(len), false)] {
+                let memory = admission.reserve(&quota(1), 1).expect("memory");
+                let held: Vec<_> = (2..)
+                    .map_while(|client| {
+                        let free = admission.free_memory_kib().checked_sub(free_kib)?;
+                        let kib = free.min(1_024);
+                        (kib > 0).then(|| admission.reserve(&quota(client), kib).expect("memory"))
+                    })
+                    .collect();
+                let guards = ResponseGuards { memory, large: None, held: () };
+                let result = try_compress(message.clone(), &admission, guards).await;
+                let (bytes, _guards, is_compressed) = result.expect("no panic");
+                assert_eq!(is_compressed, expected, "{len} bytes, {free_kib} KiB free");
+                assert_eq!(bytes.len() < len, expected);
+                drop(held);
+            }
+        }
     }
 }

@@ -77,6 +77,9 @@ where
         };
         if let Some(error) = error::error_of(&response) {
             reporter.report(error);
+            if let Error::Protocol(error) = *error {
+                *response.status_mut() = error.http_status(response.headers_mut());
+            }
         }
         reporter.complete(response.headers_mut());
         if *this.is_stream && !response.body().is_end_stream() {

@@ -16,19 +16,22 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
-use http_body_util::{Either as EitherBody, Full};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::Either as EitherBody;
 use tokio_util::either::Either;
 use tonic::body::Body;
 use tower::Service;
 
 use super::{
     ResponseFuture,
-    buffer::{buffer_request, buffer_response, to_kib},
+    buffer::{RequestBody, ResponseGuards, buffer_request, buffer_response, to_kib},
     call::{Call, StreamGuards},
+    compression::{Decompressed, Encoding, accepts_gzip},
 };
 use crate::{
-    limits::admission::{Admission, MemoryReservation},
+    limits::{
+        MAX_SYSTEM_REQUEST_BYTES,
+        admission::{Admission, MemoryReservation},
+    },
     rpc::{error::Error, policy::System},
 };
 
@@ -48,10 +51,6 @@ const REFLECTION_STREAM_KIB: u32 = 160;
 ///
 /// Test: `metadata_reserves_memory_as_messages_do`.
 const METADATA_ENTRY_OVERHEAD_BYTES: usize = 128;
-
-/// The body of a request below this layer: buffered for the API, streaming for the system
-/// services.
-pub(super) type RequestBody = EitherBody<Full<Bytes>, Incoming>;
 
 #[derive(Clone, Debug)]
 pub(super) struct LoadShedding<S> {
@@ -111,16 +110,26 @@ where
     }
 
     fn call(&mut self, mut call: Call) -> Self::Future {
-        match pre_admit(&mut call) {
-            Ok(Admitted::Api(memory)) => {
-                Either::Left(Box::pin(handle_api(self.inner.clone(), call, memory)))
+        let encoding = Encoding::take(call.request.headers_mut());
+        match (pre_admit(&mut call), encoding) {
+            (Ok(Admitted::Api(memory)), encoding) => {
+                Either::Left(Box::pin(handle_api(self.inner.clone(), call, encoding, memory)))
             }
-            Ok(Admitted::System(guards)) => {
+            (Ok(Admitted::System(guards)), Ok(encoding)) => {
                 call.stream_guards = Some(guards);
-                let call = call.map_body(EitherBody::Right);
+                let call = call.map_body(|body| {
+                    EitherBody::Right(match encoding {
+                        Encoding::Identity => Body::new(body),
+                        Encoding::Gzip => {
+                            Body::new(Decompressed::new(body, MAX_SYSTEM_REQUEST_BYTES))
+                        }
+                    })
+                });
                 Either::Right(Either::Left(self.inner.call(call)))
             }
-            Err(error) => Either::Right(Either::Right(ready(Err(error)))),
+            (Err(error), _) | (Ok(Admitted::System(_)), Err(error)) => {
+                Either::Right(Either::Right(ready(Err(error))))
+            }
         }
     }
 }
@@ -128,6 +137,7 @@ where
 async fn handle_api<S>(
     mut inner: S,
     call: Call,
+    encoding: Result<Encoding, Error>,
     mut memory: MemoryReservation,
 ) -> Result<Response<Body>, Error>
 where
@@ -138,7 +148,7 @@ where
     let method = call.method.ok_or(Error::Unimplemented)?;
     // Read the whole request before acquiring a permit, so that slow senders do not occupy
     // permits.
-    let mut call = buffer_request(call, admission, &mut memory).await?.map_body(EitherBody::Left);
+    let mut call = buffer_request(call, encoding, admission, &mut memory).await?;
     let (quota, in_flight) = (call.quota.clone(), call.in_flight.take());
     if method.server_streaming {
         let permit = admission.acquire_stream(&quota)?;
@@ -156,11 +166,13 @@ where
     };
     let permit = admission.acquire_call(&quota).await?;
     let connection = call.connection.clone();
+    let accepts_gzip = accepts_gzip(call.request.headers());
     let response = inner.call(call).await?;
     drop(permit);
     // The client may take its time to read the response from here on.
-    let guards = (connection.track_write(), in_flight);
-    buffer_response(response, admission, memory, large, guards).await
+    let held = (connection.track_write(), in_flight);
+    let guards = ResponseGuards { memory, large, held };
+    buffer_response(response, admission, accepts_gzip, guards).await
 }
 
 /// Returns what metadata takes in memory, in bytes. Names and values share the buffer in which

@@ -19,11 +19,13 @@
 //!
 //! The order is one `tower::ServiceBuilder`, in [`stack`]. Each layer is a file. The layers down
 //! to deadline run before the future is polled, so that a call that is rejected there
-//! allocates no future. A response of the API is buffered ([`buffer`]) unless it is a stream.
+//! allocates no future. A response of the API is buffered ([`buffer`]) unless it is a stream. Where
+//! messages are buffered, they are decompressed and compressed, too ([`compression`]).
 
 mod authentication;
 mod buffer;
 mod call;
+mod compression;
 mod deadline;
 mod error_details;
 mod load_shedding;

@@ -1,18 +1,21 @@
-//! Rejects calls that cannot succeed before they cost anything: unknown methods, and calls of
-//! methods that need a caller without credentials.
+//! Rejects calls that cannot succeed before they cost anything: requests that are no gRPC calls,
+//! unknown methods, and calls of methods that need a caller without credentials.
 
 use std::{
     future::{Ready, ready},
     task::{Context as TaskContext, Poll},
 };
 
-use http::{Response, header::AUTHORIZATION};
+use http::{
+    HeaderMap, Method, Response,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
 use tokio_util::either::Either;
 use tonic::body::Body;
 use tower::Service;
 
 use super::call::Call;
-use crate::rpc::{error::Error, policy::Access};
+use crate::rpc::{error::Error, policy::Access, protocol::ProtocolError};
 
 #[derive(Clone, Debug)]
 pub(super) struct Policy<S> {
@@ -25,7 +28,20 @@ impl<S> Policy<S> {
     }
 }
 
+/// Returns `true` for `application/grpc`, also with a suffix such as `+proto` or parameters.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest, [] | [b'+' | b';' | b' ', ..]))
+}
+
 fn check(call: &Call) -> Result<(), Error> {
+    if call.request.method() != Method::POST {
+        return Err(ProtocolError::NotPost.into());
+    }
+    if !is_grpc(call.request.headers()) {
+        return Err(ProtocolError::ContentType.into());
+    }
     let method = call.method.ok_or(Error::Unimplemented)?;
     let has_credentials = call.request.headers().contains_key(AUTHORIZATION);
     // While the server starts, every call of the API gets UNAVAILABLE.

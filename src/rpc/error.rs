@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use super::{proto::error::v1::ErrorReason, validation::FieldViolations};
+use super::{proto::error::v1::ErrorReason, protocol::ProtocolError, validation::FieldViolations};
 use crate::{
     crypto::hashing::HashingError,
     limits::admission::Overloaded,
@@ -89,6 +89,9 @@ pub enum Error {
     Internal(BoxError),
     #[error("Method not found")]
     Unimplemented,
+    /// The client does not follow the protocol.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
     #[error("The connection is closing. Reconnect and retry.")]
     Stopping,
 }
@@ -174,6 +177,7 @@ impl Error {
             Self::DatabaseUnavailable(_) => (Code::Unavailable, ErrorReason::DatabaseUnavailable),
             Self::Internal(_) => (Code::Internal, ErrorReason::Internal),
             Self::Unimplemented => (Code::Unimplemented, ErrorReason::Unimplemented),
+            Self::Protocol(error) => (error.code(), default_reason(error.code())),
             Self::Stopping => (Code::Unavailable, ErrorReason::Stopping),
         };
         let retry_after = match self {
@@ -228,7 +232,7 @@ fn hint(reason: ErrorReason) -> &'static str {
         | ErrorReason::DatabaseUnavailable => "retry after the delay in RetryInfo",
         ErrorReason::DeadlineExceeded => "read what a write would change before you retry it",
         ErrorReason::Unimplemented => {
-            "check the name of the method, and send uncompressed messages"
+            "check the name of the method, and compress messages with gzip only"
         }
         ErrorReason::MessageTooLarge => "send a smaller message",
         ErrorReason::ServiceUnknown => "list the services with server reflection",
@@ -291,6 +295,9 @@ impl From<Error> for Status {
             details.set_bad_request(violations.iter().map(violation).collect::<Vec<_>>());
         }
         let mut status = Self::with_error_details(code, error.to_string(), details);
+        if let Error::Protocol(error) = &error {
+            error.add_metadata(&mut status);
+        }
         let error = Arc::new(error);
         let _ = CONVERTED.try_with(|converted| converted.replace(Some(error.clone())));
         status.set_source(error);

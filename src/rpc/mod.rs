@@ -7,6 +7,8 @@ pub(crate) mod etag;
 pub(crate) mod page_token;
 pub(crate) mod policy;
 pub mod proto;
+pub(crate) mod protocol;
+pub(crate) mod reflection;
 pub(crate) mod update_mask;
 pub(crate) mod validation;
 

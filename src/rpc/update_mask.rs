@@ -4,6 +4,19 @@ use prost_types::FieldMask;
 
 use crate::types::invalid::InvalidValue;
 
+/// The read-only fields of a resource, with the fields of the messages among them: every path
+/// that a mask of a whole resource may have besides the writable fields.
+const READ_ONLY: [&str; 8] = [
+    "id",
+    "etag",
+    "create_time",
+    "create_time.seconds",
+    "create_time.nanos",
+    "update_time",
+    "update_time.seconds",
+    "update_time.nanos",
+];
+
 /// The fields that an update changes, at least one.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UpdateMask(Vec<&'static str>);
@@ -12,12 +25,11 @@ impl UpdateMask {
     /// Parses the mask of an update.
     ///
     /// `writable` are the writable fields of the resource, each with whether the request sets
-    /// it: without a mask, the update changes those. A mask may also name `read_only` fields,
-    /// which are ignored (AIP-203).
+    /// it: without a mask, the update changes those. A mask may also name read-only fields, which
+    /// are ignored (AIP-203).
     pub fn parse<const N: usize>(
         mask: Option<&FieldMask>,
         writable: [(&'static str, bool); N],
-        read_only: &[&str],
     ) -> Result<Self, InvalidValue> {
         let paths = mask.map_or(&[][..], |mask| &mask.paths);
         let names = || writable.iter().map(|(name, _)| *name);
@@ -34,7 +46,7 @@ impl UpdateMask {
             return Ok(Self(names().collect()));
         }
         let mut fields = Vec::new();
-        for path in paths.iter().filter(|path| !read_only.contains(&path.as_str())) {
+        for path in paths.iter().filter(|path| !READ_ONLY.contains(&path.as_str())) {
             match names().find(|name| name == path) {
                 Some(name) => fields.push(name),
                 None => return Err(format!("must consist of {}, or be * alone", list()).into()),
@@ -62,14 +74,14 @@ mod tests {
     fn parse(paths: Option<&[&str]>) -> Result<UpdateMask, InvalidValue> {
         let mask =
             paths.map(|paths| FieldMask { paths: paths.iter().map(ToString::to_string).collect() });
-        UpdateMask::parse(mask.as_ref(), [("title", true), ("state", false)], &["id"])
+        UpdateMask::parse(mask.as_ref(), [("title", true), ("state", false)])
     }
 
     #[test]
     fn an_update_without_a_mask_changes_the_fields_that_are_set() {
         assert_eq!(parse(None), Ok(UpdateMask(vec!["title"])));
         assert_eq!(parse(Some(&[])), Ok(UpdateMask(vec!["title"])));
-        assert!(UpdateMask::parse(None, [("title", false)], &[]).is_err());
+        assert!(UpdateMask::parse(None, [("title", false)]).is_err());
     }
 
     #[test]
@@ -77,7 +89,15 @@ mod tests {
         assert_eq!(parse(Some(&["state"])), Ok(UpdateMask(vec!["state"])));
         assert_eq!(parse(Some(&["*"])), Ok(UpdateMask(vec!["title", "state"])));
         assert_eq!(parse(Some(&["id", "title"])), Ok(UpdateMask(vec!["title"])), "read-only");
-        for bad in [&["id"][..], &["*", "title"], &["title", ""], &["todo.title"], &["TITLE"]] {
+        let all = [&["title"], &READ_ONLY[..]].concat();
+        assert_eq!(parse(Some(&all)), Ok(UpdateMask(vec!["title"])), "read-only");
+        let nested = ["etag.x", "create_time.", "create_time.x", "update_time.seconds.x"];
+        for bad in nested {
+            assert!(parse(Some(&["title", bad])).is_err(), "{bad:?}");
+        }
+        for bad in
+            [&["id"][..], &READ_ONLY, &["*", "title"], &["title", ""], &["todo.title"], &["TITLE"]]
+        {
             assert!(parse(Some(bad)).is_err(), "{bad:?}");
         }
     }
@@ -112,7 +132,7 @@ mod tests {
             let unknown = paths.iter().filter(is_unknown).count();
             let valid = !expected.is_empty() && (unknown == 0 || paths == ["*"]);
 
-            match UpdateMask::parse(Some(&FieldMask { paths: paths.clone() }), writable, &["id"]) {
+            match UpdateMask::parse(Some(&FieldMask { paths: paths.clone() }), writable) {
                 Ok(mask) => {
                     prop_assert!(valid);
                     for (name, _) in writable {

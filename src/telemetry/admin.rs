@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
     serve::Listener,
@@ -70,7 +70,10 @@ impl AdminServer {
 
     fn routes(self) -> Router {
         Router::new()
-            .route("/metrics", get(async |State(this): State<Self>| this.metrics()))
+            .route(
+                "/metrics",
+                get(async |State(this): State<Self>, headers: HeaderMap| this.metrics(&headers)),
+            )
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(async |State(this): State<Self>| this.readyz()))
             .fallback(async || {
@@ -83,9 +86,15 @@ impl AdminServer {
             .with_state(self)
     }
 
-    fn metrics(&self) -> Response {
+    fn metrics(&self, headers: &HeaderMap) -> Response {
         match self.metrics.encode() {
-            Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+            Ok(text) if accepts_openmetrics(headers) => {
+                ([(header::CONTENT_TYPE, metrics::OPENMETRICS)], text).into_response()
+            }
+            Ok(text) => {
+                let text = metrics::to_prometheus_text(&text);
+                ([(header::CONTENT_TYPE, metrics::PROMETHEUS_TEXT)], text).into_response()
+            }
             Err(error) => {
                 tracing::error!(%error, "failed to encode metrics");
                 (StatusCode::INTERNAL_SERVER_ERROR, "failed to encode metrics\n").into_response()
@@ -100,6 +109,25 @@ impl AdminServer {
             (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
         }
     }
+}
+
+/// Returns `true` if the client accepts OpenMetrics (RFC 9110, section 12.5.1). One without
+/// `accept` accepts everything. One that accepts neither format gets the older one.
+fn accepts_openmetrics(headers: &HeaderMap) -> bool {
+    let is_refused = |parameters: &str| {
+        let weight =
+            parameters.split(';').find_map(|parameter| parameter.trim().strip_prefix("q="));
+        weight.and_then(|weight| weight.parse().ok()) == Some(0.0)
+    };
+    let accepts = |range: &str| {
+        let (media_type, parameters) = range.split_once(';').unwrap_or((range, ""));
+        let media_type = media_type.trim().to_ascii_lowercase();
+        let covers = ["application/openmetrics-text", "application/*", "*/*"];
+        covers.contains(&&*media_type) && !is_refused(parameters)
+    };
+    let mut accepted = headers.get_all(header::ACCEPT).iter().peekable();
+    accepted.peek().is_none()
+        || accepted.flat_map(|value| value.to_str().unwrap_or_default().split(',')).any(accepts)
 }
 
 /// Serves one request.
@@ -132,6 +160,28 @@ mod tests {
         client.write_all(request).await.expect("sent");
         serving.await.expect("no panic");
         started.elapsed().as_secs_f64().round()
+    }
+
+    #[test]
+    fn openmetrics_is_for_clients_that_accept_it() {
+        let accepts = |value: &'static str| {
+            let value = header::HeaderValue::from_static(value);
+            accepts_openmetrics(&HeaderMap::from_iter([(header::ACCEPT, value)]))
+        };
+        assert!(accepts_openmetrics(&HeaderMap::new()));
+        for yes in [
+            "*/*",
+            "application/*;q=0.5",
+            "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            "text/html, Application/OpenMetrics-Text ; version=1.0.0",
+        ] {
+            assert!(accepts(yes), "{yes}");
+        }
+        for no in
+            ["text/plain", "text/plain;version=0.0.4", "application/json", "", "text/*, */*;q=0.0"]
+        {
+            assert!(!accepts(no), "{no}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,18 +1,26 @@
 //! The gRPC health service and the database check that drives its readiness status.
 
 use std::{
+    collections::HashMap,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::time::{MissedTickBehavior, interval, timeout};
-use tonic_health::{
-    ServingStatus,
-    pb::health_server::{Health, HealthServer},
-    server::{HealthReporter, HealthService},
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::ReusableBoxFuture;
+use tonic::{Request, Response, Status, codegen::tokio_stream::Stream};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_check_response::ServingStatus,
+    health_server::{Health, HealthServer},
 };
 
 use super::metrics::Gauge;
@@ -43,7 +51,7 @@ pub(crate) trait ReadinessCheck: Send {
 /// Sets the status of the services that need the database.
 #[derive(Clone, Debug)]
 pub(crate) struct ReadinessReporter {
-    health: HealthReporter,
+    statuses: Statuses,
     /// The names of these services.
     services: &'static [&'static str],
     ready: Arc<AtomicBool>,
@@ -53,15 +61,15 @@ pub(crate) struct ReadinessReporter {
 
 impl ReadinessReporter {
     /// Creates the reporter and its health service. All `services` are NOT_SERVING.
-    pub(crate) async fn new(
+    pub(crate) fn new(
         services: &'static [&'static str],
         database_up: Gauge,
-    ) -> (Self, HealthServer<impl Health>) {
-        let health = HealthReporter::new();
-        let service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
-        let this = Self { health, services, ready: Arc::default(), database_up };
-        this.set_ready(false).await;
-        this.health.set_service_status(LIVENESS_SERVICE, ServingStatus::Serving).await;
+    ) -> (Self, HealthServer<HealthService>) {
+        let statuses = Statuses::default();
+        let service = HealthServer::new(HealthService { statuses: statuses.clone() });
+        let this = Self { statuses, services, ready: Arc::default(), database_up };
+        this.set_ready(false);
+        this.statuses.set(&[LIVENESS_SERVICE], ServingStatus::Serving);
         (this, service)
     }
 
@@ -88,10 +96,9 @@ impl ReadinessReporter {
             }
             let ready = checked.unwrap_or(false);
             self.database_up.set(ready.into());
-            // Watch sends a message for each status that is set, changed or not.
             if ready != was_ready {
                 tracing::info!(ready, "readiness changed");
-                self.set_ready(ready).await;
+                self.set_ready(ready);
                 was_ready = ready;
             }
         }
@@ -104,11 +111,117 @@ impl ReadinessReporter {
     }
 
     /// Sets the status of the services that need the database.
-    pub(crate) async fn set_ready(&self, ready: bool) {
+    pub(crate) fn set_ready(&self, ready: bool) {
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         self.ready.store(ready, Ordering::Relaxed);
-        for name in self.services {
-            self.health.set_service_status(name, status).await;
+        self.statuses.set(self.services, status);
+    }
+}
+
+/// The status of each service that the health service knows, by name.
+#[derive(Clone, Debug, Default)]
+struct Statuses(watch::Sender<HashMap<&'static str, ServingStatus>>);
+
+impl Statuses {
+    fn set(&self, services: &[&'static str], status: ServingStatus) {
+        self.0.send_modify(|statuses| statuses.extend(services.iter().map(|name| (*name, status))));
+    }
+}
+
+/// The implementation of `grpc.health.v1.Health`, as `health.proto` describes it. That of
+/// tonic-health rejects the watch of an unknown service.
+#[derive(Debug)]
+pub(crate) struct HealthService {
+    statuses: Statuses,
+}
+
+#[tonic::async_trait]
+impl Health for HealthService {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let status = self.statuses.0.borrow().get(&*request.get_ref().service).copied();
+        let status = status.ok_or_else(|| Status::not_found("service not registered"))?;
+        Ok(Response::new(HealthCheckResponse { status: status.into() }))
+    }
+
+    type WatchStream = WatchStream;
+
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<WatchStream>, Status> {
+        let service = request.into_inner().service;
+        Ok(Response::new(WatchStream::new(service, self.statuses.clone())))
+    }
+}
+
+/// The statuses of one service: the current one, SERVICE_UNKNOWN if there is none, and then each
+/// that differs from the last.
+#[derive(Debug)]
+pub(crate) struct WatchStream {
+    service: String,
+    last: Option<ServingStatus>,
+    next: ReusableBoxFuture<'static, watch::Receiver<HashMap<&'static str, ServingStatus>>>,
+    /// Without a sender, a watch would end.
+    _statuses: Statuses,
+}
+
+impl WatchStream {
+    fn new(service: String, statuses: Statuses) -> Self {
+        let mut receiver = statuses.0.subscribe();
+        receiver.mark_changed();
+        let next = ReusableBoxFuture::new(changed(receiver));
+        Self { service, last: None, next, _statuses: statuses }
+    }
+}
+
+async fn changed<T>(mut receiver: watch::Receiver<T>) -> watch::Receiver<T> {
+    // Fails only without a sender.
+    let _ = receiver.changed().await;
+    receiver
+}
+
+impl Stream for WatchStream {
+    type Item = Result<HealthCheckResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let mut receiver = ready!(self.next.poll(context));
+            let status = receiver.borrow_and_update().get(&*self.service).copied();
+            let status = status.unwrap_or(ServingStatus::ServiceUnknown);
+            self.next.set(changed(receiver));
+            if self.last.replace(status) != Some(status) {
+                return Poll::Ready(Some(Ok(HealthCheckResponse { status: status.into() })));
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::codegen::tokio_stream::StreamExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_reports_each_change_of_its_service_once() {
+        let statuses = Statuses::default();
+        let mut watch = WatchStream::new("a".to_owned(), statuses.clone());
+        let mut next = async || {
+            let next = timeout(Duration::from_secs(1), watch.next()).await.ok()?;
+            Some(next.expect("the watch is open").expect("no error").status())
+        };
+        assert_eq!(next().await, Some(ServingStatus::ServiceUnknown));
+        statuses.set(&["b"], ServingStatus::Serving);
+        assert_eq!(next().await, None, "another service");
+        // The service becomes known.
+        statuses.set(&["a", "b"], ServingStatus::NotServing);
+        assert_eq!(next().await, Some(ServingStatus::NotServing));
+        statuses.set(&["a"], ServingStatus::NotServing);
+        assert_eq!(next().await, None, "the same status");
+        statuses.set(&["a"], ServingStatus::Serving);
+        assert_eq!(next().await, Some(ServingStatus::Serving));
     }
 }

@@ -21,7 +21,33 @@ use tonic::Code;
 pub(crate) use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
 /// The media type of [`Metrics::encode`].
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The media type of [`to_prometheus_text`].
+pub(crate) const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Converts OpenMetrics text to the older text format of Prometheus. There, the metadata of a
+/// counter has the name of its samples, and neither units nor the end have a line.
+pub(crate) fn to_prometheus_text(openmetrics: &str) -> String {
+    let is_counter = |name: &str| {
+        let declaration = format!("# TYPE {name} counter");
+        openmetrics.lines().any(|line| line == declaration)
+    };
+    let mut text = String::with_capacity(openmetrics.len());
+    for line in openmetrics.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("EOF" | "UNIT"), ..) => continue,
+            (Some("#"), Some(kind), Some(name), rest) if is_counter(name) => {
+                let rest = rest.unwrap_or_default();
+                text.extend(["# ", kind, " ", name, "_total ", rest]);
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
 
 /// The upper bounds of durations, in seconds: from a lookup by key to the call timeout.
 const BUCKETS: [f64; 13] =

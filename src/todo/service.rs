@@ -20,9 +20,6 @@ use crate::{
     types::{clock, id::TodoId},
 };
 
-/// The fields of a todo that an update ignores.
-const READ_ONLY: [&str; 4] = ["id", "create_time", "update_time", "etag"];
-
 /// The implementation of `TodoService`.
 #[derive(Debug)]
 pub(crate) struct TodoService {
@@ -169,7 +166,7 @@ fn parse_update(request: pb::UpdateTodoRequest) -> Result<TodoUpdate, FieldViola
     let Some(todo) = request.todo else {
         let writable = [("title", true), ("description", true), ("state", true)];
         violations.add("todo", REQUIRED);
-        violations.check("update_mask", UpdateMask::parse(mask, writable, &READ_ONLY));
+        violations.check("update_mask", UpdateMask::parse(mask, writable));
         return Err(violations);
     };
     let id = violations.check("todo.id", TodoId::parse(&todo.id));
@@ -178,7 +175,7 @@ fn parse_update(request: pb::UpdateTodoRequest) -> Result<TodoUpdate, FieldViola
         ("description", !todo.description.is_empty()),
         ("state", todo.state != 0),
     ];
-    let mask = violations.check("update_mask", UpdateMask::parse(mask, writable, &READ_ONLY));
+    let mask = violations.check("update_mask", UpdateMask::parse(mask, writable));
     let contains = |field| mask.as_ref().is_some_and(|mask| mask.contains(field));
     let title = contains("title")
         .then(|| violations.check("todo.title", Title::parse(&todo.title)))

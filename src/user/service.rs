@@ -23,9 +23,6 @@ use crate::{
     types::{clock, id::UserId},
 };
 
-/// The fields of a user that an update ignores.
-const READ_ONLY: [&str; 4] = ["id", "create_time", "update_time", "etag"];
-
 /// The implementation of `UserService`.
 pub(crate) struct UserService {
     /// The users.
@@ -179,12 +176,12 @@ fn parse_update(
     let Some(user) = request.user else {
         violations.add("user", REQUIRED);
         let writable = [("username", true), ("email", true)];
-        violations.check("update_mask", UpdateMask::parse(mask, writable, &READ_ONLY));
+        violations.check("update_mask", UpdateMask::parse(mask, writable));
         return Err(violations);
     };
     let id = violations.check("user.id", caller.resolve_user_id(&user.id));
     let writable = [("username", !user.username.is_empty()), ("email", !user.email.is_empty())];
-    let mask = violations.check("update_mask", UpdateMask::parse(mask, writable, &READ_ONLY));
+    let mask = violations.check("update_mask", UpdateMask::parse(mask, writable));
     let contains = |field| mask.as_ref().is_some_and(|mask| mask.contains(field));
     let username = contains("username")
         .then(|| violations.check("user.username", Username::parse(&user.username)))

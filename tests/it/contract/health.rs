@@ -27,14 +27,19 @@ async fn every_service_is_serving() {
 }
 
 #[tokio::test]
-async fn an_unknown_service_is_not_found() {
+async fn an_unknown_service_is_not_found_and_a_watch_of_it_stays_open() {
     let app = App::start().await;
     for service in ["no.such.Service", "TodoService", "fastzero.todo.v1", "Liveness", " "] {
         let rejected = try_check_health(&app.channel, service).await;
         assert_status(rejected, Code::NotFound, "SERVICE_UNKNOWN");
-        let request = HealthCheckRequest { service: service.to_owned() };
-        let rejected = HealthClient::new(app.channel.clone()).watch(request).await;
-        assert_status(rejected, Code::NotFound, "SERVICE_UNKNOWN");
+        let mut request = Request::new(HealthCheckRequest { service: service.to_owned() });
+        request.set_timeout(Duration::from_millis(300));
+        let watch = HealthClient::new(app.channel.clone()).watch(request).await;
+        let mut watch = watch.expect("watched").into_inner();
+        let first = watch.message().await.expect("a message").expect("a message");
+        assert_eq!(first.status(), ServingStatus::ServiceUnknown, "{service}");
+        let end = with_timeout("the deadline", watch.message()).await.expect_err("no message");
+        assert_eq!(end.code(), Code::DeadlineExceeded, "{service}");
     }
 }
 

@@ -59,14 +59,6 @@ async fn a_request_above_1_mib_is_out_of_range_and_the_connection_stays_open() {
 }
 
 #[tokio::test]
-async fn an_unknown_compression_is_unimplemented() {
-    let app = App::start().await;
-    let ana = app.signed_up("ana").await;
-    let raw = app.raw_client().await.with_token_of(&ana).with_metadata("grpc-encoding", "br");
-    assert_status(raw.call(LIST_TODOS, &[]).await, Code::Unimplemented, "UNIMPLEMENTED");
-}
-
-#[tokio::test]
 async fn metadata_above_16_kib_is_rejected_and_the_connection_stays_open() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;

@@ -1,6 +1,7 @@
 //! Rules that apply to every RPC.
 
 mod access;
+mod compression;
 mod deadlines;
 mod documentation;
 mod errors;
@@ -8,6 +9,7 @@ mod fuzz;
 mod health;
 mod messages;
 mod precedence;
+mod protocol;
 mod reflection;
 mod request_ids;
 

@@ -7,16 +7,17 @@ use prost_types::FileDescriptorProto;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_reflection::pb::v1::{
-    ServerReflectionRequest, ServerReflectionResponse, server_reflection_request::MessageRequest,
-    server_reflection_response::MessageResponse,
+    ExtensionRequest, ServerReflectionRequest, ServerReflectionResponse,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
 use crate::support::{
     App, RpcResult,
     app::config_with,
-    assert::{assert_has_error_details, assert_status},
+    assert::assert_status,
     health::check_health,
-    raw_client::RawClient,
+    http2::length_prefixed,
+    raw_client::{RawClient, full_body, read_rpc_result},
     todos::{discard_message, todo_titled},
 };
 
@@ -83,15 +84,99 @@ async fn reflection_lists_every_service_and_describes_it() {
     }
 }
 
+/// Sends requests in one stream, and returns the responses.
+async fn reflect_all(
+    raw: &RawClient,
+    version: &str,
+    requests: &[ServerReflectionRequest],
+) -> Vec<ServerReflectionResponse> {
+    let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+    let requests: Vec<_> =
+        requests.iter().flat_map(|request| length_prefixed(&request.encode_to_vec())).collect();
+    let response = raw.clone().send(&path, full_body(requests)).await.expect("a response");
+    let mut bytes = &*read_rpc_result(response).await.expect("OK at the end").into_inner();
+    let mut responses = Vec::new();
+    while let Some((prefix, rest)) = bytes.split_first_chunk::<5>() {
+        let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+        let (message, rest) = rest.split_at(length);
+        responses.push(ServerReflectionResponse::decode(message).expect("a response"));
+        bytes = rest;
+    }
+    responses
+}
+
 #[tokio::test]
-async fn an_unknown_symbol_has_the_details_of_every_error() {
+async fn an_error_is_a_response_and_the_stream_goes_on() {
     let app = App::start().await;
     let raw = app.raw_client().await;
+    let extension = |containing_type: &str, extension_number| {
+        let containing_type = containing_type.to_owned();
+        MessageRequest::FileContainingExtension(ExtensionRequest {
+            containing_type,
+            extension_number,
+        })
+    };
+    let unknown = "no.such.Symbol".to_owned();
+    let requests = [
+        (Some(MessageRequest::FileContainingSymbol(unknown.clone())), Some(Code::NotFound)),
+        (Some(MessageRequest::FileByFilename(unknown.clone())), Some(Code::NotFound)),
+        (Some(MessageRequest::AllExtensionNumbersOfType(unknown)), Some(Code::NotFound)),
+        (Some(extension("google.protobuf.MethodOptions", 1)), Some(Code::NotFound)),
+        (None, Some(Code::InvalidArgument)),
+        (Some(MessageRequest::ListServices("*".to_owned())), None),
+    ];
     for version in REFLECTION {
-        let request = MessageRequest::FileContainingSymbol("no.such.Symbol".to_owned());
-        let status = try_reflect(&raw, version, request).await.expect_err("unknown");
-        assert_eq!(status.code(), Code::NotFound);
-        assert_has_error_details(&status);
+        let sent = requests.clone().map(|(message_request, _)| ServerReflectionRequest {
+            host: "a.example".to_owned(),
+            message_request,
+        });
+        let responses = reflect_all(&raw, version, &sent).await;
+        assert_eq!(responses.len(), requests.len(), "{version}");
+        for ((response, sent), (_, code)) in responses.iter().zip(&sent).zip(&requests) {
+            assert_eq!(response.valid_host, "a.example");
+            assert_eq!(response.original_request.as_ref(), Some(sent));
+            let error = match &response.message_response {
+                Some(MessageResponse::ErrorResponse(error)) => Some(Code::from(error.error_code)),
+                _ => None,
+            };
+            assert_eq!(error, *code, "{version} {sent:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn extensions_are_described() {
+    let app = App::start().await;
+    let raw = app.raw_client().await;
+    let options = "google.protobuf.MethodOptions".to_owned();
+    for version in REFLECTION {
+        let request = MessageRequest::AllExtensionNumbersOfType(options.clone());
+        let MessageResponse::AllExtensionNumbersResponse(numbers) =
+            reflect(&raw, version, request).await
+        else {
+            panic!("no numbers");
+        };
+        assert_eq!(
+            (numbers.base_type_name, numbers.extension_number),
+            (options.clone(), vec![50710])
+        );
+        let request = MessageRequest::FileContainingExtension(ExtensionRequest {
+            containing_type: options.clone(),
+            extension_number: 50710,
+        });
+        let by_extension = reflect(&raw, version, request).await;
+        for symbol in ["fastzero.access.v1.access", "fastzero.access.v1.Access.level"] {
+            let request = MessageRequest::FileContainingSymbol(symbol.to_owned());
+            assert_eq!(reflect(&raw, version, request).await, by_extension, "{symbol}");
+        }
+        // A message without extensions.
+        let request = MessageRequest::AllExtensionNumbersOfType("fastzero.todo.v1.Todo".to_owned());
+        let MessageResponse::AllExtensionNumbersResponse(numbers) =
+            reflect(&raw, version, request).await
+        else {
+            panic!("no numbers");
+        };
+        assert!(numbers.extension_number.is_empty(), "{numbers:?}");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use crate::architecture::files;
+use crate::support::sources::files;
 
 /// The words of which the name of a limit has one.
 const LIMIT_WORDS: [&str; 8] = ["BYTES", "KIB", "LEN", "LIMIT", "MAX", "MIN", "TIMEOUT", "TTL"];

@@ -105,8 +105,8 @@ async fn the_source_of_an_error_in_a_stream_is_logged() {
 async fn an_error_before_the_first_message_ends_the_stream_with_its_headers() {
     let app = App::start().await;
     let mut stream = connect_raw(app.address, http2::PREFACE).await;
-    let request = HealthCheckRequest { service: "no.such.Service".to_owned() };
-    let message = http2::length_prefixed(&request.encode_to_vec());
+    let too_large = HealthCheckRequest { service: "x".repeat(5_000) };
+    let message = http2::length_prefixed(&too_large.encode_to_vec());
     let block = http2::header_block("/grpc.health.v1.Health/Watch", &[]);
     let call = [
         frame(http2::HEADERS, http2::END_HEADERS, 1, &block),

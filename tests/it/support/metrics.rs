@@ -30,8 +30,18 @@ pub struct HttpResponse {
 
 /// Sends one request.
 pub async fn http_request(address: SocketAddr, method: &str, path: &str) -> HttpResponse {
+    http_request_with(address, method, path, "").await
+}
+
+/// Sends one request with more header lines.
+pub async fn http_request_with(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+) -> HttpResponse {
     let mut stream = TcpStream::connect(address).await.expect("connected");
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut response = String::new();
     // The server closes the connection.

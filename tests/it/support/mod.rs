@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod client;
 pub mod collector;
 pub mod compose;
+pub mod compression;
 pub mod container;
 pub mod database;
 #[cfg(feature = "embedded")]
@@ -28,6 +29,7 @@ pub mod raw_client;
 pub mod readme;
 pub mod row_lock;
 pub mod scheduling_delay;
+pub mod sources;
 pub mod statements;
 pub mod text;
 pub mod time;

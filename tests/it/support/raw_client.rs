@@ -87,6 +87,19 @@ impl RawClient {
         self.connection.0.send_request(request.body(body).expect("a request")).await
     }
 
+    /// Sends a request of which nothing is set but the path.
+    pub async fn send_http(
+        &mut self,
+        request: http::request::Builder,
+        path: &str,
+        body: Body,
+    ) -> http::Response<Incoming> {
+        let uri = format!("{}{path}", self.origin.to_string().trim_end_matches('/'));
+        let request = request.uri(uri).body(body).expect("a request");
+        self.connection.0.ready().await.expect("an open connection");
+        self.connection.0.send_request(request).await.expect("a response")
+    }
+
     /// Appends a metadata entry.
     pub fn with_metadata(self, key: &'static str, value: impl Into<String>) -> Self {
         let value = MetadataValue::try_from(value.into()).expect("a metadata value");

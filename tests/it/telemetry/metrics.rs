@@ -15,7 +15,7 @@ use crate::support::{
     App,
     app::{SECRET_KEY, adjusted, connect},
     assert::assert_status,
-    metrics::{Scrape, config_with_metrics, http_request},
+    metrics::{Scrape, config_with_metrics, http_request, http_request_with},
     postgres::TestDatabase,
     process::Binary,
     proxy::{self, Proxy},
@@ -247,6 +247,32 @@ async fn other_paths_and_methods_are_rejected() {
         assert_eq!(response.body.is_empty(), method == "HEAD", "{method} {path}");
     }
     assert!(App::start().await.metrics_address.is_none());
+}
+
+#[tokio::test]
+async fn metrics_have_the_format_that_the_client_accepts() {
+    let app = App::start_with(config_with_metrics()).await;
+    let address = app.metrics_address.expect("metrics are enabled");
+    let fetch = async |accept| http_request_with(address, "GET", "/metrics", accept).await;
+    let openmetrics = fetch("Accept: application/openmetrics-text, text/plain;q=0.5\r\n").await;
+    assert!(openmetrics.head.contains("application/openmetrics-text; version=1.0.0"));
+    assert!(openmetrics.body.ends_with("# EOF\n"));
+    let text = fetch("Accept: text/plain\r\n").await;
+    assert!(text.head.contains("text/plain; version=0.0.4"), "{}", text.head);
+    assert!(!text.body.contains("# EOF") && !text.body.contains("# UNIT"), "{}", text.body);
+    // Each sample of a counter follows metadata with its name.
+    let counter = "fastzero_log_lines_dropped";
+    for line in ["# HELP {}_total ", "# TYPE {}_total counter\n", "\n{}_total "] {
+        let line = line.replace("{}", counter);
+        assert!(text.body.contains(&line), "{line} in {}", text.body);
+    }
+    assert!(openmetrics.body.contains(&format!("# TYPE {counter} counter\n")));
+    let samples = |body: &str| body.lines().filter(|line| !line.starts_with('#')).count();
+    assert_eq!(samples(&text.body), samples(&openmetrics.body));
+    for path in ["/healthz", "/readyz"] {
+        let probe = http_request_with(address, "GET", path, "Accept: application/json\r\n").await;
+        assert_eq!((probe.status, &*probe.body), (200, "ok\n"), "{path}");
+    }
 }
 
 #[tokio::test]

@@ -72,6 +72,24 @@ async fn an_update_without_a_mask_ignores_read_only_fields() {
     let updated = ana.update_todo(new, None).await;
     assert_eq!((&*updated.title, updated.create_time), ("new", old.create_time));
     assert!(to_system_time(updated.update_time) > to_system_time(old.update_time));
+
+    // Every path of the message, as generated clients send them.
+    let mask = [
+        "id",
+        "title",
+        "description",
+        "state",
+        "create_time",
+        "create_time.seconds",
+        "create_time.nanos",
+        "update_time",
+        "update_time.seconds",
+        "update_time.nanos",
+        "etag",
+    ];
+    let new = Todo { title: "newer".into(), ..updated };
+    let updated = ana.update_todo(new, Some(&mask)).await;
+    assert_eq!((&*updated.title, updated.create_time), ("newer", old.create_time));
 }
 
 /// AIP-203: a client may send back what it read.
@@ -107,6 +125,9 @@ async fn all_invalid_fields_of_an_update_are_reported_and_nothing_changes() {
         &["etag"],
         &["create_time"],
         &["update_time"],
+        &["id", "create_time", "update_time", "update_time.seconds", "etag"],
+        &["title", "etag.x"],
+        &["title", "update_time.hours"],
         &["nothing", "update_time"],
         &["todo.title"],
         &["Title"],

@@ -77,6 +77,23 @@ async fn read_only_fields_in_a_mask_are_ignored() {
     let mask = ["id", "username", "create_time", "update_time"];
     let updated = ana.update_user(own_user("new", ""), Some(&mask)).await;
     assert_eq!(&*updated.username, "new");
+
+    // Every path of the message, as generated clients send them.
+    let mask = [
+        "id",
+        "username",
+        "email",
+        "create_time",
+        "create_time.seconds",
+        "create_time.nanos",
+        "update_time",
+        "update_time.seconds",
+        "update_time.nanos",
+        "etag",
+    ];
+    let new = User { username: "newer".into(), ..updated };
+    let updated = ana.update_user(new, Some(&mask)).await;
+    assert_eq!((&*updated.username, &*updated.email), ("newer", "ana@example.com"));
 }
 
 #[tokio::test]
@@ -93,6 +110,8 @@ async fn all_invalid_fields_of_an_update_are_reported_and_nothing_changes() {
         (Some(&["etag"]), "new", "", &["update_mask"]),
         (Some(&["password"]), "new", "", &["update_mask"]),
         (Some(&["id", "nothing"]), "new", "", &["update_mask"]),
+        (Some(&["id", "update_time.nanos", "etag"]), "new", "", &["update_mask"]),
+        (Some(&["username", "etag.x"]), "new", "", &["update_mask"]),
         (Some(&["user.username"]), "new", "", &["update_mask"]),
         (Some(&["Username"]), "new", "", &["update_mask"]),
         (Some(&["username", ""]), "new", "", &["update_mask"]),

@@ -1,12 +1,13 @@
 //! Attacks with request messages.
 
-use std::io;
+use std::{io, sync::LazyLock};
 
 use hyper::body::Bytes;
 use tokio::time::sleep;
 
 use super::{CREATE, STEP, STREAMS, Target, readers::wait_until_closed};
 use crate::support::{
+    compression::{flagged, gzip},
     http2::{self, END_HEADERS, frame},
     raw_client::{full_body, unfinished_body},
 };
@@ -24,6 +25,23 @@ pub(super) async fn oversized_messages(target: Target) -> io::Result<()> {
         response.map_err(io::Error::other)?;
         target.count_step();
         sleep(STEP * 5).await;
+    }
+}
+
+/// Compressed messages that are at the limit after decompression, and above it. The server stops
+/// at the limit, so a larger one is no worse.
+pub(super) static BOMBS: LazyLock<[Bytes; 2]> =
+    LazyLock::new(|| [1, 2].map(|mib| flagged(&gzip(&vec![0; mib * 1024 * 1024])).into()));
+
+/// Sends decompression bombs.
+pub(super) async fn decompression_bombs(target: Target) -> io::Result<()> {
+    let mut raw = target.raw_client(None).await?.with_metadata("grpc-encoding", "gzip");
+    loop {
+        let bomb = &BOMBS[usize::from(target.worker.is_multiple_of(2))];
+        let response = raw.send(CREATE, full_body(bomb.clone())).await;
+        response.map_err(io::Error::other)?;
+        target.count_step();
+        sleep(STEP).await;
     }
 }
 

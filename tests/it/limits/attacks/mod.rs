@@ -14,7 +14,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -30,7 +30,10 @@ use self::{
         calls_without_a_body, continuation_floods, hpack_bombs, incomplete_header_lists,
         large_header_lists, many_small_headers, oversized_header_lists,
     },
-    messages::{incomplete_requests, oversized_messages, slow_senders, truncated_messages},
+    messages::{
+        BOMBS, decompression_bombs, incomplete_requests, oversized_messages, slow_senders,
+        truncated_messages,
+    },
     readers::{slow_readers, unread_errors, unread_reflection, unread_responses},
     service::Service,
 };
@@ -115,6 +118,7 @@ attacks! {
     oversized_header_lists: 4,
     hpack_bombs: 8,
     oversized_messages: 8,
+    decompression_bombs: 8,
     truncated_messages: 4,
     incomplete_requests: 8,
     slow_readers: 8,
@@ -158,6 +162,8 @@ impl Size {
 
 async fn run_attack(name: &'static str, size: Size) -> Result<(), String> {
     let attack = *ATTACKS.iter().find(|attack| attack.name == name).expect("a known attack");
+    // An attacker has the lowest priority, and would not compress them within a brief test.
+    LazyLock::force(&BOMBS);
     let service = Service::start(attack.has_tls).await;
     let before = service.server.memory_kib("VmRSS");
     service.reset_peak_memory();
