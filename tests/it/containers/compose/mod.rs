@@ -23,6 +23,7 @@ use crate::support::{
 const BASE: &str = "compose.yaml";
 const REPLICAS: &str = "deploy/compose.replicas.yaml";
 const SECRETS: &str = "deploy/compose.secrets.yaml";
+const TLS: &str = "deploy/compose.tls.yaml";
 const TESTS: &str = "deploy/compose.tests.yaml";
 
 /// The section of `docs/deployment.md` on upgrades of PostgreSQL.

@@ -3,10 +3,12 @@
 use fast_zero::proto::todo::v1::ListTodosRequest;
 use tonic::Code;
 
-use super::{BASE, UPGRADES, login};
+use super::{APP, BASE, UPGRADES, login};
 use crate::support::{
     assert::assert_status,
-    compose::{Stack, docker_command, expect_success, free_port, is_engine_available, run_command},
+    compose::{
+        Stack, docker_command, expect_success, free_port, inspect, is_engine_available, run_command,
+    },
     readme::{API, DEPLOYMENT, README, commands, has_grpcurl, subsection_blocks},
     todos::titles,
 };
@@ -46,6 +48,14 @@ async fn the_commands_of_the_documentation_work_as_pasted() {
     for shown in ["status: SERVING", "\"status\": \"SERVING\"", "(healthy)", "TODO_STATE_DONE"] {
         assert!(output.contains(shown), "{shown} is not in:\n{output}");
     }
+    // The last start, in a shell of its own, has the commit of the first build.
+    stack.compose(&["up", "--build", "--wait"]).await;
+    let label = "{{index .Config.Labels \"org.opencontainers.image.revision\"}}";
+    let built = inspect(&stack.container(APP).await, label).await;
+    let env = std::fs::read_to_string(stack.path(".env")).expect("the file exists");
+    let commit = env.lines().find_map(|line| line.strip_prefix("FASTZERO_COMMIT="));
+    assert_eq!(commit, Some(&*built));
+    assert_eq!(built.len(), 12, "{built}");
     let anonymous = stack.anonymous().await;
     let ana = anonymous.logged_in("ana", "correct horse").await.expect("ana was restored");
     let todos = ana.list_todos(ListTodosRequest::default()).await.todos;
