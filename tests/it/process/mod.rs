@@ -3,6 +3,7 @@
 #[cfg(feature = "embedded")]
 mod embedded;
 mod lifecycle;
+mod roles;
 mod settings;
 mod shutdown;
 mod startup;
