@@ -99,16 +99,23 @@ async fn a_replica_that_is_not_ready_gets_no_calls() {
     let broken =
         ["run", "--detach", "--no-deps", "--use-aliases", "-e", url, "-e", wait, APP, "serve"];
     let broken = stack.compose(&broken).await;
-    logged("Server replicas/replica3 is DOWN, reason: Layer7 wrong status").await;
+    wait_until("the replica listens", async || {
+        docker_logs(broken.trim()).await.contains("\"serving metrics\"")
+    })
+    .await;
+    logged("Server replicas/replica3 is DOWN").await;
+    // Longer than a check of its port would take to admit it.
+    let until = Instant::now() + Duration::from_secs(3);
     let callers = (0..8).map(|_| {
         let (ana, id) = (ana.clone(), todo.id.clone());
         async move {
-            for _ in 0..100 {
+            while Instant::now() < until {
                 ana.get_todo(&id).await;
             }
         }
     });
     join_all(callers).await;
+    assert!(!docker_logs(broken.trim()).await.contains("GetTodo"), "it gets no calls");
     docker(&["rm", "--force", broken.trim()]).await;
 
     // Without a ready replica, callers receive the reason.
