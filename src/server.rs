@@ -46,7 +46,7 @@ use crate::{
         traces::{self, CallTracer},
     },
     todo::{service::TodoService, store::TodoStore},
-    transport::{accept::Acceptor, tls},
+    transport::{accept::Acceptor, failures::FailureLog, tls},
     types::error_chain::{BoxError, ErrorChain},
     user::{service::UserService, sign_up_limit::SignUpLimiter, store::UserStore},
 };
@@ -74,6 +74,7 @@ const STARTUP_RETRY_DELAY: Duration = Duration::from_millis(500);
 pub struct Server {
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
+    tls: bool,
     context: Arc<Context>,
     readiness: ReadinessReporter,
     connections: JoinHandle<()>,
@@ -118,6 +119,7 @@ impl Server {
         // Until the very end, so that a shutdown can be observed.
         let admin = AdminServer { metrics: metrics.clone(), readiness: readiness.clone() };
         let admin_address = serve_admin(config, admin, force_close.clone()).await?;
+        let has_tls = tls.is_some();
         let acceptor = Acceptor {
             service: middleware::stack(&context),
             limits,
@@ -125,11 +127,21 @@ impl Server {
             quotas,
             trusted_proxies: config.listen.trusted_proxies.clone(),
             open_connections: metrics.connections.clone(),
+            failures: Arc::new(FailureLog::new(|reason| metrics.connection_failures(reason))),
             drain: drain.clone(),
             force_close: force_close.clone(),
         };
         let connections = tokio::spawn(acceptor.run(listener));
-        Ok(Self { address, admin_address, context, readiness, connections, drain, force_close })
+        Ok(Self {
+            address,
+            admin_address,
+            tls: has_tls,
+            context,
+            readiness,
+            connections,
+            drain,
+            force_close,
+        })
     }
 
     /// Returns the address of the admin server, if there is one.
@@ -165,7 +177,8 @@ impl Server {
             self.readiness.set_ready(true);
             let check = HealthCheck::new(database);
             let watch = tokio::spawn(self.readiness.clone().watch_database(check));
-            tracing::info!(address = %self.address, "serving");
+            let admin_address = self.admin_address.map(tracing::field::display);
+            tracing::info!(address = %self.address, admin_address, tls = self.tls, "serving");
             on_ready(self.address);
             shutdown.cancelled().await;
             watch.abort();

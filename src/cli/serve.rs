@@ -20,6 +20,11 @@ use crate::{
 pub(super) async fn run(mut config: Config) -> Result<ExitCode, ExitError> {
     // Validate the settings before starting anything.
     config.validate()?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        commit = env!("FASTZERO_COMMIT"),
+        "starting"
+    );
     let shutdown = Shutdown::on_signals()?;
     let listen_addr = config.listen.grpc.listen_addr;
     let listener = TcpListener::bind(listen_addr).await.map_err(|error| {

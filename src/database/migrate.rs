@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::{
-    ConnectOptions, Connection, PgConnection,
+    ConnectOptions, Connection, PgConnection, PgPool,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -36,10 +36,14 @@ pub(crate) async fn migrate(options: &PgConnectOptions, max_wait: Duration) -> R
     check_session(&options).await?;
     // A pool, because the future of a borrowed connection is not `Send` here.
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+    let before = applied_versions(&pool).await;
     let migrated = MIGRATIONS.run(&pool).await;
     pool.close().await;
     match migrated {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            log_applied(&before);
+            Ok(())
+        }
         Err(MigrateError::Execute(error)) => Err(Error::from(error)),
         Err(MigrateError::VersionMismatch(version)) => Err(Error::internal(format!(
             "the table _sqlx_migrations has another migration {version} than fast-zero: another \
@@ -62,6 +66,24 @@ async fn check_session(options: &PgConnectOptions) -> Result<(), Error> {
         ))),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(Error::DatabaseUnavailable("timed out".into())),
+    }
+}
+
+/// Returns the versions of the applied migrations: none if the table does not exist. The migrator
+/// reports all other errors.
+async fn applied_versions(pool: &PgPool) -> Vec<i64> {
+    let versions = sqlx::query_scalar("select version from _sqlx_migrations where success");
+    versions.fetch_all(pool).await.unwrap_or_default()
+}
+
+/// Logs the migrations that were missing. Another replica may have applied some of them meanwhile.
+fn log_applied(before: &[i64]) {
+    let applied = MIGRATIONS.iter().filter(|migration| !before.contains(&migration.version));
+    let applied: Vec<_> = applied
+        .map(|migration| format!("{:04} {}", migration.version, migration.description))
+        .collect();
+    if !applied.is_empty() {
+        tracing::info!(applied = applied.join(", "), "schema migrated");
     }
 }
 

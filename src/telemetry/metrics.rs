@@ -93,6 +93,7 @@ pub(crate) struct Metrics {
     pub(crate) database_up: Gauge,
     pub(crate) password_failures: Counter,
     pub(crate) session_cache: SessionCacheMetrics,
+    connection_failures: Family<ReasonLabel, Counter>,
     log_lines_dropped: Counter,
     used_connections: Gauge,
     idle_connections: Gauge,
@@ -147,6 +148,11 @@ struct ResultLabel {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
 impl Metrics {
     /// Creates the metrics of the methods at these paths. `dropped_lines` returns how many log
     /// lines were dropped.
@@ -168,6 +174,9 @@ impl Metrics {
         let help = "Session cache lookups by result";
         own.register("session_cache_lookups", help, results.clone());
         let result = |result| results.get_or_create_owned(&ResultLabel { result });
+        let connection_failures = Family::<ReasonLabel, Counter>::default();
+        let help = "Connections that failed before their first call, by reason";
+        own.register("connection_failures", help, connection_failures.clone());
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             own.register(name, help, gauge.clone());
@@ -194,6 +203,7 @@ impl Metrics {
             database_up,
             password_failures: counter("password_failures", "Password checks that failed"),
             session_cache: SessionCacheMetrics { hits: result("hit"), misses: result("miss") },
+            connection_failures,
             log_lines_dropped: counter(
                 "log_lines_dropped",
                 "Log lines dropped because the buffer was full",
@@ -212,6 +222,12 @@ impl Metrics {
     /// effect.
     pub(crate) fn set_sources(&self, sources: ScrapeSources) {
         let _ = self.sources.set(sources);
+    }
+
+    /// Returns the counter of failed connections with this reason.
+    #[must_use]
+    pub(crate) fn connection_failures(&self, reason: &'static str) -> Counter {
+        self.connection_failures.get_or_create_owned(&ReasonLabel { reason })
     }
 
     /// Returns all metrics as text. Does not wait.

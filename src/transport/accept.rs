@@ -19,7 +19,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ConnectionState, InboundService,
-    connection::{Lifetime, handshake_plaintext, handshake_tls, serve_connection},
+    connection::{ConnectionError, Lifetime, handshake_plaintext, handshake_tls, serve_connection},
+    failures::{ConnectionFailure, FailureLog},
     tls::ReloadingTls,
 };
 use crate::{
@@ -71,6 +72,7 @@ pub(crate) struct Acceptor<S> {
     /// Proxies, which have no quota of their own: they connect for many clients.
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) open_connections: Gauge,
+    pub(crate) failures: Arc<FailureLog>,
     /// Cancelled when the server stops accepting and drains its connections.
     pub(crate) drain: CancellationToken,
     /// Cancelled when the server closes what is left.
@@ -84,7 +86,7 @@ impl<S: InboundService> Acceptor<S> {
         let tasks = TaskTracker::new();
         loop {
             let (stream, peer_addr) = tokio::select! {
-                accepted = accept(&listener) => accepted,
+                accepted = self.accept(&listener) => accepted,
                 () = self.drain.cancelled() => break,
             };
             self.spawn_connection(stream, peer_addr, &slots, &tasks);
@@ -97,6 +99,19 @@ impl<S: InboundService> Acceptor<S> {
         tasks.wait().await;
     }
 
+    /// Accepts the next connection. An error of one connection does not end the loop.
+    async fn accept(&self, listener: &TcpListener) -> (TcpStream, SocketAddr) {
+        loop {
+            match listener.accept().await.and_then(set_nodelay) {
+                Ok(accepted) => return accepted,
+                Err(error) => {
+                    self.failures.record(ConnectionFailure::Accept, None, &error);
+                    sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
     /// Serves a connection, or closes it at once if a limit is reached.
     fn spawn_connection(
         &self,
@@ -106,9 +121,12 @@ impl<S: InboundService> Acceptor<S> {
         tasks: &TaskTracker,
     ) {
         let peer_ip = peer_addr.ip().to_canonical();
-        let Some(slot) = self.acquire_slot(peer_ip, slots) else {
-            tracing::debug!(%peer_addr, "connection limit reached, closing connection");
-            return;
+        let slot = match self.acquire_slot(peer_ip, slots) {
+            Ok(slot) => slot,
+            Err(failure) => {
+                let limit = "connection limit reached, closing connection";
+                return self.failures.record(failure, Some(peer_addr), &limit);
+            }
         };
         let drain = self.drain.child_token();
         let connection = Arc::new(ConnectionState::new(peer_ip, slot.quota.clone(), drain));
@@ -129,47 +147,48 @@ impl<S: InboundService> Acceptor<S> {
         }
     }
 
-    fn supervise<E: std::fmt::Display>(
+    fn supervise(
         &self,
-        serving: impl Future<Output = Result<(), E>> + Send + 'static,
+        serving: impl Future<Output = Result<(), ConnectionError>> + Send + 'static,
         peer_addr: SocketAddr,
         slot: ConnectionSlot,
     ) -> impl Future<Output = Option<()>> + Send + 'static {
+        let failures = self.failures.clone();
         let connection = async move {
-            if let Err(error) = serving.await {
-                tracing::debug!(%error, %peer_addr, "connection error");
+            match serving.await {
+                Ok(()) => {}
+                Err(ConnectionError::Handshake(error)) => {
+                    failures.record(error.failure, Some(peer_addr), &error);
+                }
+                Err(error) => tracing::debug!(%error, %peer_addr, "connection error"),
             }
             drop(slot);
         };
         self.force_close.clone().run_until_cancelled_owned(connection)
     }
 
-    /// Returns `None` if there are too many connections, in total or of the client.
-    fn acquire_slot(&self, ip: IpAddr, slots: &Arc<Semaphore>) -> Option<ConnectionSlot> {
+    /// Returns an error if there are too many connections, in total or of the client.
+    fn acquire_slot(
+        &self,
+        ip: IpAddr,
+        slots: &Arc<Semaphore>,
+    ) -> Result<ConnectionSlot, ConnectionFailure> {
         let quota = self.quotas.get(ip);
-        let global_permit = slots.clone().try_acquire_owned().ok()?;
+        let acquire = |slots: &Arc<Semaphore>| slots.clone().try_acquire_owned();
+        let global_permit = acquire(slots).map_err(|_| ConnectionFailure::ConnectionLimit)?;
         let is_proxy = self.trusted_proxies.iter().any(|network| network.contains(&ip));
-        let client_permit =
-            if is_proxy { None } else { Some(quota.connections.clone().try_acquire_owned().ok()?) };
-        Some(ConnectionSlot {
+        let client_permit = if is_proxy {
+            None
+        } else {
+            let permit = acquire(&quota.connections);
+            Some(permit.map_err(|_| ConnectionFailure::ClientConnectionLimit)?)
+        };
+        Ok(ConnectionSlot {
             quota,
             _global_permit: global_permit,
             _client_permit: client_permit,
             _gauge_guard: GaugeGuard::new(&self.open_connections),
         })
-    }
-}
-
-/// Accepts the next connection. An error of one connection does not end the loop.
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    loop {
-        match listener.accept().await.and_then(set_nodelay) {
-            Ok(accepted) => return accepted,
-            Err(error) => {
-                tracing::warn!(%error, "failed to accept connection");
-                sleep(ACCEPT_BACKOFF).await;
-            }
-        }
     }
 }
 

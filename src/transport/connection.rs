@@ -20,7 +20,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{ConnectionState, Inbound, InboundService, io::ConnectionIo, tls::ReloadingTls};
+use super::{
+    ConnectionState, Inbound, InboundService,
+    failures::{ConnectionFailure, HandshakeError},
+    io::ConnectionIo,
+    tls::ReloadingTls,
+};
 use crate::types::error_chain::BoxError;
 
 /// `SETTINGS_MAX_HEADER_LIST_SIZE`: the largest metadata of a request.
@@ -54,6 +59,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The client's connection preface (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// The start of a TLS connection: the type of a handshake record, and the major version.
+const TLS_HANDSHAKE: &[u8] = &[0x16, 0x03];
+
 /// How long a connection may be without frames until the server sends a PING.
 ///
 /// Test: `a_client_that_does_not_acknowledge_a_ping_is_closed`.
@@ -81,25 +89,39 @@ pub(crate) struct Lifetime {
     pub(crate) idle_timeout: Duration,
 }
 
+/// The stream of a client that speaks HTTP/2.
+type Handshake<S> = Result<S, HandshakeError>;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionError {
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error("{0}")]
+    Http2(#[source] BoxError),
+}
+
 /// Serves a connection until it has ended.
 pub(super) async fn serve_connection(
-    handshake: impl Future<Output = io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
+    handshake: impl Future<Output = Handshake<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
     connection: Arc<ConnectionState>,
     service: impl InboundService,
     lifetime: Lifetime,
-) -> Result<(), BoxError> {
+) -> Result<(), ConnectionError> {
     let state = connection.clone();
     let serving = pin!(serve_http2(handshake, connection, service, lifetime));
     yield_before_poll(&state, serving).await
 }
 
 async fn serve_http2(
-    handshake: impl Future<Output = io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
+    handshake: impl Future<Output = Handshake<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
     connection: Arc<ConnectionState>,
     service: impl InboundService,
     lifetime: Lifetime,
-) -> Result<(), BoxError> {
-    let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await??;
+) -> Result<(), ConnectionError> {
+    let stream = timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|error| HandshakeError::new(ConnectionFailure::Timeout, error.into()))??;
     let stream = ConnectionIo::new(stream, connection.clone());
     let started_calls = Arc::new(AtomicUsize::new(0));
     let call = {
@@ -120,7 +142,9 @@ async fn serve_http2(
         .serve_connection(TokioIo::new(stream), call);
     let mut http2 = pin!(http2);
     tokio::select! {
-        ended = http2.as_mut() => return Ok(ended?),
+        ended = http2.as_mut() => {
+            return ended.map_err(|error| ConnectionError::Http2(error.into()));
+        }
         () = connection.stalled() => tracing::debug!("client stopped reading, closing connection"),
         () = connection.drain.cancelled() => {}
         () = sleep(with_jitter(lifetime.max_age)) => {}
@@ -129,7 +153,10 @@ async fn serve_http2(
     // Ends the streams. Unary calls end by themselves.
     connection.drain.cancel();
     http2.as_mut().graceful_shutdown();
-    Ok(timeout(CONNECTION_DRAIN_TIMEOUT, http2).await??)
+    match timeout(CONNECTION_DRAIN_TIMEOUT, http2).await {
+        Ok(ended) => ended.map_err(|error| ConnectionError::Http2(error.into())),
+        Err(elapsed) => Err(ConnectionError::Http2(elapsed.into())),
+    }
 }
 
 /// Lets the runnable tasks go first each time before the connection's, so that the responses of
@@ -155,7 +182,7 @@ async fn yield_before_poll<T>(
 /// as those of TLS do.
 pub(super) async fn handshake_plaintext(
     stream: TcpStream,
-) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin> {
+) -> Handshake<impl AsyncRead + AsyncWrite + Send + Unpin> {
     let (read, write) = stream.into_split();
     read_preface(read, write).await
 }
@@ -164,7 +191,7 @@ pub(super) async fn handshake_plaintext(
 pub(super) async fn handshake_tls(
     stream: TcpStream,
     tls: Arc<ReloadingTls>,
-) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin> {
+) -> Handshake<impl AsyncRead + AsyncWrite + Send + Unpin> {
     let (read, write) = tokio::io::split(tls.accept(stream).await?);
     read_preface(read, write).await
 }
@@ -173,11 +200,17 @@ pub(super) async fn handshake_tls(
 async fn read_preface(
     mut read: impl AsyncRead + Send + Unpin,
     write: impl AsyncWrite + Send + Unpin,
-) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin> {
+) -> Handshake<impl AsyncRead + AsyncWrite + Send + Unpin> {
     let mut preface = [0; PREFACE.len()];
-    read.read_exact(&mut preface).await?;
+    read.read_exact(&mut preface).await.map_err(HandshakeError::disconnected)?;
     if preface != *PREFACE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client speaks no HTTP/2"));
+        let (failure, message) = if preface.starts_with(TLS_HANDSHAKE) {
+            (ConnectionFailure::TlsToPlaintext, "the client speaks TLS")
+        } else {
+            (ConnectionFailure::NotHttp2, "the client speaks no HTTP/2")
+        };
+        let error = io::Error::new(io::ErrorKind::InvalidData, message);
+        return Err(HandshakeError::new(failure, error));
     }
     Ok(tokio::io::join(Cursor::new(preface).chain(read), write))
 }

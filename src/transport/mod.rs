@@ -2,12 +2,14 @@
 //!
 //! - [`accept`]: the accept loop, and how many connections there may be
 //! - [`connection`]: one connection from its handshake to its GOAWAY
+//! - [`failures`]: connections that fail before their first call
 //! - [`io`]: reads and writes of a connection, with a read budget and stall detection
 //! - [`stall`]: detects responses and writes that a client does not read
 //! - [`tls`]: certificates, and their reload
 
 pub(crate) mod accept;
 pub(crate) mod connection;
+pub(crate) mod failures;
 mod io;
 pub(crate) mod stall;
 pub(crate) mod tls;

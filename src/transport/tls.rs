@@ -40,6 +40,8 @@ use tokio_rustls::{
 };
 use tower::Service;
 
+use super::failures::{ConnectionFailure, HandshakeError};
+
 /// The only ALPN protocol that is offered: HTTP/2 (RFC 9113, section 3.2).
 const ALPN: &[u8] = b"h2";
 
@@ -126,12 +128,14 @@ impl ReloadingTls {
     pub async fn accept(
         &self,
         stream: TcpStream,
-    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
+    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, HandshakeError> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let stream = TlsAcceptor::from(current).accept(stream).await?;
+        let stream = TlsAcceptor::from(current).accept(stream).await;
+        let stream = stream.map_err(|error| HandshakeError::new(failure(&error), error))?;
         // The handshake also succeeds if the client offers no ALPN protocol.
         if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the client asks for no h2"));
+            let error = io::Error::new(io::ErrorKind::InvalidData, "the client asks for no h2");
+            return Err(HandshakeError::new(ConnectionFailure::Alpn, error));
         }
         Ok(stream)
     }
@@ -196,6 +200,24 @@ impl TlsFiles {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(client_identity)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(config)
+    }
+}
+
+/// Returns why a TLS handshake failed.
+fn failure(error: &io::Error) -> ConnectionFailure {
+    use rustls::Error;
+    match error.get_ref().and_then(|source| source.downcast_ref()) {
+        None => ConnectionFailure::Disconnected,
+        Some(Error::InvalidMessage(_)) => ConnectionFailure::PlaintextToTls,
+        Some(Error::NoApplicationProtocol) => ConnectionFailure::Alpn,
+        Some(Error::NoCertificatesPresented | Error::InvalidCertificate(_)) => {
+            ConnectionFailure::ClientCertificate
+        }
+        // The alerts about certificates, their CA and their signature (RFC 8446, section 6).
+        Some(Error::AlertReceived(alert)) if matches!(u8::from(*alert), 42..=46 | 48 | 51) => {
+            ConnectionFailure::ServerCertificate
+        }
+        Some(_) => ConnectionFailure::Tls,
     }
 }
 

@@ -213,7 +213,20 @@ impl LoginAttempt {
 
     /// Records that the password did not match. Returns `true` if that causes a lockout.
     pub(super) fn record_failure(self) -> bool {
-        self.throttle.table().record_failure(self.keys, Instant::now())
+        let now = Instant::now();
+        let [.., client] = self.keys;
+        let (locks, locks_client) = {
+            let mut table = self.throttle.table();
+            let locks = table.record_failure(self.keys, now);
+            (locks, locks && table.entry(client, now).locked_for(now).is_some())
+        };
+        if locks_client {
+            tracing::warn!(
+                hint = "if the address is a proxy's, name it in TRUSTED_PROXIES",
+                "client locked out"
+            );
+        }
+        locks
     }
 }
 

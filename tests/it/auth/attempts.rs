@@ -373,3 +373,20 @@ async fn sign_ups_and_name_conflicts_are_limited_per_client_and_minute() {
     sign_up(&app.client_at("192.0.2.2"), "eva").await.expect("signed up");
     assert_eq!(app.fetch_scalar::<i64>("select count(*) from users").await, 3);
 }
+
+#[tokio::test]
+async fn the_lockout_of_a_client_address_is_warned_of() {
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).start();
+    let address = server.address().await.parse().expect("an address");
+    let client = Client::new(connect(address).await);
+    for number in 0..MAX_CLIENT_FAILURES {
+        let rejected = client.try_log_in(&format!("user{number}"), WRONG_PASSWORD).await;
+        assert_unauthenticated(rejected, "INCORRECT_CREDENTIALS");
+    }
+    let line = server.wait_for_line("\"client locked out\"").await;
+    for part in ["\"WARN\"", "TRUSTED_PROXIES", "\"client_ip\":\"127.0.0.1\""] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert_eq!(server.output().matches("\"client locked out\"").count(), 1);
+}

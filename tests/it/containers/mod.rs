@@ -2,3 +2,4 @@
 
 mod compose;
 mod postgres;
+mod release;

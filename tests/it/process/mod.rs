@@ -5,6 +5,7 @@ mod dotenv;
 #[cfg(feature = "embedded")]
 mod embedded;
 mod lifecycle;
+mod roles;
 mod settings;
 mod shutdown;
 mod startup;

@@ -54,8 +54,28 @@ fn the_documentation_and_the_example_name_every_setting_and_no_other() {
     }
     // Further variables that compose reads.
     for name in assigned {
-        let of_compose = name.starts_with("POSTGRES_") || name == "FASTZERO_PORT";
+        let of_compose = name.starts_with("POSTGRES_")
+            || ["FASTZERO_COMMIT", "FASTZERO_PORT", "GRAFANA_PORT", "PROMETHEUS_PORT"]
+                .contains(&name);
         assert!(of_compose || variables.iter().any(|known| known == name), "{name} is no setting");
+    }
+}
+
+#[test]
+fn the_kubernetes_examples_use_only_existing_settings() {
+    let variables = variables();
+    for manifest in [
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kubernetes.yaml")),
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kubernetes-migrate.yaml")),
+    ] {
+        let names = manifest.split("- name: ").skip(1).filter_map(|rest| rest.lines().next());
+        let is_variable =
+            |name: &&str| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        let set: Vec<_> = names.filter(is_variable).collect();
+        assert!(set.contains(&"DATABASE_URL_FILE"), "{set:?}");
+        for name in set {
+            assert!(variables.iter().any(|known| known == name), "{name} is no setting");
+        }
     }
 }
 

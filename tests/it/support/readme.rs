@@ -23,9 +23,20 @@ pub const TLS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/tl
 /// Returns the shell commands of a section of a document.
 pub fn commands(document: &str, section: &str) -> String {
     let (_, rest) = document.split_once(&format!("\n## {section}\n")).expect("the section exists");
-    let section = rest.split("\n## ").next().unwrap_or(rest);
-    let blocks = section.split("```sh\n").skip(1);
-    blocks.filter_map(|block| block.split("\n```").next()).collect::<Vec<_>>().join("\n")
+    blocks(rest.split("\n## ").next().unwrap_or(rest)).join("\n")
+}
+
+/// Returns the blocks of shell commands of a section within a section.
+pub fn subsection_blocks<'a>(document: &'a str, subsection: &str) -> Vec<&'a str> {
+    let (_, rest) =
+        document.split_once(&format!("\n### {subsection}\n")).expect("the section exists");
+    let rest = rest.split("\n## ").next().unwrap_or(rest);
+    blocks(rest.split("\n### ").next().unwrap_or(rest))
+}
+
+/// Returns the blocks of shell commands of a text.
+fn blocks(text: &str) -> Vec<&str> {
+    text.split("```sh\n").skip(1).filter_map(|block| block.split("\n```").next()).collect()
 }
 
 /// Returns `true` if grpcurl is installed. Otherwise prints that the test is skipped.

@@ -1,4 +1,5 @@
-//! Metrics and traces.
+//! Metrics, traces and the log of connections.
 
+mod connection_failures;
 mod metrics;
 mod traces;

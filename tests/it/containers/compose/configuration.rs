@@ -1,8 +1,13 @@
 //! Missing and invalid settings, and secrets from files.
 
-use super::{APP, BASE, DATABASE, REPLICAS, SECRETS, TESTS};
-use crate::support::compose::{
-    DATABASE_PASSWORD, Stack, combined_output, inspect, is_engine_available,
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use super::{APP, BASE, DATABASE, REPLICAS, SECRETS, TESTS, TLS};
+use crate::support::{
+    certificates::CertificateAuthority,
+    compose::{DATABASE_PASSWORD, Stack, combined_output, inspect, is_engine_available},
 };
 
 #[tokio::test]
@@ -25,12 +30,56 @@ async fn compose_names_missing_settings() {
         combined_output(&rejected)
     );
 
-    for files in [&[BASE][..], &[BASE, REPLICAS], &[BASE, SECRETS], &[TESTS]] {
+    for files in [&[BASE][..], &[BASE, REPLICAS], &[BASE, SECRETS], &[BASE, TLS], &[TESTS]] {
         let stack = Stack::configured(files);
         let checked = stack.try_compose(&["config", "--quiet"]).await;
         assert!(checked.status.success(), "{files:?}");
         assert_eq!(combined_output(&checked), "", "{files:?}");
     }
+}
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn all_services_rotate_their_logs_and_mount_existing_files() {
+    if !is_engine_available() {
+        return;
+    }
+    for files in [&[BASE][..], &[BASE, REPLICAS], &[BASE, SECRETS], &[BASE, TLS], &[TESTS]] {
+        let stack = Stack::configured(files);
+        let config = ["--profile", "monitoring", "config", "--format", "json"];
+        let config: Value = serde_json::from_str(&stack.compose(&config).await).expect("JSON");
+        let services = config["services"].as_object().expect("services");
+        assert_eq!(services.contains_key("fastzero_grafana"), files[0] == BASE, "{files:?}");
+        for (name, service) in services {
+            assert_eq!(service["logging"]["driver"], "local", "{name} of {files:?}");
+            let volumes = service["volumes"].as_array().into_iter().flatten();
+            for volume in volumes.filter(|volume| volume["type"] == "bind") {
+                let source = volume["source"].as_str().expect("a path");
+                // The user creates the directory of the certificate.
+                let exists = source.ends_with("/tls") || std::path::Path::new(source).exists();
+                assert!(exists, "{name} of {files:?} mounts {source}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn the_example_with_tls_serves_tls_and_is_healthy() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::configured(&[BASE, TLS]);
+    let authority = CertificateAuthority::new();
+    let identity = authority.issue();
+    std::fs::create_dir(stack.path("tls")).expect("created");
+    for (name, pem) in [("cert.pem", &identity.certificate), ("key.pem", &identity.key)] {
+        std::fs::write(stack.path("tls").join(name), pem).expect("written");
+    }
+    stack.compose(&["up", "--build", "--wait"]).await;
+    let address = SocketAddr::from(([127, 0, 0, 1], stack.port));
+    assert!(authority.client().can_call(address).await);
+    assert!(!CertificateAuthority::new().client().can_call(address).await, "another authority");
 }
 
 #[tokio::test]

@@ -1,17 +1,22 @@
 //! The stack with two replicas behind a load balancer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 use tonic::Code;
 
-use super::{APP, BASE, REPLICAS, docker_logs};
+use super::{APP, BASE, DATABASE, REPLICAS, docker_logs, timed};
 use crate::support::{
     Client,
+    assert::assert_status,
     compose::{DATABASE_PASSWORD, Stack, docker, is_engine_available},
     parallel::join_all,
     wait::wait_until,
 };
+
+/// The maximum time from the recovery of the database to the first successful call: the pause of
+/// the pooler, a health check of 2 s, and the check of the load balancer.
+const MAX_RECOVERY_TIME: Duration = Duration::from_secs(5);
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
@@ -72,6 +77,65 @@ async fn calls_are_balanced_across_two_replicas() {
         reached(&replicas[0]).await > before
     })
     .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn a_replica_that_is_not_ready_gets_no_calls() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::started(&[BASE, REPLICAS]).await;
+    let ana = stack.anonymous().await.signed_up("ana").await;
+    let todo = ana.create_todo("Share").await;
+    let balancer = stack.container("fastzero_balancer").await;
+    let logged = async |text: &str| {
+        wait_until(text, async || docker_logs(&balancer).await.contains(text)).await;
+    };
+
+    // A third replica accepts connections and cannot reach the database.
+    let url = "DATABASE_URL=postgresql://app_user@127.0.0.1:1/app_db";
+    let wait = "DATABASE_WAIT_SECONDS=600";
+    let broken =
+        ["run", "--detach", "--no-deps", "--use-aliases", "-e", url, "-e", wait, APP, "serve"];
+    let broken = stack.compose(&broken).await;
+    wait_until("the replica listens", async || {
+        docker_logs(broken.trim()).await.contains("\"serving metrics\"")
+    })
+    .await;
+    logged("Server replicas/replica3 is DOWN").await;
+    // Longer than a check of its port would take to admit it.
+    let until = Instant::now() + Duration::from_secs(3);
+    let callers = (0..8).map(|_| {
+        let (ana, id) = (ana.clone(), todo.id.clone());
+        async move {
+            while Instant::now() < until {
+                ana.get_todo(&id).await;
+            }
+        }
+    });
+    join_all(callers).await;
+    assert!(!docker_logs(broken.trim()).await.contains("GetTodo"), "it gets no calls");
+    docker(&["rm", "--force", broken.trim()]).await;
+
+    // Without a ready replica, callers receive the reason.
+    stack.compose(&["kill", DATABASE]).await;
+    logged("backend 'replicas' has no server available").await;
+    for _ in 0..10 {
+        let rejected = timed(ana.try_get_todo(&todo.id)).await;
+        assert_status(rejected, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    }
+    // The pooler connects again soon after the database is back.
+    stack.compose(&["start", DATABASE]).await;
+    stack.wait_until_health(DATABASE, "healthy").await;
+    let recovered = Instant::now();
+    wait_until("a call succeeds", async || timed(ana.try_get_todo(&todo.id)).await.is_ok()).await;
+    assert!(recovered.elapsed() < MAX_RECOVERY_TIME, "{:?}", recovered.elapsed());
+
+    // The health check of the pooler causes no errors in its log.
+    let pooler = stack.container("fastzero_pgbouncer").await;
+    let log = docker_logs(&pooler).await;
+    assert!(!log.contains("no such user") && !log.contains("no such database"), "{log}");
 }
 
 /// Gets a todo, with one retry as a client should do after UNAVAILABLE.

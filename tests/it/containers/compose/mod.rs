@@ -9,6 +9,7 @@ mod image;
 mod load_balancing;
 mod readme;
 mod stack;
+mod upgrade;
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,11 @@ use crate::support::{
 const BASE: &str = "compose.yaml";
 const REPLICAS: &str = "deploy/compose.replicas.yaml";
 const SECRETS: &str = "deploy/compose.secrets.yaml";
+const TLS: &str = "deploy/compose.tls.yaml";
 const TESTS: &str = "deploy/compose.tests.yaml";
+
+/// The section of `docs/deployment.md` on upgrades of PostgreSQL.
+const UPGRADES: &str = "PostgreSQL upgrades";
 
 const APP: &str = "fastzero_app";
 const DATABASE: &str = "fastzero_database";

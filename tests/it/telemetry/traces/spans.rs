@@ -200,7 +200,8 @@ async fn the_pretty_log_has_the_trace_id() {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url()).env("LOG_FORMAT", "pretty").start();
     let line = server.wait_for_line("serving address=").await;
-    let address = line.rsplit('=').next().and_then(|address| address.trim().parse().ok());
+    let address = line.split_once("address=").and_then(|(_, rest)| rest.split(' ').next());
+    let address = address.and_then(|address| address.parse().ok());
     let anonymous = Client::new(connect(address.expect("an address")).await);
     with_remote_parent(&anonymous, TRACE, false).create_user("ana").await;
     server.wait_for_line(&format!("trace_id={TRACE}")).await;

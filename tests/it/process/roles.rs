@@ -1,0 +1,74 @@
+//! The roles of the database in `docs/deployment.md`: one migrates, the other serves.
+
+use sqlx::{AssertSqlSafe, ConnectOptions, error::DatabaseError};
+
+use crate::support::{
+    Client,
+    app::{connect, unique_name},
+    postgres::TestDatabase,
+    process::Binary,
+    readme::DEPLOYMENT,
+};
+
+/// The roles and the database of the document.
+const OWNER: &str = "fast_zero_owner";
+const APP: &str = "fast_zero_app";
+
+/// Returns the statements of the document for this database and these roles.
+fn statements(database: &str, owner: &str, app: &str) -> String {
+    let (_, sql) = DEPLOYMENT.split_once("```sql\n").expect("statements");
+    let lines = sql.split("```").next().unwrap_or(sql).lines().map(|line| {
+        let create = "create database fast_zero owner fast_zero_owner";
+        match line {
+            // The database of the test exists.
+            _ if line.starts_with(create) => format!("alter database {database} owner to {OWNER};"),
+            _ if line.starts_with("\\connect") => String::new(),
+            _ => line.to_owned(),
+        }
+    });
+    lines.collect::<Vec<_>>().join("\n").replace(OWNER, owner).replace(APP, app)
+}
+
+#[tokio::test]
+async fn the_service_needs_no_right_to_change_the_schema() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    let (owner, app) = (unique_name("owner"), unique_name("app"));
+    let name = database.options.get_database().expect("a name").to_owned();
+    let execute = async |statements: String| {
+        let mut connection = database.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await.expect("executed");
+    };
+    execute(statements(&name, &owner, &app)).await;
+    let url = |role: &str, password: &str| {
+        let options = database.options.clone().username(role).password(password);
+        options.to_url_lossy().to_string()
+    };
+
+    let migrate = Binary::new(&["migrate"]).env("DATABASE_URL", &url(&owner, "one password"));
+    let (code, output) = migrate.output().await;
+    assert_eq!(code, Some(0), "{output}");
+    let app_url = url(&app, "another password");
+    let server = Binary::server(&app_url).env("MIGRATE_ON_START", "false").start();
+    let address = server.address().await.parse().expect("an address");
+    let ana = Client::new(connect(address).await).signed_up("ana").await;
+    let todo = ana.create_todo("Read").await;
+    ana.try_delete_todo(&todo.id, "").await.expect("deleted");
+    ana.try_delete_user("me", "").await.expect("deleted");
+
+    let options = database.options.clone().username(&app).password("another password");
+    let mut connection = options.connect().await.expect("connected");
+    for statement in
+        ["create table other ()", "alter table todos add other int", "drop table todos"]
+    {
+        let rejected = sqlx::raw_sql(statement).execute(&mut connection).await;
+        let rejected = rejected.expect_err(statement);
+        let code = rejected.as_database_error().and_then(DatabaseError::code);
+        assert_eq!(code.as_deref(), Some("42501"), "{statement}: {rejected}");
+    }
+    drop((server, connection));
+    execute(format!(
+        "alter database {name} owner to current_user; drop owned by {app} cascade; \
+         drop owned by {owner} cascade; drop role {owner}, {app}"
+    ))
+    .await;
+}
