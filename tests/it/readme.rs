@@ -116,6 +116,10 @@ fn git_ignores_what_the_commands_of_the_documentation_write() {
             let outputs =
                 words.windows(2).filter(|pair| ["-keyout", "-out", ">", ">>"].contains(&pair[0]));
             written.extend(outputs.map(|pair| pair[1]));
+            let redirected = words.iter().filter_map(|word| word.strip_prefix('>'));
+            let is_file = |file: &&str| file.starts_with(|c: char| c.is_ascii_alphabetic());
+            written.extend(redirected.filter(is_file));
+            written.extend(words.windows(3).filter(|it| it[0] == "mv").map(|it| it[2]));
         }
     }
     for file in ["key.pem", "cert.pem", ".env", "backup.dump"] {

@@ -107,7 +107,10 @@ async fn cancel_calls(calls: usize) {
     every_connection_is_usable(&app).await;
     every_hashing_queue_slot_is_free(&app).await;
     every_method_works(&app).await;
-    assert_eq!(logged_warnings(REQUEST_ID_PREFIX), Vec::<String>::new());
+    let mut warnings = logged_warnings(REQUEST_ID_PREFIX);
+    // The callers share an address, which their wrong passwords lock out.
+    warnings.retain(|warning| !warning.contains("message=client locked out"));
+    assert_eq!(warnings, Vec::<String>::new());
     no_write_is_partial(&app, &state).await;
     state.print_stats();
 }

@@ -34,7 +34,8 @@ async fn wait_until_idle(app: &App) {
 async fn connections_that_the_server_closed_fail_no_call() {
     let database = TestDatabase::create().await;
     let name = database.options.get_database().expect("a database name");
-    let limit = format!("alter database {name} set idle_session_timeout = '1s'");
+    // Less than the interval of the health check, which would keep its sessions open.
+    let limit = format!("alter database {name} set idle_session_timeout = '400ms'");
     let mut sql = database.connect().await;
     sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut sql).await.expect("altered");
     let options = database.options.clone();
