@@ -71,7 +71,7 @@ async fn connect_with_retry(
 }
 
 /// Returns an error that waiting does not fix, with what to change.
-pub(super) fn permanent(options: &PgConnectOptions, error: &sqlx::Error) -> Error {
+fn permanent(options: &PgConnectOptions, error: &sqlx::Error) -> Error {
     let (address, error_text) = (display_address(options), ErrorChain(error).to_string());
     // rustls reads the certificate to verify the handshake, even if it verifies no CA. The type of
     // this error belongs to a crate that sqlx does not export.

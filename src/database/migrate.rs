@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, PgPool,
+    PgConnection, PgPool,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{
     connect::CONNECT_TIMEOUT,
@@ -33,9 +33,7 @@ pub(crate) async fn migrate(options: &PgConnectOptions, max_wait: Duration) -> R
         // does.
         ("client_min_messages", "warning"),
     ]);
-    check_session(&options).await?;
-    // A pool, because the future of a borrowed connection is not `Send` here.
-    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+    let pool = connect(options).await?;
     let before = applied_versions(&pool).await;
     let migrated = MIGRATIONS.run(&pool).await;
     pool.close().await;
@@ -53,20 +51,21 @@ pub(crate) async fn migrate(options: &PgConnectOptions, max_wait: Duration) -> R
     }
 }
 
-/// Opens a connection with the settings of a migration. A connection pooler refuses them: in
-/// transaction mode, it would also lose the lock of the migration.
-async fn check_session(options: &PgConnectOptions) -> Result<(), Error> {
-    match timeout(CONNECT_TIMEOUT, options.connect()).await {
-        Ok(Ok(connection)) => Ok(connection.close().await?),
-        Ok(Err(error)) if is_refused_parameter(&error) => Err(Error::internal(format!(
+/// Opens the connection of a migration: a pool of one, because the future of a borrowed connection
+/// is not `Send` here. A connection pooler refuses its settings: in transaction mode, it would also
+/// lose the lock of the migration.
+async fn connect(options: PgConnectOptions) -> Result<PgPool, Error> {
+    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_TIMEOUT);
+    pool.connect_with(options).await.map_err(|error| match error {
+        error if is_refused_parameter(&error) => Error::internal(format!(
             "a connection pooler in front of the database refuses the session of a migration: run \
              `fast-zero migrate` with a DATABASE_URL that names PostgreSQL itself, and the service \
              with MIGRATE_ON_START=false: {}",
             ErrorChain(&error)
-        ))),
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => Err(Error::DatabaseUnavailable("timed out".into())),
-    }
+        )),
+        sqlx::Error::PoolTimedOut => Error::DatabaseUnavailable("timed out".into()),
+        error => error.into(),
+    })
 }
 
 /// Returns the versions of the applied migrations: none if the table does not exist. The migrator
