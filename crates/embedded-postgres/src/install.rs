@@ -26,26 +26,25 @@ pub(crate) async fn find(
         }
     }
     let installed = Installation::all(cache_dir, &existing).await;
-    match (installed.into_iter().find(|it| fits(it.major)), reason) {
-        (Some(found), None) => {
-            let bin_dir = found.bin_dir.display();
-            tracing::info!(%bin_dir, "using the PostgreSQL version of the existing data");
-            Ok(found)
-        }
-        (Some(found), Some(reason)) => {
-            let bin_dir = found.bin_dir.display();
-            tracing::warn!(reason, %bin_dir, "download failed, using the installed PostgreSQL");
-            Ok(found)
-        }
-        (None, None) => Err(Error::DataOfOtherVersion {
-            dir: data_dir.to_owned(),
-            majors: existing,
-            setting: app.data_dir_var,
-        }),
-        (None, Some(reason)) => Err(Error::PostgresUnavailable {
-            reason,
-            oldest_major: OLDEST_MAJOR,
-            alternative: app.alternative,
-        }),
+    let Some(found) = installed.into_iter().find(|it| fits(it.major)) else {
+        return Err(match reason {
+            Some(reason) => Error::PostgresUnavailable {
+                reason,
+                oldest_major: OLDEST_MAJOR,
+                alternative: app.alternative,
+            },
+            None => Error::DataOfOtherVersion {
+                dir: data_dir.to_owned(),
+                majors: existing,
+                setting: app.data_dir_var,
+            },
+        });
+    };
+    let bin_dir = found.bin_dir.display();
+    if let Some(reason) = reason {
+        tracing::warn!(reason, %bin_dir, "download failed, using the installed PostgreSQL");
+    } else {
+        tracing::info!(%bin_dir, "using the PostgreSQL version of the existing data");
     }
+    Ok(found)
 }
