@@ -41,3 +41,15 @@ pub mod wait;
 
 pub use app::App;
 pub use client::{Client, PASSWORD, RpcResult};
+
+/// Every path of a mask that names the read-only fields of a user or a todo.
+pub const READ_ONLY_PATHS: [&str; 8] = [
+    "id",
+    "create_time",
+    "create_time.seconds",
+    "create_time.nanos",
+    "update_time",
+    "update_time.seconds",
+    "update_time.nanos",
+    "etag",
+];

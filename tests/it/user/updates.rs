@@ -7,7 +7,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::support::{
-    App, PASSWORD,
+    App, PASSWORD, READ_ONLY_PATHS,
     assert::{assert_invalid, assert_status},
     time::to_system_time,
     users::own_user,
@@ -79,18 +79,7 @@ async fn read_only_fields_in_a_mask_are_ignored() {
     assert_eq!(&*updated.username, "new");
 
     // Every path of the message, as generated clients send them.
-    let mask = [
-        "id",
-        "username",
-        "email",
-        "create_time",
-        "create_time.seconds",
-        "create_time.nanos",
-        "update_time",
-        "update_time.seconds",
-        "update_time.nanos",
-        "etag",
-    ];
+    let mask = [&["username", "email"], &READ_ONLY_PATHS[..]].concat();
     let new = User { username: "newer".into(), ..updated };
     let updated = ana.update_user(new, Some(&mask)).await;
     assert_eq!((&*updated.username, &*updated.email), ("newer", "ana@example.com"));
