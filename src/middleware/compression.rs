@@ -77,8 +77,8 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
 /// `grow` reserves memory for that many bytes, and returns `false` if there is none.
 ///
 /// # Errors
-/// [`ProtocolError::MessageTooLarge`], [`ProtocolError::InvalidCompression`], or [`Error::Overloaded`] if there
-/// is no memory.
+/// [`ProtocolError::MessageTooLarge`], [`ProtocolError::InvalidCompression`], or
+/// [`Error::Overloaded`] if there is no memory.
 pub(super) fn decompress(
     message: Vec<u8>,
     max_len: usize,

@@ -134,7 +134,7 @@ impl ReloadingTls {
         let stream = stream.map_err(|error| HandshakeError::new(failure(&error), error))?;
         // The handshake also succeeds if the client offers no ALPN protocol.
         if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
-            let error = io::Error::new(io::ErrorKind::InvalidData, "the client asks for no h2");
+            let error = io::Error::new(io::ErrorKind::InvalidData, "the client does not offer h2");
             return Err(HandshakeError::new(ConnectionFailure::Alpn, error));
         }
         Ok(stream)
