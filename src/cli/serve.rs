@@ -54,7 +54,7 @@ async fn serve(
         // Fails if the process is about to exit.
         let _ = on_ready.send(address);
     };
-    let running = pin!(server.run(config, on_ready, shutdown.requested.clone()));
+    let running = Box::pin(server.run(config, on_ready, shutdown.requested.clone()));
     let mut running = pin!(async {
         tokio::select! {
             ended = running => Ok(ended.map(|()| ExitCode::SUCCESS)?),
