@@ -12,9 +12,12 @@ pub(crate) mod sessions;
 mod store;
 mod token;
 
+use std::hash::{Hash, Hasher};
+
 use time::OffsetDateTime;
 
 use crate::types::{
+    email::EmailKey,
     id::SessionId,
     text::{LineMode, fold_case, parse},
 };
@@ -58,10 +61,11 @@ pub(crate) struct Session {
 }
 
 /// The login of a request: what identifies the account.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum LoginIdentifier {
+    /// A username, folded.
     Username(String),
-    Email(String),
+    Email(EmailKey),
     /// A text that no user can have as a username or an email.
     Invalid,
 }
@@ -70,10 +74,27 @@ impl LoginIdentifier {
     /// Parses a login: an email address has an `@`, a username has none.
     fn parse(raw: &str) -> Self {
         match parse(raw, LineMode::Single, 1..=MAX_LOGIN_LEN) {
-            Ok(login) if login.contains('@') => Self::Email(fold_case(&login)),
+            Ok(login) if login.contains('@') => Self::Email(EmailKey::new(&login)),
             Ok(login) => Self::Username(fold_case(&login)),
             Err(_) => Self::Invalid,
         }
+    }
+
+    /// Returns a text that all spellings of the login have in common. No username has an `@`,
+    /// and none is empty.
+    fn as_key(&self) -> &str {
+        match self {
+            Self::Username(folded) => folded,
+            Self::Email(key) => key.folded(),
+            Self::Invalid => "",
+        }
+    }
+}
+
+/// Guesses count for an account, whichever spelling they use.
+impl Hash for LoginIdentifier {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_key().hash(state);
     }
 }
 
@@ -84,8 +105,11 @@ mod tests {
     #[test]
     fn a_login_is_a_username_or_an_email_in_any_case() {
         assert_eq!(LoginIdentifier::parse(" ANA "), LoginIdentifier::Username("ana".into()));
-        let email = LoginIdentifier::Email("ana@example.com".into());
+        let email = LoginIdentifier::Email(EmailKey::new("ana@example.com"));
         assert_eq!(LoginIdentifier::parse("Ana@EXAMPLE.com"), email);
+        for spelling in ["Jo@münchen.de", "jo@XN--MNCHEN-3YA.de"] {
+            assert_eq!(LoginIdentifier::parse(spelling).as_key(), "jo@münchen.de");
+        }
         for invalid in ["a\0na", &"a".repeat(255)] {
             assert_eq!(LoginIdentifier::parse(invalid), LoginIdentifier::Invalid);
         }

@@ -1,6 +1,7 @@
 //! Values that every other module may use. Nothing here imports from this crate.
 
 pub mod clock;
+pub mod email;
 pub mod error_chain;
 pub mod id;
 pub mod invalid;

@@ -5,9 +5,7 @@ use std::{fmt, sync::Arc};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{
-    Email, NewUser, User, UserPatch, Username, sign_up_limit::SignUpLimiter, store::UserStore,
-};
+use super::{NewUser, User, UserPatch, Username, sign_up_limit::SignUpLimiter, store::UserStore};
 use crate::{
     crypto::{hashing::HashingPool, password::NewPassword},
     rpc::{
@@ -20,7 +18,7 @@ use crate::{
         validation::{FieldViolations, REQUIRED},
     },
     telemetry::audit,
-    types::{clock, id::UserId},
+    types::{clock, email::Email, id::UserId},
 };
 
 /// The implementation of `UserService`.

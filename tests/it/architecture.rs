@@ -49,7 +49,7 @@ const ALLOWED_USERS: [MayUse; 13] = [
         "sqlx",
         &[
             ("auth/store", "sqlx"),
-            ("user/store.rs", "sqlx"),
+            ("user/store", "sqlx"),
             ("todo/store.rs", "sqlx"),
             ("todo/list.rs", "sqlx"),
             ("todo/list_batch.rs", "sqlx"),

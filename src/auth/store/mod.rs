@@ -20,7 +20,10 @@ use crate::{
         batch::{BatchQuery, QueryBatcher},
     },
     rpc::{caller::Caller, error::Error},
-    types::id::{SessionId, UserId},
+    types::{
+        email::EmailKey,
+        id::{SessionId, UserId},
+    },
 };
 
 /// The statements of authentication.
@@ -281,29 +284,42 @@ async fn find_credentials(
     connection: &mut PgConnection,
     login: &LoginIdentifier,
 ) -> Result<Option<Credentials>, Error> {
-    let row = match login {
-        LoginIdentifier::Email(email) => {
-            sqlx::query_as!(
-                CredentialsRow,
-                "select id, username, email, password_hash, password_version
-                 from users where email_folded = $1",
-                email,
-            )
-            .fetch_optional(connection)
-            .await?
-        }
-        LoginIdentifier::Username(_) | LoginIdentifier::Invalid => {
-            let username =
-                if let LoginIdentifier::Username(username) = login { username } else { "" };
-            sqlx::query_as!(
-                CredentialsRow,
-                "select id, username, email, password_hash, password_version
-                 from users where username_folded = $1",
-                username,
-            )
-            .fetch_optional(connection)
-            .await?
-        }
+    let username = match login {
+        LoginIdentifier::Email(email) => return find_by_email(connection, email).await,
+        LoginIdentifier::Username(username) => username,
+        LoginIdentifier::Invalid => "",
     };
+    let row = sqlx::query_as!(
+        CredentialsRow,
+        "select id, username, email, password_hash, password_version
+         from users where username_folded = $1",
+        username,
+    )
+    .fetch_optional(connection)
+    .await?;
     Ok(row.map(Credentials::from))
+}
+
+async fn find_by_email(
+    connection: &mut PgConnection,
+    email: &EmailKey,
+) -> Result<Option<Credentials>, Error> {
+    let rows = sqlx::query!(
+        r#"select id, username, email, email_folded, password_hash, password_version
+           from users where email_folded = any($1::text[])"#,
+        email.stored_forms(),
+    )
+    .fetch_all(connection)
+    .await?;
+    let of_address =
+        rows.into_iter().filter(|row| EmailKey::new(&row.email).is_same_address(email));
+    let form_of = |folded: &String| email.stored_forms().iter().position(|form| form == folded);
+    let row = of_address.min_by_key(|row| form_of(&row.email_folded));
+    Ok(row.map(|row| Credentials {
+        user_id: UserId::from_uuid(row.id),
+        username: row.username,
+        email: row.email,
+        password: PasswordHash::from_stored(row.password_hash),
+        password_version: row.password_version,
+    }))
 }

@@ -39,7 +39,7 @@ const ARGUMENTS: [(&str, &str); 23] = [
     ("from users where id > $1", "OWNER, 0, 101"),
     ("select from users where username_folded = $1", "'user 5', OWNER"),
     ("from users where username_folded = $1", "'user 5'"),
-    ("from users where email_folded = $1", "'user 5@example.com'"),
+    ("from users where email_folded = any($1::text[])", "'{user 5@example.com}'"),
     ("insert into users", "NEW, 'a', 'a', 'a@b', 'a@b', 'x', 1, now(), 1"),
     ("update users set username", "OWNER, null, 'a', 'a', null, null, now()"),
     ("set password_hash = $3, password_version", "OWNER, 1, 'x'"),

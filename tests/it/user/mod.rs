@@ -1,6 +1,7 @@
 //! Accounts.
 
 mod deletion;
+mod domains;
 mod lists;
 mod lookup;
 mod races;

@@ -1,18 +1,20 @@
 //! The statements on users.
 
+mod logins;
+
 use std::time::Duration;
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Email, NewUser, User, UserPatch, Username};
+use self::logins::Logins;
+use super::{NewUser, User, UserPatch, Username};
 use crate::{
     crypto::password::PasswordHash,
     database::{
         Database,
         batch::{BatchQuery, QueryBatcher, by_ordinal},
-        errors::is_unique_violation,
         run_to_completion,
     },
     rpc::{
@@ -20,7 +22,10 @@ use crate::{
         etag::{self, INITIAL_VERSION, Precondition},
         page_token::PageRequest,
     },
-    types::id::UserId,
+    types::{
+        email::{Email, EmailKey},
+        id::UserId,
+    },
 };
 
 /// The statements on users.
@@ -169,7 +174,24 @@ async fn insert(
     user: &NewUser,
     password: &PasswordHash,
 ) -> Result<User, Error> {
-    let inserted = sqlx::query_as!(
+    let email = user.email.key();
+    let logins = Logins { id: user.id, username: Some(&user.username), email: Some(&email) };
+    logins.check_forms(connection).await?;
+    loop {
+        match insert_row(connection, user, &email, password).await {
+            Ok(row) => return Ok(row.into()),
+            Err(error) => logins.resolve_conflict(connection, error).await?,
+        }
+    }
+}
+
+async fn insert_row(
+    connection: &mut PgConnection,
+    user: &NewUser,
+    email: &EmailKey,
+    password: &PasswordHash,
+) -> Result<UserRow, sqlx::Error> {
+    sqlx::query_as!(
         UserRow,
         "insert into users (
              id, username, username_folded, email, email_folded,
@@ -180,18 +202,14 @@ async fn insert(
         user.username.as_str(),
         user.username.folded(),
         user.email.as_str(),
-        user.email.folded(),
+        email.folded(),
         password.as_str(),
         INITIAL_VERSION,
         user.id.create_time(),
         INITIAL_VERSION,
     )
-    .fetch_one(&mut *connection)
-    .await;
-    match inserted {
-        Ok(row) => Ok(row.into()),
-        Err(error) => Err(conflict_error(connection, error, user.id, Some(&user.username)).await),
-    }
+    .fetch_one(connection)
+    .await
 }
 
 async fn find(connection: &mut PgConnection, id: UserId) -> Result<Option<User>, Error> {
@@ -247,8 +265,25 @@ async fn update(
     patch: &UserPatch,
     now: OffsetDateTime,
 ) -> Result<Option<User>, Error> {
-    let (username, email) = (patch.username.as_ref(), patch.email.as_ref());
-    let updated = sqlx::query_as!(
+    let email = patch.email.as_ref().map(Email::key);
+    let logins = Logins { id, username: patch.username.as_ref(), email: email.as_ref() };
+    logins.check_forms(connection).await?;
+    loop {
+        match update_row(connection, &logins, precondition, patch, now).await {
+            Ok(row) => return Ok(row.map(User::from)),
+            Err(error) => logins.resolve_conflict(connection, error).await?,
+        }
+    }
+}
+
+async fn update_row(
+    connection: &mut PgConnection,
+    logins: &Logins<'_>,
+    precondition: Precondition,
+    patch: &UserPatch,
+    now: OffsetDateTime,
+) -> Result<Option<UserRow>, sqlx::Error> {
+    sqlx::query_as!(
         UserRow,
         "update users set
              username = coalesce($3, username),
@@ -259,20 +294,16 @@ async fn update(
              version = version + 1
          where id = $1 and ($2::bigint is null or version = $2)
          returning id, username, email, updated_at, version",
-        id.as_uuid(),
+        logins.id.as_uuid(),
         precondition.version(),
-        username.map(Username::as_str),
-        username.map(Username::folded),
-        email.map(Email::as_str),
-        email.map(Email::folded),
+        logins.username.map(Username::as_str),
+        logins.username.map(Username::folded),
+        patch.email.as_ref().map(Email::as_str),
+        logins.email.map(EmailKey::folded),
         now,
     )
-    .fetch_optional(&mut *connection)
-    .await;
-    match updated {
-        Ok(row) => Ok(row.map(User::from)),
-        Err(error) => Err(conflict_error(connection, error, id, username).await),
-    }
+    .fetch_optional(connection)
+    .await
 }
 
 /// Returns `false` if the user does not exist, or has another version than the required one.
@@ -295,37 +326,4 @@ async fn delete(
 async fn precondition_error(connection: &mut PgConnection, id: UserId) -> Result<Error, Error> {
     let current = find(connection, id).await?.map(|user| etag::encode(user.version));
     Ok(Error::precondition("user", current, Error::SessionRevoked))
-}
-
-/// Returns why a username or an email was rejected. The username comes first if both exist:
-/// which of the two PostgreSQL reports depends on the age of the indexes.
-async fn conflict_error(
-    connection: &mut PgConnection,
-    error: sqlx::Error,
-    id: UserId,
-    username: Option<&Username>,
-) -> Error {
-    if is_unique_violation(&error, "users_username_key") {
-        return Error::UsernameExists;
-    }
-    if !is_unique_violation(&error, "users_email_key") {
-        return error.into();
-    }
-    let Some(username) = username else {
-        return Error::EmailExists;
-    };
-    let taken = sqlx::query_scalar!(
-        r#"select exists (
-               select from users where username_folded = $1 and id <> $2
-           ) as "taken!""#,
-        username.folded(),
-        id.as_uuid(),
-    )
-    .fetch_one(connection)
-    .await;
-    match taken {
-        Ok(true) => Error::UsernameExists,
-        Ok(false) => Error::EmailExists,
-        Err(error) => error.into(),
-    }
 }
