@@ -1,21 +1,22 @@
 //! Authentication of a call by its metadata.
 
 use http::{HeaderMap, header::AUTHORIZATION};
-use time::OffsetDateTime;
+use tokio::time::Instant;
 
-use super::{sessions::Sessions, token::AccessTokens};
+use super::{TOKEN_LEEWAY, sessions::Sessions, token::AccessTokens};
 use crate::{
     rpc::{
         caller::{Caller, VerifiedToken},
         error::Error,
     },
-    types::clock,
+    types::clock::Clock,
 };
 
 /// Verifies access tokens, and that their sessions are active.
 #[derive(Debug)]
 pub(crate) struct Authenticator {
     pub(super) access_tokens: AccessTokens,
+    pub(super) clock: Clock,
     /// The sessions behind the tokens.
     pub(crate) sessions: Sessions,
 }
@@ -27,7 +28,13 @@ impl Authenticator {
     /// [`Error::NotAuthenticated`] if there is none, [`Error::TokenInvalid`] or
     /// [`Error::TokenExpired`].
     pub(crate) fn verify(&self, headers: &HeaderMap) -> Result<VerifiedToken, Error> {
-        self.access_tokens.verify(bearer_token(headers)?, clock::now())
+        self.access_tokens.verify(bearer_token(headers)?, self.clock.now())
+    }
+
+    /// Returns until when the server accepts a token.
+    pub(crate) fn accepted_until(&self, token: &VerifiedToken) -> Instant {
+        let time_left = token.expires_at + TOKEN_LEEWAY - self.clock.now();
+        Instant::now() + time_left.try_into().unwrap_or_default()
     }
 
     /// Checks that the session of a caller is active.
@@ -43,12 +50,8 @@ impl Authenticator {
     ///
     /// # Errors
     /// [`Error::TokenInvalid`], [`Error::TokenExpired`] or [`Error::SessionRevoked`].
-    pub(super) async fn verify_access_token(
-        &self,
-        token: &str,
-        now: OffsetDateTime,
-    ) -> Result<VerifiedToken, Error> {
-        let verified = self.access_tokens.verify(token, now)?;
+    pub(super) async fn verify_access_token(&self, token: &str) -> Result<VerifiedToken, Error> {
+        let verified = self.access_tokens.verify(token, self.clock.now())?;
         self.check_session(verified.caller).await?;
         Ok(verified)
     }

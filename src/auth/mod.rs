@@ -22,7 +22,8 @@ use crate::types::{
     text::{LineMode, fold_case, parse},
 };
 
-pub(crate) use self::token::{AccessTokens, RefreshTokens, TOKEN_LEEWAY};
+use self::token::TOKEN_LEEWAY;
+pub(crate) use self::token::{AccessTokens, RefreshTokens};
 
 /// The maximum number of active sessions of a user. A login beyond ends the oldest.
 ///

@@ -30,7 +30,7 @@ use crate::{
         audit,
         metrics::{Counter, SessionCacheMetrics},
     },
-    types::{clock, id::SessionId, invalid::InvalidValue},
+    types::{id::SessionId, invalid::InvalidValue},
 };
 
 /// The implementation of `AuthService`.
@@ -69,6 +69,7 @@ impl AuthService {
         let sessions = Sessions::new(store.clone(), parts.session_lifetime, parts.session_cache);
         let authenticator = Arc::new(Authenticator {
             access_tokens: parts.access_tokens,
+            clock: store.clock().clone(),
             sessions: sessions.clone(),
         });
         Self {
@@ -102,7 +103,7 @@ impl pb::auth_service_server::AuthService for AuthService {
         let (user_agent, client_ip) = (user_agent(&request), ClientIp::from_request(&request)?);
         let (login, password) = parse_login(&request.into_inner())?;
         let verified = self.verify_login(&login, password, client_ip).await?;
-        let now = clock::now();
+        let now = self.store.clock().now();
         let peer = client_ip.0.to_string();
         let (token, expires_at) = self.sessions.open(verified, user_agent, peer, now).await?;
         let tokens = Some(self.issue_tokens(token, expires_at, now)?);
@@ -177,14 +178,14 @@ impl pb::auth_service_server::AuthService for AuthService {
         request: Request<pb::IntrospectTokenRequest>,
     ) -> Result<Response<pb::IntrospectTokenResponse>, Status> {
         let token = required("access_token", request.into_inner().access_token)?;
-        let response = match self.authenticator.verify_access_token(&token, clock::now()).await {
+        let response = match self.authenticator.verify_access_token(&token).await {
             Ok(verified) => pb::IntrospectTokenResponse {
                 active: true,
                 user_id: verified.caller.user_id.to_string(),
                 session_id: verified.caller.session_id.to_string(),
                 expire_time: Some(to_timestamp(verified.expires_at)),
             },
-            Err(Error::TokenInvalid | Error::TokenExpired | Error::SessionRevoked) => {
+            Err(Error::TokenInvalid | Error::TokenExpired { .. } | Error::SessionRevoked) => {
                 pb::IntrospectTokenResponse::default()
             }
             Err(error) => return Err(error.into()),
@@ -290,7 +291,7 @@ impl AuthService {
     }
 
     async fn rotate(&self, token: RefreshToken) -> Result<pb::TokenSet, Error> {
-        let (caller, now) = (token.caller, clock::now());
+        let (caller, now) = (token.caller, self.store.clock().now());
         match self.sessions.rotate(token, now).await? {
             RotationOutcome::Successor { generation, expires_at } => {
                 self.issue_tokens(RefreshToken { caller, generation }, expires_at, now)

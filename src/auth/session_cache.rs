@@ -10,16 +10,12 @@ use std::{
 };
 
 use quick_cache::sync::Cache;
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::{
     rpc::{caller::Caller, error::Error},
     telemetry::metrics::SessionCacheMetrics,
-    types::{
-        clock,
-        id::{SessionId, UserId},
-    },
+    types::id::{SessionId, UserId},
 };
 
 /// How long a cached session counts as active without another lookup. A revocation on another
@@ -63,8 +59,8 @@ type InProgress = tokio::sync::Mutex<Option<Error>>;
 #[derive(Clone, Copy, Debug)]
 struct SessionLookup {
     started_at: Instant,
-    /// The time when the session expires; `None` if it does not exist or has expired.
-    expires_at: Option<OffsetDateTime>,
+    /// Until when the session is active; `None` if it is not.
+    active_until: Option<Instant>,
 }
 
 impl SessionCache {
@@ -80,12 +76,12 @@ impl SessionCache {
         self.users.len()
     }
 
-    /// Returns `true` if the caller's session is active. `lookup` returns the time when it
-    /// expires, or `None` if it does not exist.
+    /// Returns `true` if the caller's session is active. `lookup` returns how long it
+    /// still is, or `None` if it is not.
     pub(super) async fn is_active(
         &self,
         caller: Caller,
-        lookup: impl AsyncFnOnce() -> Result<Option<OffsetDateTime>, Error>,
+        lookup: impl AsyncFnOnce() -> Result<Option<Duration>, Error>,
     ) -> Result<bool, Error> {
         let empty = || Ok::<_, std::convert::Infallible>(Arc::default());
         let Ok(sessions) = self.users.get_or_insert_with(&caller.user_id, empty);
@@ -104,13 +100,13 @@ impl SessionCache {
         }
         self.metrics.misses.inc();
         let started_at = Instant::now();
-        let expires_at = lookup().await.inspect_err(|error| {
+        let active_for = lookup().await.inspect_err(|error| {
             *failure = Some(error.duplicate());
             // Calls that come later do not wait for this lookup.
             lock(&sessions).retain(|entry| !Arc::ptr_eq(&entry.in_progress, &in_progress));
         })?;
-        let expires_at = expires_at.filter(|expires_at| *expires_at > clock::now());
-        let result = SessionLookup { started_at, expires_at };
+        let active_until = active_for.map(|active_for| Instant::now() + active_for);
+        let result = SessionLookup { started_at, active_until };
         insert(&sessions, caller.session_id, result);
         Ok(result.is_active())
     }
@@ -129,12 +125,13 @@ impl SessionCache {
 impl SessionLookup {
     /// A session that has expired since the lookup may have been refreshed before.
     fn is_fresh(self) -> bool {
-        let has_expired = self.expires_at.is_some_and(|expires_at| expires_at <= clock::now());
-        self.started_at.elapsed() < SESSION_CACHE_TTL && !has_expired
+        let now = Instant::now();
+        let has_expired = self.active_until.is_some_and(|until| until <= now);
+        now.duration_since(self.started_at) < SESSION_CACHE_TTL && !has_expired
     }
 
     fn is_active(self) -> bool {
-        self.expires_at.is_some()
+        self.active_until.is_some()
     }
 }
 
@@ -182,7 +179,7 @@ mod tests {
     use super::*;
 
     fn caller() -> Caller {
-        Caller { user_id: UserId::generate(), session_id: SessionId::generate() }
+        Caller { user_id: UserId::any(), session_id: SessionId::any() }
     }
 
     fn cache() -> SessionCache {
@@ -190,11 +187,11 @@ mod tests {
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "the type of a lookup")]
-    fn active() -> Result<Option<OffsetDateTime>, Error> {
-        Ok(Some(clock::now() + Duration::from_hours(1)))
+    fn active() -> Result<Option<Duration>, Error> {
+        Ok(Some(Duration::from_hours(1)))
     }
 
-    async fn unexpected_lookup() -> Result<Option<OffsetDateTime>, Error> {
+    async fn unexpected_lookup() -> Result<Option<Duration>, Error> {
         panic!("the cache needs no lookup")
     }
 
@@ -317,9 +314,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_sessions_of_a_user_are_bounded() {
-        let (sessions, user_id) = (cache(), UserId::generate());
+        let (sessions, user_id) = (cache(), UserId::any());
         for _ in 0..10 * MAX_SESSIONS_PER_USER {
-            let caller = Caller { user_id, session_id: SessionId::generate() };
+            let caller = Caller { user_id, session_id: SessionId::any() };
             assert!(sessions.is_active(caller, async || active()).await.expect("active"));
         }
         let entries = sessions.users.get(&user_id).expect("cached");

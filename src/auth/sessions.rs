@@ -27,7 +27,6 @@ use crate::{
     rpc::{caller::Caller, error::Error},
     telemetry::{audit, metrics::SessionCacheMetrics},
     types::{
-        clock,
         error_chain::ErrorChain,
         id::{SessionId, UserId},
     },
@@ -72,7 +71,7 @@ impl Sessions {
             let store = store.clone();
             move |callers: Vec<_>| {
                 let store = store.clone();
-                async move { store.session_expiries(&callers).await }
+                async move { store.are_active(&callers).await }
             }
         });
         tokio::spawn(stop.clone().run_until_cancelled_owned(checks));
@@ -93,7 +92,7 @@ impl Sessions {
 
     /// Returns `true` if the caller's session is active.
     pub(super) async fn is_active(&self, caller: Caller) -> Result<bool, Error> {
-        let lookup = || self.0.store.session_expiry(caller);
+        let lookup = || self.0.store.time_left_of_session(caller);
         self.0.cache.is_active(caller, lookup).await
     }
 
@@ -124,7 +123,7 @@ impl Sessions {
         let this = self.clone();
         run_to_completion(async move {
             let session = NewSession {
-                id: SessionId::generate(),
+                id: SessionId::generate(this.0.store.clock()),
                 user_id: verified.user_id,
                 now,
                 expires_at: now + this.0.lifetime,
@@ -196,7 +195,8 @@ impl Sessions {
     ) -> Result<bool, Error> {
         let this = self.clone();
         run_to_completion(async move {
-            let revoked = this.0.store.delete_session(user_id, session_id, clock::now()).await;
+            let now = this.0.store.clock().now();
+            let revoked = this.0.store.delete_session(user_id, session_id, now).await;
             this.invalidate(user_id);
             let revoked = revoked?;
             if revoked {
@@ -209,7 +209,7 @@ impl Sessions {
 
     /// Lists a user's active sessions, newest first.
     pub(super) async fn list(&self, user_id: UserId) -> Result<Vec<Session>, Error> {
-        self.0.store.list_sessions(user_id, clock::now()).await
+        self.0.store.list_sessions(user_id, self.0.store.clock().now()).await
     }
 
     /// Sets the caller's password, and ends all other sessions. Returns `false`, and changes
@@ -282,11 +282,10 @@ impl Watches {
     }
 
     /// Checks the watched sessions every [`WATCH_INTERVAL`], and at once when asked to. Without
-    /// watches, it looks up nothing. `lookup` returns the time when each session expires, or
-    /// `None` if it does not exist.
+    /// watches, it looks up nothing. `lookup` returns whether each session is active.
     async fn check_until_dropped<F>(self: Arc<Self>, lookup: impl Fn(Vec<Caller>) -> F)
     where
-        F: Future<Output = Result<Vec<Option<OffsetDateTime>>, Error>>,
+        F: Future<Output = Result<Vec<bool>, Error>>,
     {
         loop {
             tokio::select! {
@@ -298,7 +297,7 @@ impl Watches {
                 continue;
             }
             match timeout(WATCH_TIMEOUT, lookup(callers.clone())).await {
-                Ok(Ok(expiries)) => self.end_expired(&callers, &expiries),
+                Ok(Ok(active)) => self.end_inactive(&callers, &active),
                 // The streams stay open: an unavailable database ends no session.
                 Ok(Err(error)) => {
                     tracing::debug!(error = %ErrorChain(&error), "failed to check sessions");
@@ -308,13 +307,10 @@ impl Watches {
         }
     }
 
-    fn end_expired(&self, callers: &[Caller], expiries: &[Option<OffsetDateTime>]) {
-        let now = clock::now();
+    fn end_inactive(&self, callers: &[Caller], active: &[bool]) {
         let sessions = self.lock();
-        for (caller, expires_at) in callers.iter().zip(expiries) {
-            if expires_at.is_none_or(|expires_at| expires_at <= now)
-                && let Some((ended, _)) = sessions.get(caller)
-            {
+        for (caller, is_active) in callers.iter().zip(active) {
+            if !is_active && let Some((ended, _)) = sessions.get(caller) {
                 ended.cancel();
             }
         }
@@ -335,7 +331,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_check_of_sessions_that_hangs_is_repeated() {
         let watches = Arc::<Watches>::default();
-        let caller = Caller { user_id: UserId::generate(), session_id: SessionId::generate() };
+        let caller = Caller { user_id: UserId::any(), session_id: SessionId::any() };
         let watch = watches.add(caller);
         let lookups = AtomicUsize::new(0);
         let lookup = |callers: Vec<Caller>| {
@@ -344,7 +340,7 @@ mod tests {
                 if hangs {
                     pending::<()>().await;
                 }
-                Ok(vec![None; callers.len()])
+                Ok(vec![false; callers.len()])
             }
         };
         let started = Instant::now();

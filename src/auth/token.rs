@@ -15,7 +15,8 @@ use crate::{
     types::id::{SessionId, UserId},
 };
 
-/// The maximum difference between the clocks of replicas, in seconds.
+/// How long an access token is accepted after it has expired: the maximum difference between the
+/// clocks of replicas, which all follow the clock of the database.
 ///
 /// Test: `an_access_token_is_valid_until_it_expires`.
 pub(crate) const TOKEN_LEEWAY: Duration = Duration::seconds(5);
@@ -125,7 +126,7 @@ impl AccessTokens {
                 .map_err(|_| Error::TokenInvalid)?,
         };
         if claims.exp.saturating_add(TOKEN_LEEWAY.whole_seconds()) <= now.unix_timestamp() {
-            return Err(Error::TokenExpired);
+            return Err(Error::TokenExpired { server_time: now });
         }
         Ok(verified)
     }
@@ -196,7 +197,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{crypto::keys::SigningKey, types::clock};
+    use crate::{crypto::keys::SigningKey, types::clock::Clock};
 
     fn key(byte: char) -> SigningKey {
         SigningKey::new(byte.to_string().repeat(32).into()).expect("long enough")
@@ -207,7 +208,7 @@ mod tests {
     }
 
     fn caller() -> Caller {
-        Caller { user_id: UserId::generate(), session_id: SessionId::generate() }
+        Caller { user_id: UserId::any(), session_id: SessionId::any() }
     }
 
     fn tokens() -> AccessTokens {
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn an_access_token_is_valid_until_it_expires() {
-        let (tokens, caller, now) = (tokens(), caller(), clock::now());
+        let (tokens, caller, now) = (tokens(), caller(), Clock::default().now());
         let (token, expires_at) = tokens.issue(caller, now).expect("a token");
         assert_eq!(
             tokens.verify(&token, now).expect("valid"),
@@ -225,7 +226,7 @@ mod tests {
         let just_before = expires_at + Duration::seconds(4);
         assert!(tokens.verify(&token, just_before).is_ok());
         let after_leeway = expires_at + Duration::seconds(5);
-        assert!(matches!(tokens.verify(&token, after_leeway), Err(Error::TokenExpired)));
+        assert!(matches!(tokens.verify(&token, after_leeway), Err(Error::TokenExpired { .. })));
     }
 
     #[test]
@@ -236,7 +237,7 @@ mod tests {
             AccessTokens::new(&keyring, "fast-zero", "fast-zero", Duration::minutes(30))
         };
         let (both, new) = (tokens(Some(key('k'))), tokens(None));
-        let now = clock::now();
+        let now = Clock::default().now();
         let (token, _) = old.issue(caller(), now).expect("a token");
         assert!(both.verify(&token, now).is_ok());
         assert!(new.verify(&token, now).is_err());
@@ -269,7 +270,7 @@ mod tests {
                 user_id: UserId::from_uuid(Uuid::from_u128(user)),
                 session_id: SessionId::from_uuid(Uuid::from_u128(session)),
             };
-            let (tokens, now) = (tokens(), clock::now());
+            let (tokens, now) = (tokens(), Clock::default().now());
             let (token, expires_at) = tokens.issue(caller, now).expect("a token");
             let verified = tokens.verify(&token, now + Duration::seconds(age)).expect("valid");
             prop_assert_eq!(verified, VerifiedToken { caller, expires_at });
@@ -277,7 +278,7 @@ mod tests {
 
         #[test]
         fn a_modified_access_token_is_invalid(at: prop::sample::Index, byte in "[-A-Za-z0-9_.=é]") {
-            let (tokens, now) = (tokens(), clock::now());
+            let (tokens, now) = (tokens(), Clock::default().now());
             let (token, _) = tokens.issue(caller(), now).expect("a token");
             let at = at.index(token.len());
             let modified = format!("{}{byte}{}", &token[..at], &token[at + 1..]);
@@ -290,7 +291,7 @@ mod tests {
         fn signed_claims_are_accepted_or_rejected(
             exp in prop_oneof![any::<i64>(), -10_i64..10], sub: String, sid: String, valid: bool
         ) {
-            let (tokens, now) = (tokens(), clock::now());
+            let (tokens, now) = (tokens(), Clock::default().now());
             let exp = if (-10..10).contains(&exp) { now.unix_timestamp() + exp } else { exp };
             let id = || Uuid::now_v7().to_string();
             let (sub, sid) = if valid { (id(), id()) } else { (sub, sid) };
@@ -303,7 +304,7 @@ mod tests {
                     prop_assert!(valid && exp > now.unix_timestamp() - TOKEN_LEEWAY.whole_seconds());
                     prop_assert_eq!(verified.expires_at.unix_timestamp(), exp);
                 }
-                Err(Error::TokenExpired) => {
+                Err(Error::TokenExpired { .. }) => {
                     prop_assert!(valid && exp <= now.unix_timestamp() - TOKEN_LEEWAY.whole_seconds());
                 }
                 Err(Error::TokenInvalid) => prop_assert!(!(valid && is_valid_time)),
@@ -314,7 +315,7 @@ mod tests {
         #[test]
         fn garbage_is_not_a_token(text in "\\PC{0,120}") {
             prop_assert_eq!(RefreshTokens::new(&keyring()).verify(&text), None);
-            prop_assert!(tokens().verify(&text, clock::now()).is_err());
+            prop_assert!(tokens().verify(&text, Clock::default().now()).is_err());
         }
     }
 }

@@ -1,11 +1,22 @@
 //! The check behind the health service.
 
+use std::time::Duration;
+
 use scopeguard::ScopeGuard;
 use sqlx::PgConnection;
 use tokio::time::timeout;
 
-use super::{Database, migrate::is_schema_current, pool::PING_TIMEOUT};
-use crate::{telemetry::health::ReadinessCheck, types::error_chain::BoxError};
+use super::{Database, clock, migrate::is_schema_current, pool::PING_TIMEOUT};
+use crate::{
+    telemetry::health::ReadinessCheck,
+    types::{clock::Clock, error_chain::BoxError},
+};
+
+/// How far the system clock may be from that of the database before the log warns. The service
+/// corrects any difference, but what else runs on the host may not.
+///
+/// Test: `replicas_with_different_clocks_agree_about_sessions`.
+const MAX_CLOCK_ERROR: Duration = Duration::from_secs(5);
 
 /// A check whether calls can work: that the database has the schema and accepts writes, over a
 /// connection of its own, and that the pool has a connection or gets one.
@@ -16,13 +27,14 @@ use crate::{telemetry::health::ReadinessCheck, types::error_chain::BoxError};
 pub(crate) struct HealthCheck {
     database: Database,
     connection: Option<PgConnection>,
+    has_warned_of_clock: bool,
 }
 
 impl HealthCheck {
     /// Creates a check without a connection.
     #[must_use]
     pub(crate) fn new(database: Database) -> Self {
-        Self { database, connection: None }
+        Self { database, connection: None, has_warned_of_clock: false }
     }
 
     /// A pooler or a firewall may have closed the connection since the last check, so only a
@@ -32,16 +44,28 @@ impl HealthCheck {
         let database = self.database.clone();
         let mut guard = scopeguard::guard(self.connection.take(), |_| database.discard_all());
         if let Some(connection) = guard.as_mut() {
-            if let Ok(Ok(state)) = timeout(PING_TIMEOUT, DatabaseState::read(connection)).await {
+            let read = DatabaseState::read(connection, self.database.clock());
+            if let Ok(Ok(state)) = timeout(PING_TIMEOUT, read).await {
                 self.connection = ScopeGuard::into_inner(guard);
                 return state.check();
             }
             database.discard_all();
         }
         let connection = guard.insert(database.pool.manager().connect().await?);
-        let state = DatabaseState::read(connection).await?;
+        let state = DatabaseState::read(connection, self.database.clock()).await?;
         self.connection = ScopeGuard::into_inner(guard);
         state.check()
+    }
+
+    fn check_clock(&mut self) {
+        let error = self.database.clock().system_clock_error();
+        let has_warned = std::mem::replace(&mut self.has_warned_of_clock, error > MAX_CLOCK_ERROR);
+        if error > MAX_CLOCK_ERROR && !has_warned {
+            tracing::warn!(
+                difference_seconds = error.as_secs_f64(),
+                "system clock differs from the clock of the database"
+            );
+        }
     }
 }
 
@@ -53,7 +77,9 @@ struct DatabaseState {
 }
 
 impl DatabaseState {
-    async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+    /// Reads the state, and makes the clock follow that of the database.
+    async fn read(connection: &mut PgConnection, clock: &Clock) -> Result<Self, sqlx::Error> {
+        clock::synchronize(clock, connection).await?;
         let is_read_only =
             sqlx::query_scalar("select current_setting('transaction_read_only')::boolean")
                 .fetch_one(&mut *connection)
@@ -73,6 +99,7 @@ impl DatabaseState {
 impl ReadinessCheck for HealthCheck {
     async fn check(&mut self) -> Result<bool, BoxError> {
         let is_current = self.check_database().await?;
+        self.check_clock();
         self.database.check_pool().await?;
         Ok(is_current)
     }

@@ -1,6 +1,7 @@
 //! The database: connecting, the pool, migrations, errors, and batching.
 
 pub(crate) mod batch;
+mod clock;
 pub(crate) mod connect;
 pub(crate) mod errors;
 mod health;
@@ -25,6 +26,7 @@ use self::{connect::CONNECT_TIMEOUT, errors::is_connection_error, pool::Manager}
 use crate::{
     rpc::error::Error,
     telemetry::traces::{DatabaseSpan, TraceContext},
+    types::clock::Clock,
 };
 
 pub(crate) use self::health::HealthCheck;
@@ -71,6 +73,12 @@ impl Database {
             .map_err(Error::internal)?;
         tokio::spawn(pool::close_unused(pool.weak()));
         Ok(Self { pool })
+    }
+
+    /// Returns the clock of all times in the rows. It follows the database's with each connection
+    /// that opens, and with each health check.
+    pub(crate) fn clock(&self) -> &Clock {
+        self.pool.manager().clock()
     }
 
     /// Opens all connections, so that no call has to wait for one to open. One is enough to

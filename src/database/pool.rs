@@ -19,6 +19,9 @@ use deadpool::managed::{self, Metrics, RecycleError, RecycleResult, WeakPool};
 use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::clock;
+use crate::types::clock::Clock;
+
 /// The settings of each session. The timeouts are longer than any call, so that they end only
 /// statements that no call waits for. A statement sets them, because a connection pooler such
 /// as PgBouncer rejects them among the startup parameters.
@@ -99,11 +102,16 @@ pub(super) struct Manager {
     options: PgConnectOptions,
     /// Connections that were not used since are closed before they are used again.
     distrusted_at: Mutex<Instant>,
+    clock: Clock,
 }
 
 impl Manager {
     pub(super) fn new(options: PgConnectOptions) -> Self {
-        Self { options, distrusted_at: Mutex::new(Instant::now()) }
+        Self { options, distrusted_at: Mutex::new(Instant::now()), clock: Clock::default() }
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Closes the connections that are open now, each before its next use.
@@ -119,6 +127,8 @@ impl Manager {
     pub(super) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let mut connection = self.options.connect().await?;
         sqlx::raw_sql(SESSION_SETTINGS).execute(&mut connection).await?;
+        // The database may be another one than before, after a failover.
+        clock::synchronize(&self.clock, &mut connection).await?;
         Ok(connection)
     }
 }

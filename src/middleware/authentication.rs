@@ -12,7 +12,6 @@ use super::{
     call::{Call, StreamCredential},
 };
 use crate::{
-    auth::TOKEN_LEEWAY,
     rpc::{error::Error, policy::Access},
     telemetry::traces,
 };
@@ -68,7 +67,11 @@ async fn authenticate<B>(call: &mut Call<B>) -> Result<(), Error> {
     Span::current().record("user_id", field::display(token.caller.user_id));
     traces::record_user_id(token.caller.user_id);
     call.request.extensions_mut().insert(token.caller);
-    call.stream_credential = session
-        .map(|session| StreamCredential { valid_until: token.expires_at + TOKEN_LEEWAY, session });
+    let valid_until = authenticator.accepted_until(&token);
+    call.stream_credential = session.map(|session| StreamCredential {
+        valid_until,
+        expires_at: token.expires_at,
+        session,
+    });
     Ok(())
 }

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use hyper::body::Incoming;
 use ipnet::IpNet;
 use time::OffsetDateTime;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
@@ -83,8 +83,18 @@ pub(super) struct StreamGuards {
 #[derive(Debug)]
 pub(super) struct StreamCredential {
     /// Until when the server accepts the access token.
-    pub(super) valid_until: OffsetDateTime,
+    pub(super) valid_until: Instant,
+    /// The same as a time of day.
+    pub(super) expires_at: OffsetDateTime,
     pub(super) session: SessionWatch,
+}
+
+impl StreamCredential {
+    /// Waits until the server accepts the access token no longer. Returns the time.
+    pub(super) async fn expired(&self) -> OffsetDateTime {
+        sleep_until(self.valid_until).await;
+        self.expires_at
+    }
 }
 
 impl Call {

@@ -11,15 +11,13 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context as TaskContext, Poll, Waker},
-    time::Duration,
 };
 
 use http::Response;
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use hyper::body::Bytes;
-use time::OffsetDateTime;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::{
     either::Either,
     sync::{CancellationToken, DropGuard},
@@ -33,14 +31,12 @@ use super::{
     call::{Call, StreamCredential, StreamGuards},
 };
 use crate::{
-    auth::sessions::SessionWatch,
     rpc::{
         error::Error,
         policy::{MAX_REFLECTION_STREAM_AGE, System},
     },
     telemetry::traces::TraceContext,
     transport::{ConnectionState, stall::StallGuard},
-    types::clock,
 };
 
 #[derive(Clone, Debug)]
@@ -136,27 +132,24 @@ impl StreamEnd {
     /// Waits until the stream has to end, and returns why.
     async fn wait(self) -> Error {
         let Self { deadline, credential, drain } = self;
-        let (valid_until, session) = credential.map(|it| (it.valid_until, it.session)).unzip();
+        let credential = credential.as_ref();
         tokio::select! {
             () = drain.cancelled() => Error::Stopping,
             () = or_never(deadline.map(sleep_until)) => Error::DeadlineExceeded,
-            () = or_never(valid_until.map(|until| sleep(time_left(until)))) => Error::TokenExpired,
-            () = or_never(session.as_ref().map(SessionWatch::ended)) => Error::SessionRevoked,
+            server_time = or_never(credential.map(StreamCredential::expired)) => {
+                Error::TokenExpired { server_time }
+            }
+            () = or_never(credential.map(|it| it.session.ended())) => Error::SessionRevoked,
         }
     }
 }
 
 /// Waits for an event, or forever if it cannot happen.
-async fn or_never(event: Option<impl Future<Output = ()>>) {
+async fn or_never<T>(event: Option<impl Future<Output = T>>) -> T {
     match event {
         Some(event) => event.await,
         None => pending().await,
     }
-}
-
-/// Returns the time from now until a time of day.
-fn time_left(until: OffsetDateTime) -> Duration {
-    Duration::try_from(until - clock::now()).unwrap_or_default()
 }
 
 /// The body of a stream.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use http::{HeaderMap, Response};
-use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
@@ -14,10 +14,7 @@ use super::{proto::error::v1::ErrorReason, protocol::ProtocolError, validation::
 use crate::{
     crypto::hashing::HashingError,
     limits::admission::Overloaded,
-    types::{
-        clock,
-        error_chain::{BoxError, ErrorChain},
-    },
+    types::error_chain::{BoxError, ErrorChain},
 };
 
 /// The domain of all reasons (`google.rpc.ErrorInfo`).
@@ -40,7 +37,10 @@ pub enum Error {
     #[error("Could not validate credentials")]
     TokenInvalid,
     #[error("Could not validate credentials")]
-    TokenExpired,
+    TokenExpired {
+        /// The time by which the token was verified.
+        server_time: OffsetDateTime,
+    },
     #[error("Could not validate credentials")]
     SessionRevoked,
     #[error("Incorrect email or password")]
@@ -153,7 +153,7 @@ impl Error {
         let (code, reason) = match self {
             Self::NotAuthenticated => (Code::Unauthenticated, ErrorReason::NotAuthenticated),
             Self::TokenInvalid => (Code::Unauthenticated, ErrorReason::TokenInvalid),
-            Self::TokenExpired => (Code::Unauthenticated, ErrorReason::TokenExpired),
+            Self::TokenExpired { .. } => (Code::Unauthenticated, ErrorReason::TokenExpired),
             Self::SessionRevoked => (Code::Unauthenticated, ErrorReason::SessionRevoked),
             Self::IncorrectCredentials => {
                 (Code::Unauthenticated, ErrorReason::IncorrectCredentials)
@@ -354,8 +354,8 @@ fn set_error_info(details: &mut ErrorDetails, reason: ErrorReason, error: Option
     let mut hint = Cow::Borrowed(hint(reason));
     let mut metadata = HashMap::new();
     match error {
-        Some(Error::TokenExpired) => {
-            if let Ok(server_time) = clock::now().format(&Rfc3339) {
+        Some(Error::TokenExpired { server_time }) => {
+            if let Ok(server_time) = server_time.format(&Rfc3339) {
                 metadata.insert("server_time".to_owned(), server_time);
             }
         }

@@ -295,7 +295,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::clock;
+    use crate::types::clock::Clock;
 
     #[test]
     fn states_have_the_numbers_of_the_api() {
@@ -343,10 +343,10 @@ mod tests {
 
     #[test]
     fn cursors_are_encoded_and_decoded() {
-        let id = TodoId::generate();
+        let id = TodoId::any();
         for key in [
             SortKey::CreateTime,
-            SortKey::UpdateTime(clock::now()),
+            SortKey::UpdateTime(Clock::default().now()),
             SortKey::Title("Ação 🦀".into()),
         ] {
             let cursor = TodoCursor { id, key };

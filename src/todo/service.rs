@@ -17,7 +17,7 @@ use crate::{
         update_mask::UpdateMask,
         validation::{FieldViolations, REQUIRED},
     },
-    types::{clock, id::TodoId},
+    types::{clock::Clock, id::TodoId},
 };
 
 /// The implementation of `TodoService`.
@@ -36,7 +36,7 @@ impl pb::todo_service_server::TodoService for TodoService {
         request: Request<pb::CreateTodoRequest>,
     ) -> Result<Response<pb::CreateTodoResponse>, Status> {
         let caller = Caller::from_request(&request)?;
-        let todo = parse_new_todo(request.into_inner())?;
+        let todo = parse_new_todo(request.into_inner(), self.store.clock())?;
         let todo = self.store.create(caller.user_id, todo).await?;
         Ok(Response::new(pb::CreateTodoResponse { todo: Some(todo.into()) }))
     }
@@ -75,7 +75,7 @@ impl pb::todo_service_server::TodoService for TodoService {
     ) -> Result<Response<pb::UpdateTodoResponse>, Status> {
         let owner_id = Caller::from_request(&request)?.user_id;
         let TodoUpdate { id, precondition, patch } = parse_update(request.into_inner())?;
-        let todo = self.store.update(owner_id, id, precondition, &patch, clock::now()).await?;
+        let todo = self.store.update(owner_id, id, precondition, &patch).await?;
         Ok(Response::new(pb::UpdateTodoResponse { todo: Some(todo.into()) }))
     }
 
@@ -136,7 +136,10 @@ fn parse_id(id: &str) -> Result<TodoId, FieldViolations> {
     TodoId::parse(id).map_err(|invalid| FieldViolations::single("id", invalid))
 }
 
-fn parse_new_todo(request: pb::CreateTodoRequest) -> Result<NewTodo, FieldViolations> {
+fn parse_new_todo(
+    request: pb::CreateTodoRequest,
+    clock: &Clock,
+) -> Result<NewTodo, FieldViolations> {
     let mut violations = FieldViolations::default();
     let Some(todo) = request.todo else {
         return Err(FieldViolations::single("todo", REQUIRED));
@@ -149,7 +152,7 @@ fn parse_new_todo(request: pb::CreateTodoRequest) -> Result<NewTodo, FieldViolat
     };
     let state = violations.check("todo.state", state);
     violations.finish(|| {
-        let id = TodoId::generate();
+        let id = TodoId::generate(clock);
         Some(NewTodo { id, title: title?, description: description?, state: state? })
     })
 }

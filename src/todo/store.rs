@@ -24,7 +24,10 @@ use crate::{
         etag::{self, INITIAL_VERSION, Precondition},
         page_token::PageRequest,
     },
-    types::id::{TodoId, UserId},
+    types::{
+        clock::Clock,
+        id::{TodoId, UserId},
+    },
 };
 
 /// Gets a todo.
@@ -114,6 +117,11 @@ impl TodoStore {
         }
     }
 
+    /// Returns the clock of all times in the rows.
+    pub(super) fn clock(&self) -> &Clock {
+        self.database.clock()
+    }
+
     /// Updates a todo.
     ///
     /// # Errors
@@ -124,8 +132,8 @@ impl TodoStore {
         id: TodoId,
         precondition: Precondition,
         patch: &TodoPatch,
-        now: OffsetDateTime,
     ) -> Result<Todo, Error> {
+        let now = self.clock().now();
         self.database
             .run(async |connection| {
                 let updated = update(connection, owner_id, id, precondition, patch, now).await?;

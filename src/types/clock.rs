@@ -1,11 +1,114 @@
-//! The system clock, read in one place and passed on as a value.
+//! The clock of a server.
 
-use time::OffsetDateTime;
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
 
-/// Returns the current time in whole microseconds. PostgreSQL stores microseconds, so a
-/// time in a response equals the time that a later query returns.
-#[must_use]
-pub fn now() -> OffsetDateTime {
-    let now = OffsetDateTime::now_utc();
-    now - time::Duration::nanoseconds(i64::from(now.nanosecond() % 1_000))
+use time::{Duration, OffsetDateTime};
+
+/// The clock by which a server decides whether something has expired, and stamps rows: the system
+/// clock, corrected to agree with the clock of the database.
+///
+/// Replicas share the rows and the database, but not a system clock. A replica that compared a
+/// time in a row with its own clock would compare it with the clock of the replica that wrote it.
+///
+/// Clones are the same clock. A new one is the system clock.
+#[derive(Clone, Debug, Default)]
+pub struct Clock {
+    /// What the system clock lacks, in microseconds.
+    offset: Arc<AtomicI64>,
+}
+
+impl Clock {
+    /// Returns the current time in whole microseconds. PostgreSQL stores microseconds, so a time
+    /// in a response equals the time that a later query returns.
+    #[must_use]
+    pub fn now(&self) -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH
+            + Duration::microseconds(system_micros())
+            + Duration::microseconds(self.offset.load(Ordering::Relaxed))
+    }
+
+    /// Starts to read the clock that this one follows.
+    #[must_use]
+    pub fn start_reading(&self) -> ClockReading<'_> {
+        ClockReading { clock: self, started_at: system_micros() }
+    }
+
+    /// Corrects the offset if it contradicts a reading.
+    fn correct(&self, min: i64, max: i64) {
+        let offset = self.offset.load(Ordering::Relaxed);
+        if !(min..=max).contains(&offset) {
+            self.offset.store(min.midpoint(max), Ordering::Relaxed);
+        }
+    }
+
+    /// Returns how far the system clock is from the other clock.
+    #[must_use]
+    pub fn system_clock_error(&self) -> std::time::Duration {
+        std::time::Duration::from_micros(self.offset.load(Ordering::Relaxed).unsigned_abs())
+    }
+}
+
+/// A reading of another clock in progress.
+#[derive(Debug)]
+pub struct ClockReading<'a> {
+    clock: &'a Clock,
+    started_at: i64,
+}
+
+impl ClockReading<'_> {
+    /// Corrects the clock by the other one, which showed `micros` since the Unix epoch at some
+    /// moment of the reading. The clock moves only if it contradicts that, so that a slow reading
+    /// does not disturb it.
+    pub fn finish(self, micros: i64) {
+        let ended_at = system_micros();
+        self.clock.correct(micros.saturating_sub(ended_at), micros.saturating_sub(self.started_at));
+    }
+}
+
+/// Returns the time of the system clock in microseconds since the Unix epoch.
+fn system_micros() -> i64 {
+    let micros = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000;
+    i64::try_from(micros).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: i64 = 1_000_000;
+
+    #[test]
+    fn a_clock_follows_the_one_that_it_reads() {
+        for offset in [-15 * SECOND, 0, 15 * SECOND] {
+            let (clock, system) = (Clock::default(), Clock::default());
+            clock.start_reading().finish(system_micros() + offset);
+            let difference = clock.now() - system.now() - Duration::microseconds(offset);
+            assert!(difference.abs() < Duration::SECOND, "{difference}");
+            let error = clock.system_clock_error().as_secs_f64();
+            assert!((error - Duration::microseconds(offset).abs().as_seconds_f64()).abs() < 1.0);
+        }
+    }
+
+    #[test]
+    fn a_clock_moves_only_if_it_contradicts_a_reading() {
+        let clock = Clock::default();
+        for (min, max, offset) in [
+            (9 * SECOND, 11 * SECOND, 10 * SECOND),
+            // A slow reading that allows the offset.
+            (0, 20 * SECOND, 10 * SECOND),
+            (10 * SECOND, 14 * SECOND, 10 * SECOND),
+            (-3 * SECOND, -SECOND, -2 * SECOND),
+        ] {
+            clock.correct(min, max);
+            assert_eq!(clock.offset.load(Ordering::Relaxed), offset);
+        }
+    }
+
+    #[test]
+    fn a_time_has_whole_microseconds() {
+        assert_eq!(Clock::default().now().nanosecond() % 1_000, 0);
+    }
 }

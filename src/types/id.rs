@@ -1,11 +1,11 @@
 //! IDs: UUIDv7 (RFC 9562, section 5.7), one type for each kind of resource.
 
-use std::fmt;
+use std::{fmt, sync::Mutex};
 
 use time::OffsetDateTime;
-use uuid::{Uuid, fmt::Hyphenated};
+use uuid::{ContextV7, Timestamp, Uuid, fmt::Hyphenated};
 
-use crate::types::invalid::InvalidValue;
+use crate::types::{clock::Clock, invalid::InvalidValue};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -16,8 +16,14 @@ macro_rules! id {
         impl $name {
             /// Generates an ID that is greater than all IDs this process generated before.
             #[must_use]
-            pub fn generate() -> Self {
-                Self(Uuid::now_v7())
+            pub fn generate(clock: &Clock) -> Self {
+                Self(generate(clock))
+            }
+
+            /// Generates an ID for a test that does not care about the time.
+            #[cfg(test)]
+            pub fn any() -> Self {
+                Self::generate(&Clock::default())
             }
 
             /// Parses the canonical form of an ID: lowercase with hyphens.
@@ -65,6 +71,16 @@ id! {
     TodoId
 }
 
+/// Orders the IDs of one process, also if the clock is set back.
+static SEQUENCE: Mutex<ContextV7> = Mutex::new(ContextV7::new());
+
+fn generate(clock: &Clock) -> Uuid {
+    let nanoseconds = clock.now().unix_timestamp_nanos().max(0);
+    let seconds = u64::try_from(nanoseconds / 1_000_000_000).unwrap_or(u64::MAX);
+    let subsecond = u32::try_from(nanoseconds % 1_000_000_000).unwrap_or_default();
+    Uuid::new_v7(Timestamp::from_unix(&SEQUENCE, seconds, subsecond))
+}
+
 fn parse(text: &str) -> Result<Uuid, InvalidValue> {
     const ALLOWED: InvalidValue =
         InvalidValue::new("must be a UUID in lower case with hyphens, as the service made it");
@@ -91,7 +107,7 @@ mod tests {
     #[test]
     fn ids_are_ascending_and_contain_their_creation_time() {
         let before = OffsetDateTime::now_utc();
-        let ids: Vec<_> = (0..10_000).map(|_| TodoId::generate()).collect();
+        let ids: Vec<_> = (0..10_000).map(|_| TodoId::generate(&Clock::default())).collect();
         assert!(ids.is_sorted_by(|a, b| a < b));
         let age = ids[0].create_time() - before;
         assert!(age.whole_milliseconds().abs() < 1_000, "{age}");
@@ -99,7 +115,7 @@ mod tests {
 
     #[test]
     fn ids_have_one_canonical_form() {
-        let id = TodoId::generate();
+        let id = TodoId::generate(&Clock::default());
         let text = id.to_string();
         assert_eq!(TodoId::parse(&text), Ok(id));
         let simple = text.replace('-', "");

@@ -18,7 +18,7 @@ use crate::{
         validation::{FieldViolations, REQUIRED},
     },
     telemetry::audit,
-    types::{clock, email::Email, id::UserId},
+    types::{clock::Clock, email::Email, id::UserId},
 };
 
 /// The implementation of `UserService`.
@@ -48,7 +48,7 @@ impl pb::user_service_server::UserService for UserService {
         request: Request<pb::CreateUserRequest>,
     ) -> Result<Response<pb::CreateUserResponse>, Status> {
         let client_ip = ClientIp::from_request(&request)?;
-        let (user, password) = parse_new_user(&request.into_inner())?;
+        let (user, password) = parse_new_user(&request.into_inner(), self.store.clock())?;
         let slot = self.passwords.try_enqueue()?;
         self.sign_ups.try_acquire(client_ip, Instant::now())?.commit();
         let hash = slot.hash(password).await?;
@@ -96,7 +96,7 @@ impl pb::user_service_server::UserService for UserService {
         require_self(id, caller)?;
         // Acquired before the outcome is known, so that concurrent updates count, too.
         let permit = self.sign_ups.try_acquire(client_ip, Instant::now())?;
-        let user = self.store.update(id, precondition, &patch, clock::now()).await;
+        let user = self.store.update(id, precondition, &patch).await;
         if matches!(user, Err(Error::UsernameExists | Error::EmailExists)) {
             permit.commit();
         }
@@ -140,6 +140,7 @@ impl UserService {
 
 fn parse_new_user(
     request: &pb::CreateUserRequest,
+    clock: &Clock,
 ) -> Result<(NewUser, NewPassword), FieldViolations> {
     let mut violations = FieldViolations::default();
     let username = violations.check("username", Username::parse(&request.username));
@@ -150,7 +151,7 @@ fn parse_new_user(
     });
     let password = violations.check("password", password);
     violations.finish(|| {
-        let user = NewUser { id: UserId::generate(), username: username?, email: email? };
+        let user = NewUser { id: UserId::generate(clock), username: username?, email: email? };
         Some((user, password?))
     })
 }

@@ -56,6 +56,7 @@ const ALLOWED_USERS: [MayUse; 13] = [
             ("todo/row.rs", "sqlx"),
             ("database/mod.rs", "sqlx"),
             ("database/batch.rs", "sqlx::PgConnection"),
+            ("database/clock.rs", "sqlx"),
             ("database/connect.rs", "sqlx"),
             ("database/errors.rs", "sqlx"),
             ("database/health.rs", "sqlx"),

@@ -21,6 +21,7 @@ use crate::{
     },
     rpc::{caller::Caller, error::Error},
     types::{
+        clock::Clock,
         email::EmailKey,
         id::{SessionId, UserId},
     },
@@ -154,25 +155,31 @@ impl AuthStore {
             .await
     }
 
-    /// Returns the time when the caller's session expires, or `None` if it does not exist.
-    pub(super) async fn session_expiry(
+    /// Returns how long the caller's session is still active, or `None` if it is not.
+    pub(super) async fn time_left_of_session(
         &self,
         caller: Caller,
-    ) -> Result<Option<OffsetDateTime>, Error> {
-        self.session_expiry.run(caller).await
+    ) -> Result<Option<Duration>, Error> {
+        Ok(self.time_left(self.session_expiry.run(caller).await?))
     }
 
-    /// Returns the times when sessions expire, in order, with one statement. A session that does
-    /// not exist has none.
-    pub(super) async fn session_expiries(
-        &self,
-        callers: &[Caller],
-    ) -> Result<Vec<Option<OffsetDateTime>>, Error> {
+    /// Returns which sessions are active, in order, with one statement.
+    pub(super) async fn are_active(&self, callers: &[Caller]) -> Result<Vec<bool>, Error> {
         let expiries = self
             .database
             .run(async |connection| FindSessionExpiry::run_batch(connection, callers).await)
             .await?;
-        Ok(expiries.into_iter().map(Option::flatten).collect())
+        Ok(expiries.into_iter().map(|expiry| self.time_left(expiry.flatten()).is_some()).collect())
+    }
+
+    fn time_left(&self, expires_at: Option<OffsetDateTime>) -> Option<Duration> {
+        let time_left = expires_at? - self.database.clock().now();
+        time_left.is_positive().then(|| time_left.unsigned_abs())
+    }
+
+    /// Returns the clock of all times in the rows.
+    pub(super) fn clock(&self) -> &Clock {
+        self.database.clock()
     }
 
     /// Inserts a session, and then deletes the user's expired ones and the oldest beyond

@@ -23,6 +23,7 @@ use crate::{
         page_token::PageRequest,
     },
     types::{
+        clock::Clock,
         email::{Email, EmailKey},
         id::UserId,
     },
@@ -68,6 +69,11 @@ impl UserStore {
     pub(crate) fn new(database: Database, batching: bool, deadline: Duration) -> Self {
         let find = QueryBatcher::new(database.clone(), batching, deadline);
         Self { database, find }
+    }
+
+    /// Returns the clock of all times in the rows.
+    pub(super) fn clock(&self) -> &Clock {
+        self.database.clock()
     }
 
     /// Inserts a user, and then calls `on_created`, whether or not the call still waits.
@@ -128,8 +134,8 @@ impl UserStore {
         id: UserId,
         precondition: Precondition,
         patch: &UserPatch,
-        now: OffsetDateTime,
     ) -> Result<User, Error> {
+        let now = self.clock().now();
         self.database
             .run(async |connection| {
                 let updated = update(connection, id, precondition, patch, now).await?;

@@ -31,6 +31,8 @@ pub mod row_lock;
 pub mod scheduling_delay;
 pub mod sources;
 pub mod statements;
+#[cfg(target_os = "linux")]
+pub mod system_clock;
 pub mod text;
 pub mod time;
 pub mod tls_database;
