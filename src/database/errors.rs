@@ -7,6 +7,7 @@ use tokio_rustls::rustls::Error as TlsError;
 
 use crate::rpc::error::Error;
 
+pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 pub(super) const UNDEFINED_TABLE: &str = "42P01";
 const FEATURE_NOT_SUPPORTED: &str = "0A000";
 const PROTOCOL_VIOLATION: &str = "08P01";

@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     connect::CONNECT_TIMEOUT,
-    errors::{UNDEFINED_TABLE, is_refused_parameter, sqlstate},
+    errors::{INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, is_refused_parameter, sqlstate},
+    privileges::GRANT_HINT,
 };
 use crate::{rpc::error::Error, types::error_chain::ErrorChain};
 
@@ -106,7 +107,7 @@ pub(crate) async fn wait_for_schema(
     timeout: Duration,
 ) -> Result<(), Error> {
     let deadline = Instant::now() + timeout;
-    while !is_schema_current(connection).await? {
+    while !is_schema_current(connection).await.map_err(with_grant_hint)? {
         if Instant::now() >= deadline {
             return Err(Error::internal(
                 "the database schema is outdated: run `fast-zero migrate`, or set \
@@ -117,6 +118,13 @@ pub(crate) async fn wait_for_schema(
         sleep(SCHEMA_POLL_INTERVAL).await;
     }
     Ok(())
+}
+
+fn with_grant_hint(error: sqlx::Error) -> Error {
+    if sqlstate(&error).as_deref() != Some(INSUFFICIENT_PRIVILEGE) {
+        return error.into();
+    }
+    Error::internal(format!("{}: {GRANT_HINT}", ErrorChain(&error)))
 }
 
 /// Returns `true` if all migrations that this binary needs are applied.
