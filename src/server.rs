@@ -251,6 +251,7 @@ async fn try_prepare_database(
     let max_connections = config.limits.database_max_connections.into();
     let database = Database::new(options.clone(), max_connections)?;
     database.warm_up().await?;
+    database.check_privileges().await?;
     Ok(database)
 }
 

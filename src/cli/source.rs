@@ -17,6 +17,7 @@ impl DatabaseSource {
     /// Starts the embedded PostgreSQL if no database is configured, and adds its URL to the
     /// settings.
     pub(super) async fn open(config: &mut DatabaseConfig) -> Result<Self, ExitError> {
+        config.load_secrets()?;
         if config.connect_options()?.is_some() {
             return Ok(Self { embedded: None });
         }
@@ -67,6 +68,7 @@ impl DatabaseSource {
 )]
 impl DatabaseSource {
     pub(super) async fn open(config: &mut DatabaseConfig) -> Result<Self, ExitError> {
+        config.load_secrets()?;
         config.required_options()?;
         Ok(Self {})
     }

@@ -20,7 +20,7 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::filter::Targets;
 
 use self::{
-    secrets::{parse_database_url, read_secret, signing_key},
+    secrets::{load_secret, parse_database_url, read_secret, signing_key},
     values::{parse_address, parse_network, parse_otlp_endpoint, secret},
 };
 use crate::{
@@ -244,8 +244,10 @@ impl ConfigError {
 }
 
 impl Config {
-    /// Checks everything that can be checked before anything starts.
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks everything that can be checked before anything starts, and reads the files of secrets.
+    pub(crate) fn validate(&mut self) -> Result<(), ConfigError> {
+        self.database.load_secrets()?;
+        self.tokens.load_secrets()?;
         let has_database = self.database.connect_options()?.is_some();
         if self.tokens.keyring()?.is_none() && has_database {
             return Err(ConfigError::missing("SECRET_KEY"));
@@ -257,6 +259,11 @@ impl Config {
 }
 
 impl DatabaseConfig {
+    /// Reads the files of secrets, each once.
+    pub(crate) fn load_secrets(&mut self) -> Result<(), ConfigError> {
+        load_secret("DATABASE_URL", &mut self.database_url, &mut self.database_url_file)
+    }
+
     /// Returns how to connect to the database; `None` for the embedded one.
     pub(crate) fn connect_options(&self) -> Result<Option<PgConnectOptions>, ConfigError> {
         let url = read_secret(
@@ -279,6 +286,13 @@ impl DatabaseConfig {
 }
 
 impl TokenConfig {
+    /// Reads the files of secrets, each once.
+    fn load_secrets(&mut self) -> Result<(), ConfigError> {
+        load_secret("SECRET_KEY", &mut self.secret_key, &mut self.secret_key_file)?;
+        let (value, file) = (&mut self.secret_key_previous, &mut self.secret_key_previous_file);
+        load_secret("SECRET_KEY_PREVIOUS", value, file)
+    }
+
     /// Returns the keys; `None` if no current one is set.
     pub(crate) fn keyring(&self) -> Result<Option<Keyring>, ConfigError> {
         let file = self.secret_key_file.as_deref();

@@ -1,6 +1,9 @@
 //! Secrets, from a variable or a file.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
@@ -37,6 +40,17 @@ pub(super) fn read_secret(
         return Err(error(format!("is empty in {setting}_FILE, {}", file.display())));
     }
     Ok(Some(text.into()))
+}
+
+/// Replaces a file by the secret in it. It is read once, because it may be a pipe.
+pub(super) fn load_secret(
+    setting: &'static str,
+    value: &mut Option<SecretString>,
+    file: &mut Option<PathBuf>,
+) -> Result<(), ConfigError> {
+    *value = read_secret(setting, value.as_ref(), file.as_deref())?;
+    *file = None;
+    Ok(())
 }
 
 pub(super) fn signing_key(

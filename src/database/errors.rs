@@ -2,11 +2,14 @@
 
 use std::{borrow::Cow, error::Error as StdError};
 
+use sqlx::postgres::PgDatabaseError;
 use tokio_rustls::rustls::Error as TlsError;
 
 use crate::rpc::error::Error;
 
+pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 pub(super) const UNDEFINED_TABLE: &str = "42P01";
+const FEATURE_NOT_SUPPORTED: &str = "0A000";
 const PROTOCOL_VIOLATION: &str = "08P01";
 const UNIQUE_VIOLATION: &str = "23505";
 const FOREIGN_KEY_VIOLATION: &str = "23503";
@@ -71,6 +74,15 @@ pub(super) fn is_refused_parameter(error: &sqlx::Error) -> bool {
     })
 }
 
+/// Returns `true` if a migration has changed the type of a column that a prepared statement of this
+/// connection returns. The statement did not run. PostgreSQL has no code of its own for that.
+fn is_stale_statement(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error().and_then(|it| it.try_downcast_ref::<PgDatabaseError>());
+    error.is_some_and(|error| {
+        error.code() == FEATURE_NOT_SUPPORTED && error.routine() == Some("RevalidateCachedQuery")
+    })
+}
+
 /// Returns `true` if the connection cannot be used any more.
 pub(super) fn is_connection_error(error: &(dyn StdError + 'static)) -> bool {
     let Some(error) = error.downcast_ref::<sqlx::Error>() else {
@@ -84,6 +96,8 @@ pub(super) fn is_connection_error(error: &(dyn StdError + 'static)) -> bool {
             code.starts_with("08")
                 || code.starts_with("57P")
                 || ["25P03", "25006"].contains(&&*code)
+                // The other connections have prepared the same statement.
+                || is_stale_statement(error)
         }
     }
 }
@@ -104,8 +118,8 @@ impl From<sqlx::Error> for Error {
             };
         };
         match (&code[..2], &*code) {
-            // Statement timeout, lock timeout.
-            (_, "57014" | "55P03") => Self::DeadlineExceeded,
+            // Statement timeout, lock timeout, transaction timeout of the role.
+            (_, "57014" | "55P03" | "25P04") => Self::DeadlineExceeded,
             // Connection exceptions; invalid authorization and unknown database, which an
             // operator may just be changing; insufficient resources; operator intervention;
             // system errors. 55000: a standby that is not ready. 25006: read-only. 25P03: idle
@@ -114,6 +128,7 @@ impl From<sqlx::Error> for Error {
             | (_, "55000" | "25006" | "25P03" | "40P01" | "40001") => {
                 Self::DatabaseUnavailable(error.into())
             }
+            _ if is_stale_statement(&error) => Self::DatabaseUnavailable(error.into()),
             _ => Self::internal(error),
         }
     }

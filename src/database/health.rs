@@ -6,7 +6,9 @@ use scopeguard::ScopeGuard;
 use sqlx::PgConnection;
 use tokio::time::timeout;
 
-use super::{Database, clock, migrate::is_schema_current, pool::PING_TIMEOUT};
+use super::{
+    Database, clock, migrate::is_schema_current, pool::PING_TIMEOUT, privileges::missing_privileges,
+};
 use crate::{
     telemetry::health::ReadinessCheck,
     types::{clock::Clock, error_chain::BoxError},
@@ -18,8 +20,9 @@ use crate::{
 /// Test: `replicas_with_different_clocks_agree_about_sessions`.
 const MAX_CLOCK_ERROR: Duration = Duration::from_secs(5);
 
-/// A check whether calls can work: that the database has the schema and accepts writes, over a
-/// connection of its own, and that the pool has a connection or gets one.
+/// A check whether calls can work: that the database has the schema, accepts writes and grants the
+/// role what they need, over a connection of its own, and that the pool has a connection or gets
+/// one.
 ///
 /// The connection of its own is for a pool that is used up: calls that wait for the pool must
 /// not make the service look unavailable.
@@ -73,6 +76,7 @@ impl HealthCheck {
 struct DatabaseState {
     /// A standby is read-only, and a database that an operator made so.
     is_read_only: bool,
+    missing_privileges: Vec<String>,
     is_schema_current: bool,
 }
 
@@ -84,13 +88,18 @@ impl DatabaseState {
             sqlx::query_scalar("select current_setting('transaction_read_only')::boolean")
                 .fetch_one(&mut *connection)
                 .await?;
-        Ok(Self { is_read_only, is_schema_current: is_schema_current(connection).await? })
+        let missing_privileges = missing_privileges(connection).await?;
+        let is_schema_current = is_schema_current(connection).await?;
+        Ok(Self { is_read_only, missing_privileges, is_schema_current })
     }
 
     /// Returns whether the schema is current.
     fn check(&self) -> Result<bool, BoxError> {
         if self.is_read_only {
             return Err("the database is read-only".into());
+        }
+        if !self.missing_privileges.is_empty() {
+            return Err(format!("the role lacks {}", self.missing_privileges.join(", ")).into());
         }
         Ok(self.is_schema_current)
     }

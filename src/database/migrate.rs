@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     connect::CONNECT_TIMEOUT,
-    errors::{UNDEFINED_TABLE, is_refused_parameter, sqlstate},
+    errors::{INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, is_refused_parameter, sqlstate},
+    privileges::GRANT_HINT,
 };
 use crate::{rpc::error::Error, types::error_chain::ErrorChain};
 
@@ -55,7 +56,10 @@ pub(crate) async fn migrate(options: &PgConnectOptions, max_wait: Duration) -> R
 /// is not `Send` here. A connection pooler refuses its settings: in transaction mode, it would also
 /// lose the lock of the migration.
 async fn connect(options: PgConnectOptions) -> Result<PgPool, Error> {
-    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_TIMEOUT);
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(CONNECT_TIMEOUT)
+        .after_connect(|connection, _| Box::pin(disable_transaction_timeout(connection)));
     pool.connect_with(options).await.map_err(|error| match error {
         error if is_refused_parameter(&error) => Error::internal(format!(
             "a connection pooler in front of the database refuses the session of a migration: run \
@@ -66,6 +70,17 @@ async fn connect(options: PgConnectOptions) -> Result<PgPool, Error> {
         sqlx::Error::PoolTimedOut => Error::DatabaseUnavailable("timed out".into()),
         error => error.into(),
     })
+}
+
+/// Disables the timeout that the role or the database may have. Not among the startup parameters,
+/// which PostgreSQL 16 and older would refuse.
+async fn disable_transaction_timeout(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(
+        "select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout'",
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Returns the versions of the applied migrations: none if the table does not exist. The migrator
@@ -92,7 +107,7 @@ pub(crate) async fn wait_for_schema(
     timeout: Duration,
 ) -> Result<(), Error> {
     let deadline = Instant::now() + timeout;
-    while !is_schema_current(connection).await? {
+    while !is_schema_current(connection).await.map_err(with_grant_hint)? {
         if Instant::now() >= deadline {
             return Err(Error::internal(
                 "the database schema is outdated: run `fast-zero migrate`, or set \
@@ -103,6 +118,13 @@ pub(crate) async fn wait_for_schema(
         sleep(SCHEMA_POLL_INTERVAL).await;
     }
     Ok(())
+}
+
+fn with_grant_hint(error: sqlx::Error) -> Error {
+    if sqlstate(&error).as_deref() != Some(INSUFFICIENT_PRIVILEGE) {
+        return error.into();
+    }
+    Error::internal(format!("{}: {GRANT_HINT}", ErrorChain(&error)))
 }
 
 /// Returns `true` if all migrations that this binary needs are applied.

@@ -7,6 +7,7 @@ pub(crate) mod errors;
 mod health;
 pub(crate) mod migrate;
 mod pool;
+mod privileges;
 pub(crate) mod url;
 
 use std::time::Duration;

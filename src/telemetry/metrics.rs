@@ -184,8 +184,10 @@ impl Metrics {
         };
         let calls_in_flight = gauge("calls_in_flight", "Calls in flight");
         let connections = gauge("connections", "Open client connections");
-        let database_up =
-            gauge("database_up", "Whether the database is reachable and its schema is current");
+        let database_up = gauge(
+            "database_up",
+            "Whether the database is reachable and usable, and its schema is current",
+        );
         let hashing_jobs =
             gauge("password_hashing_jobs", "Passwords that are being hashed or queued");
         let session_cache_users =

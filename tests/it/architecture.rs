@@ -62,6 +62,7 @@ const ALLOWED_USERS: [MayUse; 13] = [
             ("database/health.rs", "sqlx"),
             ("database/migrate.rs", "sqlx"),
             ("database/pool.rs", "sqlx"),
+            ("database/privileges.rs", "sqlx"),
             ("database/url", "sqlx::postgres::PgConnectOptions"),
             ("config/mod.rs", "sqlx::postgres::PgConnectOptions"),
             ("config/secrets.rs", "sqlx::postgres::PgConnectOptions"),

@@ -104,6 +104,25 @@ async fn grpcurl_shows_the_details_of_errors() {
 }
 
 #[test]
+fn commands_that_replace_data_or_versions_stop_at_the_first_failure() {
+    let blocks: Vec<_> =
+        DEPLOYMENT.split("```").skip(1).step_by(2).filter(|it| it.lines().count() > 3).collect();
+    for (command, line) in [
+        ("pg_dump", "set -eu"),
+        ("pg_dump", "umask 077"),
+        ("pg_restore", "set -eu"),
+        ("kubectl apply", "set -eu"),
+    ] {
+        let with_command = blocks.iter().filter(|block| block.contains(command));
+        let count = with_command.clone().count();
+        assert!(count > 0, "{command} is documented");
+        for block in with_command {
+            assert!(block.lines().any(|it| it.trim() == line), "no {line} in:{block}");
+        }
+    }
+}
+
+#[test]
 fn git_ignores_what_the_commands_of_the_documentation_write() {
     let ignored = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/.gitignore"));
     let is_ignored = |file: &str| ignored.lines().any(|line| line.strip_prefix('/') == Some(file));

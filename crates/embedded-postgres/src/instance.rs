@@ -4,13 +4,21 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use tokio::time::{Instant, sleep};
 
 use crate::{App, Error, dirs, error::ErrorChain, lock::DirLock, orphans};
 
 /// The parent of ephemeral directories. `TMPDIR` may be too long for the path of a socket,
 /// or another user's.
 const TEMP_DIR: &str = "/tmp";
+
+/// How long a start waits for a process that is stopping in the same directory, which usually takes
+/// less than a second. A service manager restarts a killed application at once.
+const STOP_WAIT: Duration = Duration::from_secs(3);
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A data directory, locked by this process.
 #[derive(Debug)]
@@ -22,18 +30,22 @@ pub(crate) enum InstanceDir {
 }
 
 impl InstanceDir {
-    /// Locks `persistent`, or creates an ephemeral directory if that is `None`.
+    /// Locks `persistent`, or creates an ephemeral directory if that is `None`. Waits a few
+    /// seconds for another process to release the lock.
     pub(crate) async fn acquire(app: &App, persistent: Option<PathBuf>) -> Result<Self, Error> {
         let Some(dir) = persistent else {
             return EphemeralDir::create(app).await.map(Self::Ephemeral);
         };
-        match DirLock::try_acquire(app, &dir)? {
-            Some(lock) => Ok(Self::Persistent { dir, _lock: lock }),
-            None => Err(Error::InUse {
-                owner_pid: DirLock::owner_pid(&dir),
-                dir,
-                setting: app.data_dir_var,
-            }),
+        let deadline = Instant::now() + STOP_WAIT;
+        loop {
+            if let Some(lock) = DirLock::try_acquire(app, &dir)? {
+                return Ok(Self::Persistent { dir, _lock: lock });
+            }
+            if Instant::now() >= deadline {
+                let owner_pid = DirLock::owner_pid(&dir);
+                return Err(Error::InUse { owner_pid, dir, setting: app.data_dir_var });
+            }
+            sleep(LOCK_POLL_INTERVAL).await;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The child process, which supervises PostgreSQL.
 
 use std::{
+    fs,
     future::pending,
     io::{self, Write},
     path::{Path, PathBuf},
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// Runs PostgreSQL until SIGINT, SIGTERM, SIGHUP or the end of the lifeline, and stops it
-/// before returning. Prints one line to standard output, the URL, when PostgreSQL accepts
+/// before returning. `nohup` disables SIGHUP. Prints one line to standard output, the URL, when PostgreSQL accepts
 /// connections.
 ///
 /// A process that runs as root switches to an unprivileged user for good. The function
@@ -38,7 +39,13 @@ pub fn run(app: &App, options: &Options) -> Result<(), Error> {
         .map_err(Error::io("start", "the asynchronous runtime"))?;
     let result = runtime.block_on(async {
         let mut signals = StopSignals::listen(options.lifeline)?;
-        let instance = InstanceDir::acquire(app, data_dir).await?;
+        let instance = tokio::select! {
+            instance = InstanceDir::acquire(app, data_dir) => instance?,
+            reason = signals.recv() => {
+                log_early_stop(reason);
+                return Ok(());
+            }
+        };
         supervise(app, &instance, &cache_dir, &mut signals).await
     });
     // Unpacking a download cannot be canceled; it ends with the process.
@@ -76,7 +83,7 @@ async fn supervise(
     let (installation, cluster) = tokio::select! {
         prepared = prepare_cluster(app, instance, cache_dir) => prepared?,
         reason = signals.recv() => {
-            tracing::info!(reason, "stopping before PostgreSQL started");
+            log_early_stop(reason);
             return Ok(());
         }
     };
@@ -90,6 +97,10 @@ async fn supervise(
     };
     postgres.stop().await;
     result
+}
+
+fn log_early_stop(reason: &'static str) {
+    tracing::info!(reason, "stopping before PostgreSQL started");
 }
 
 /// Finds or downloads PostgreSQL, and opens or creates a cluster for it.
@@ -125,8 +136,8 @@ async fn serve(
 struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
-    /// The terminal was closed.
-    hang_up: Signal,
+    /// The terminal was closed. `None` if `nohup` has started the process.
+    hang_up: Option<Signal>,
     lifeline: Option<oneshot::Receiver<()>>,
 }
 
@@ -137,7 +148,7 @@ impl StopSignals {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
-            hang_up: listen(SignalKind::hangup())?,
+            hang_up: (!ignores_hang_up()).then(|| listen(SignalKind::hangup())).transpose()?,
             lifeline: lifeline.then(end_of_stdin).transpose()?,
         })
     }
@@ -150,13 +161,28 @@ impl StopSignals {
                 None => pending().await,
             }
         };
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(signal) => drop(signal.recv().await),
+                None => pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hang_up.recv() => "SIGHUP",
+            () = hang_up => "SIGHUP",
             () = lifeline => "lifeline closed",
         }
     }
+}
+
+/// Returns `true` if this process has inherited that it ignores SIGHUP (proc_pid_status(5)). Other
+/// systems than Linux do not have the file.
+fn ignores_hang_up() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & (1 << (SignalKind::hangup().as_raw_value() - 1)) != 0)
 }
 
 /// Returns a receiver for the end of standard input. It is read on a separate thread: a read

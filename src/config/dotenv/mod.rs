@@ -35,9 +35,14 @@ pub(crate) fn load(
 }
 
 /// Returns the text of the file; `None` if there is none. A directory of this name, such as a
-/// virtual environment of Python, is no file. Invalid UTF-8 becomes U+FFFD, because only the
+/// virtual environment of Python, is no file. Nor does a working directory that this user may not
+/// search contain one, such as that of the image for a user of one's own. Invalid UTF-8 becomes U+FFFD, because only the
 /// lines that contain it are invalid.
 fn read(path: &Path) -> io::Result<Option<String>> {
+    let entry = fs::symlink_metadata(path);
+    if entry.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+        return Ok(None);
+    }
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => {}
         Ok(_) => return Ok(None),

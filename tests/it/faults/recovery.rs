@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fast_zero::proto::todo::v1::Todo;
+use fast_zero::proto::todo::v1::{ListTodosRequest, Todo};
 use tonic::{Code, Response};
 use tonic_types::StatusExt;
 
@@ -67,6 +67,44 @@ async fn calls_recover_after_the_database_has_closed_all_connections() {
             assert!(status.get_details_retry_info().is_some());
             assert_hides_cause(&status);
         }
+    }
+}
+
+/// A migration of the next version may change the type of a column, and each connection has
+/// prepared its statements before.
+#[tokio::test]
+async fn a_column_with_another_type_fails_at_most_one_call() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("a").await;
+    let list = || ListTodosRequest { page_size: 1_000, ..<_>::default() };
+    let connections = config().limits.database_max_connections;
+    let mut lock = app.hold_lock("lock table todos in access exclusive mode").await;
+    let lists: Vec<_> = (0..connections)
+        .map(|_| {
+            let ana = ana.clone();
+            tokio::spawn(async move { ana.list_todos(list()).await })
+        })
+        .collect();
+    lock.wait_until_blocked_by(connections.into()).await;
+    lock.release().await;
+    for list in lists {
+        list.await.expect("listed");
+    }
+    app.execute("alter table todos alter title type varchar(1000)").await;
+
+    let mut responses = Vec::new();
+    for _ in 0..2 * connections {
+        responses.push(ana.try_list_todos(list()).await);
+    }
+    for response in &responses[1..] {
+        let response = response.as_ref().expect("listed").get_ref();
+        assert_eq!(response.todos, std::slice::from_ref(&todo));
+    }
+    if let Some(failed @ Err(_)) = responses.into_iter().next() {
+        let status = assert_status(failed, Code::Unavailable, "DATABASE_UNAVAILABLE");
+        assert!(status.get_details_retry_info().is_some());
+        assert_hides_cause(&status);
     }
 }
 

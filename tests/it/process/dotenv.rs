@@ -1,5 +1,13 @@
 //! The file `.env`.
 
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+};
+
+use nix::unistd::geteuid;
+use tokio::process::Command;
+
 use crate::support::{app::SECRET_KEY, postgres::TestDatabase, process::Binary};
 
 const CONFIG: Option<i32> = Some(78);
@@ -31,6 +39,29 @@ async fn an_invalid_line_is_named_by_its_number() {
         assert!(output.contains(&format!("error: .env, line 6: {problem}")), "{output}");
         assert!(!output.contains("hidden"), "{output}");
     }
+}
+
+/// As in the image with another user, or after `sudo -u` in a home directory.
+#[tokio::test]
+async fn a_working_directory_without_access_stops_no_subcommand() {
+    let dir = tempfile::tempdir().expect("a directory");
+    // Root without these capabilities is subject to permissions.
+    let without_capabilities = if geteuid().is_root() {
+        "setpriv --bounding-set -dac_override,-dac_read_search"
+    } else {
+        ""
+    };
+    let script = format!("chmod 000 . && exec {without_capabilities} \"$0\" migrate");
+    let run = Command::new("sh")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_fast-zero")])
+        .env("DATABASE_URL", "mysql://database")
+        .current_dir(&dir)
+        .output();
+    let output = run.await.expect("a shell");
+    fs::set_permissions(&dir, Permissions::from_mode(0o700)).expect("an owner");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), CONFIG, "{errors}");
+    assert!(errors.contains("DATABASE_URL") && !errors.contains(".env"), "{errors}");
 }
 
 #[tokio::test]

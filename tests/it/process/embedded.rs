@@ -8,7 +8,7 @@ use std::{
     io::Read,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::Instant,
 };
@@ -174,6 +174,47 @@ async fn no_process_is_left_after_a_signal_or_the_end_of_the_lifeline() {
         wait_until_exited(&processes);
         query.await.expect("no panic").expect_err("the connection is closed");
     }
+}
+
+#[tokio::test]
+async fn a_start_waits_for_a_process_that_is_stopping() {
+    let temp_dir = temp_dir();
+    let data_dir = temp_dir.path().join("data");
+    let mut stopping = Postgres::start(&data_dir);
+    stopping.store("Olá").await;
+    stopping.lifeline.take();
+    assert_eq!(Postgres::start(&data_dir).stored().await, "Olá");
+    assert!(stopping.wait().success());
+}
+
+/// A shell starts it as `nohup` does.
+#[tokio::test]
+async fn nohup_disables_the_signal_of_a_closed_terminal() {
+    let temp_dir = temp_dir();
+    let mut command = Command::new("sh");
+    let fast_zero = fast_zero(&[], &temp_dir.path().join("data"));
+    let variables = fast_zero.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    command
+        .args(["-c", "trap '' HUP; exec \"$0\" postgres"])
+        .arg(fast_zero.get_program())
+        .current_dir("/")
+        .envs(variables)
+        .env("RUST_LOG", "info")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut postgres = Postgres::run(command);
+    let mut stderr = postgres.process.stderr.take().expect("piped");
+    for signal in [Signal::SIGHUP, Signal::SIGTERM] {
+        let mut connection = postgres.connect().await;
+        kill(pid(&postgres.process), signal).expect("a child");
+        // Fails when the connection is closed.
+        let _ = sqlx::query("select pg_sleep(0.2)").execute(&mut connection).await;
+    }
+    assert!(postgres.wait().success());
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).expect("text");
+    assert!(log.contains("SIGTERM") && !log.contains("SIGHUP"), "{log}");
 }
 
 #[tokio::test]

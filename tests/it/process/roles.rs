@@ -1,13 +1,16 @@
 //! The roles of the database in `docs/deployment.md`: one migrates, the other serves.
 
 use sqlx::{AssertSqlSafe, ConnectOptions, error::DatabaseError};
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::support::{
     Client,
     app::{connect, unique_name},
+    health::check_health,
     postgres::TestDatabase,
     process::Binary,
     readme::DEPLOYMENT,
+    wait::wait_until,
 };
 
 /// The roles and the database of the document.
@@ -71,4 +74,49 @@ async fn the_service_needs_no_right_to_change_the_schema() {
          drop owned by {owner} cascade; drop role {owner}, {app}"
     ))
     .await;
+}
+
+/// A migrated database, and a role with some of the privileges that the service needs.
+#[tokio::test]
+async fn a_role_without_a_privilege_is_rejected_or_not_ready() {
+    let database = TestDatabase::create().await;
+    let role = unique_name("role");
+    let execute = async |statement: &str| {
+        let statement = statement.replace("ROLE", &role);
+        let mut sql = database.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect("executed");
+    };
+    execute("create role ROLE login password 'one password'").await;
+    let options = database.options.clone().username(&role).password("one password");
+    let url = options.to_url_lossy().to_string();
+    let server = || Binary::server(&url).env("MIGRATE_ON_START", "false");
+
+    let (code, output) = server().output().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("table _sqlx_migrations"), "{output}");
+    assert!(output.contains("grant the role of DATABASE_URL"), "{output}");
+
+    execute(
+        "grant select on all tables in schema public to ROLE;
+         grant insert, update, delete on users, sessions to ROLE",
+    )
+    .await;
+    let (code, output) = server().output().await;
+    assert_eq!(code, Some(1), "{output}");
+    let missing = "lacks insert on todos, update on todos, delete on todos: grant the role";
+    assert!(output.contains(missing), "{output}");
+
+    execute("grant all on todos to ROLE").await;
+    let server = server().start();
+    let address = server.address().await.parse().expect("an address");
+    let channel = connect(address).await;
+    for (statement, status) in [
+        ("revoke insert on todos from ROLE", ServingStatus::NotServing),
+        ("grant insert on todos to ROLE", ServingStatus::Serving),
+    ] {
+        execute(statement).await;
+        wait_until(statement, async || check_health(&channel, "").await == status).await;
+    }
+    drop(server);
+    execute("drop owned by ROLE cascade; drop role ROLE").await;
 }

@@ -190,6 +190,22 @@ async fn secrets_come_from_files_without_their_trailing_newline() {
     assert!(output.contains("no-such-file"), "{output}");
 }
 
+/// A pipe can be read once, as in `SECRET_KEY_FILE=<(command)`.
+#[tokio::test]
+async fn the_file_of_a_secret_may_be_a_pipe() {
+    let database = TestDatabase::create().await;
+    for (variable, value, other, file) in [
+        ("SECRET_KEY", SECRET_KEY.to_owned(), "DATABASE_URL_FILE", database.url()),
+        ("DATABASE_URL", database.url(), "SECRET_KEY_FILE", SECRET_KEY.to_owned()),
+    ] {
+        let server = Binary::new(&[]).env(variable, &value).env(other, "/dev/stdin").input(&file);
+        server.env("LISTEN_ADDR", "127.0.0.1:0").start().address().await;
+    }
+    let migrate = Binary::new(&["migrate"]).env("DATABASE_URL_FILE", "/dev/stdin");
+    let (code, output) = migrate.input(&database.url()).output().await;
+    assert_eq!(code, Some(0), "{output}");
+}
+
 #[tokio::test]
 async fn flags_override_variables_and_variables_override_the_file() {
     let invalid = |source: &str| format!("from-{source}");

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use fast_zero::{Config, Server, proto::todo::v1::ListTodosRequest};
+use sqlx::AssertSqlSafe;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Code;
@@ -108,6 +109,39 @@ async fn a_schema_that_a_newer_binary_migrated_is_accepted() {
         })
         .await;
     }
+}
+
+/// A migration may take as long as it needs, whatever the timeouts of its role.
+#[tokio::test]
+async fn a_migration_has_no_timeout() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    let mut sql = database.connect().await;
+    let name = database.options.get_database().expect("a name");
+    let set = "select format('alter database %I set %I = %L', $1, name, '1h') from pg_settings
+        where name in ('statement_timeout', 'transaction_timeout')";
+    let set: Vec<String> =
+        sqlx::query_scalar(set).bind(name).fetch_all(&mut sql).await.expect("statements");
+    let record = "create table timeouts (name text, setting text);
+        create function record() returns event_trigger language plpgsql as $$ begin
+            insert into timeouts select name, setting from pg_settings
+            where name in ('statement_timeout', 'transaction_timeout');
+        end $$;
+        create event trigger record on ddl_command_end execute function record()";
+    for statement in set.into_iter().chain([record.to_owned()]) {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect("executed");
+    }
+    let starting = start(&database, config()).await;
+    let channel = connect(starting.address).await;
+    wait_until("the server serves", async || {
+        check_health(&channel, "").await == ServingStatus::Serving
+    })
+    .await;
+    let timeouts = "select distinct name, setting from timeouts where setting <> '0'";
+    let timeouts: Vec<(String, String)> =
+        sqlx::query_as(timeouts).fetch_all(&mut sql).await.expect("rows");
+    assert_eq!(timeouts, []);
+    let recorded = sqlx::query_scalar::<_, bool>("select exists (select from timeouts)");
+    assert!(recorded.fetch_one(&mut sql).await.expect("a row"), "the migration ran");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, Permissions},
+    io::{self, Write},
     os::unix::fs::PermissionsExt,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -67,6 +68,14 @@ impl Binary {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Provides a short text on standard input, a pipe.
+    pub fn input(mut self, text: &str) -> Self {
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        writer.write_all(text.as_bytes()).expect("written");
+        self.command.stdin(reader);
         self
     }
 

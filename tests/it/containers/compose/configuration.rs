@@ -7,7 +7,10 @@ use serde_json::Value;
 use super::{APP, BASE, DATABASE, REPLICAS, SECRETS, TESTS, TLS};
 use crate::support::{
     certificates::CertificateAuthority,
-    compose::{DATABASE_PASSWORD, Stack, combined_output, inspect, is_engine_available},
+    compose::{
+        DATABASE_PASSWORD, Stack, combined_output, expect_success, inspect, is_engine_available,
+        run_command,
+    },
 };
 
 #[tokio::test]
@@ -116,22 +119,23 @@ async fn secrets_are_read_from_files() {
         return;
     }
     let stack = Stack::configured(&[BASE, SECRETS]);
-    let secrets = stack.path("secrets");
-    std::fs::create_dir(&secrets).expect("created");
-    let url = "postgresql://app_user:from-a-file@fastzero_database/app_db";
-    for (name, secret) in [
-        ("secret_key", "a secret key that is stored in a file"),
-        ("postgres_password", "from-a-file"),
-        ("database_url", url),
-    ] {
-        std::fs::write(secrets.join(name), format!("{secret}\n")).expect("written");
-    }
+    // The commands of the example, for a user whose new files are private.
+    let example = std::fs::read_to_string(stack.path(SECRETS)).expect("the example");
+    let commands = example.lines().filter_map(|line| line.strip_prefix("#   "));
+    let commands: Vec<_> = commands.filter(|line| !line.starts_with("docker compose")).collect();
+    let mut shell = stack.command("bash");
+    shell.args(["-euc", &format!("umask 077\n{}", commands.join("\n"))]);
+    expect_success(run_command(shell).await);
+    let secrets = ["secret_key", "postgres_password"].map(|name| {
+        let file = stack.path("secrets").join(name);
+        std::fs::read_to_string(file).expect("the command writes it").trim().to_owned()
+    });
     stack.compose(&["up", "--build", "--wait"]).await;
     stack.anonymous().await.signed_up("ana").await;
     for service in [APP, DATABASE] {
         let container = stack.container(service).await;
         let environment = inspect(&container, "{{.Config.Env}}").await;
-        for secret in ["from-a-file", "stored in a file", DATABASE_PASSWORD] {
+        for secret in secrets.iter().map(String::as_str).chain([DATABASE_PASSWORD]) {
             assert!(!environment.contains(secret), "{environment}");
         }
     }

@@ -223,6 +223,22 @@ async fn a_full_database_is_unavailable_for_writes() {
     }
 }
 
+/// As with a `transaction_timeout` of the role, which PostgreSQL 17 introduced.
+#[tokio::test]
+async fn a_transaction_timeout_of_the_database_ends_a_call_like_its_deadline() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    app.execute(
+        "create function time_out() returns trigger language plpgsql as
+         $$ begin raise exception 'timeout' using errcode = '25P04'; end $$;
+         create trigger time_out before insert on todos for each row execute function time_out()",
+    )
+    .await;
+    let created = ana.try_create_todo(Some(todo_titled("a"))).await;
+    assert_status(created, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    ana.get_user("me").await;
+}
+
 #[tokio::test]
 async fn the_session_settings_limit_statements_locks_and_idle_transactions() {
     let app = App::start().await;
