@@ -25,6 +25,7 @@ pub(super) struct MigrateArgs {
 }
 
 pub(super) async fn run(mut args: MigrateArgs) -> Result<ExitCode, ExitError> {
+    args.database.read_files()?;
     let mut signals = Signals::listen()?;
     let source = tokio::select! {
         source = DatabaseSource::open(&mut args.database) => source?,

@@ -20,7 +20,7 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::filter::Targets;
 
 use self::{
-    secrets::{parse_database_url, read_secret, signing_key},
+    secrets::{move_into, parse_database_url, read_secret, signing_key},
     values::{parse_address, parse_network, parse_otlp_endpoint, secret},
 };
 use crate::{
@@ -244,8 +244,11 @@ impl ConfigError {
 }
 
 impl Config {
-    /// Checks everything that can be checked before anything starts.
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+    /// Reads the files of secrets, and checks everything that can be checked before anything
+    /// starts.
+    pub(crate) fn validate(&mut self) -> Result<(), ConfigError> {
+        self.database.read_files()?;
+        self.tokens.read_files()?;
         let has_database = self.database.connect_options()?.is_some();
         if self.tokens.keyring()?.is_none() && has_database {
             return Err(ConfigError::missing("SECRET_KEY"));
@@ -257,6 +260,11 @@ impl Config {
 }
 
 impl DatabaseConfig {
+    /// Reads the file of the URL. Only once, because it may be a pipe.
+    pub(crate) fn read_files(&mut self) -> Result<(), ConfigError> {
+        move_into("DATABASE_URL", &mut self.database_url, &mut self.database_url_file)
+    }
+
     /// Returns how to connect to the database; `None` for the embedded one.
     pub(crate) fn connect_options(&self) -> Result<Option<PgConnectOptions>, ConfigError> {
         let url = read_secret(
@@ -279,6 +287,13 @@ impl DatabaseConfig {
 }
 
 impl TokenConfig {
+    /// Reads the files of the keys. Only once, because they may be pipes.
+    fn read_files(&mut self) -> Result<(), ConfigError> {
+        move_into("SECRET_KEY", &mut self.secret_key, &mut self.secret_key_file)?;
+        let previous = (&mut self.secret_key_previous, &mut self.secret_key_previous_file);
+        move_into("SECRET_KEY_PREVIOUS", previous.0, previous.1)
+    }
+
     /// Returns the keys; `None` if no current one is set.
     pub(crate) fn keyring(&self) -> Result<Option<Keyring>, ConfigError> {
         let file = self.secret_key_file.as_deref();

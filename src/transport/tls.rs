@@ -41,6 +41,7 @@ use tokio_rustls::{
 use tower::Service;
 
 use super::failures::{ConnectionFailure, HandshakeError};
+use crate::types::secret_text::display_path;
 
 /// The only ALPN protocol that is offered: HTTP/2 (RFC 9113, section 3.2).
 const ALPN: &[u8] = b"h2";
@@ -327,7 +328,7 @@ impl PemFile {
     fn error(&self, message: &dyn fmt::Display) -> TlsFileError {
         TlsFileError {
             setting: self.setting,
-            message: format!("{} {message}", self.path.display()),
+            message: format!("{} {message}", display_path(&self.path)),
         }
     }
 
