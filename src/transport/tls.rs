@@ -312,9 +312,9 @@ impl IdentityFiles {
                 rustls::Error::InvalidCertificate(_) => self.certificate.error(&error),
                 rustls::Error::InconsistentKeys(_) => {
                     let certificate = self.certificate.setting;
-                    self.key.error(&format_args!("is not the key of the one in {certificate}"))
+                    self.key.error(&format_args!("is not the key of the first in {certificate}"))
                 }
-                _ => self.key.error(&"holds a private key of a kind that TLS does not know"),
+                _ => self.key.error(&"holds no key that TLS accepts: ECDSA, or RSA of 2048 bits"),
             }
         })
     }

@@ -51,8 +51,10 @@ pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
     if is_require && effective.contains_key("sslrootcert") {
         values.insert("sslmode".to_owned(), "verify-ca".to_owned());
     }
-    if values.contains_key("hostaddr") {
+    // Of a variable, too: sqlx would connect to the host of the URL.
+    if let Some(address) = effective.remove("hostaddr") {
         values.remove("host");
+        values.insert("hostaddr".to_owned(), address);
     }
     let pairs = values.iter().filter(|(name, _)| is_passed_on(name));
     let query: Vec<_> =

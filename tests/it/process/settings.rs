@@ -347,6 +347,10 @@ async fn a_value_that_may_be_secret_is_not_shown() {
         assert_eq!(code, USAGE, "{output}");
         assert!(output.contains("(not shown)") && !output.contains("hidden"), "{output}");
     }
+    let check = Binary::new(&["healthcheck", "--addr", "app:hidden@127.0.0.1:1"]);
+    let (code, output) = check.output().await;
+    assert_eq!(code, Some(2), "{output}");
+    assert!(output.contains("(not shown)") && !output.contains("hidden"), "{output}");
     let help = Binary::new(&["--help"]).env("OTEL_EXPORTER_OTLP_ENDPOINT", collector);
     let (_, output) = help.env("DATABASE_URL_FILE", url).output().await;
     assert!(output.contains("[env: OTEL_EXPORTER_OTLP_ENDPOINT]"), "{output}");
@@ -386,6 +390,15 @@ async fn a_url_file_may_begin_with_a_byte_order_mark() {
     let run = Binary::new(&[]).file("url", "\u{feff}postgresql://a@127.0.0.1:1/a\r\n");
     let run = run.env("SECRET_KEY", SECRET_KEY).env("DATABASE_URL_FILE", "url");
     let run = run.env("DATABASE_WAIT_SECONDS", "0").env("LISTEN_ADDR", "127.0.0.1:0");
+    let (code, output) = run.output().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("cannot reach the database at 127.0.0.1:1"), "{output}");
+}
+
+#[tokio::test]
+async fn the_address_of_a_variable_precedes_the_host_of_the_url() {
+    let run = Binary::server("postgresql://a@no-such-host.invalid:1/a");
+    let run = run.env("PGHOSTADDR", "127.0.0.1").env("DATABASE_WAIT_SECONDS", "0");
     let (code, output) = run.output().await;
     assert_eq!(code, Some(1), "{output}");
     assert!(output.contains("cannot reach the database at 127.0.0.1:1"), "{output}");
