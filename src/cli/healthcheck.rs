@@ -23,7 +23,10 @@ use super::{ExitError, print_error};
 use crate::{
     config::{GrpcAddrConfig, LogConfig, TlsConfig, connect_addr},
     transport::tls,
-    types::error_chain::BoxError,
+    types::{
+        error_chain::BoxError,
+        secret_text::{HIDDEN, may_be_secret},
+    },
 };
 
 /// How long the connection, and then the response, may take: the default of
@@ -110,6 +113,7 @@ pub(super) async fn run(args: HealthcheckArgs) -> Result<ExitCode, ExitError> {
     let mut errors = Vec::new();
     for address in addresses {
         outcome = check(&address, &args.service, tls.clone()).await;
+        let address = if may_be_secret(&address) { HIDDEN } else { &address };
         if !matches!(outcome, ProbeOutcome::NoConnection(_)) {
             errors.push(format!("{address}: {outcome}"));
             break;

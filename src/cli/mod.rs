@@ -13,16 +13,19 @@ mod shutdown;
 mod source;
 
 use std::{
+    any::TypeId,
     env,
     ffi::{OsStr, OsString},
     fmt,
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
 use clap::{
-    Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable,
-    error::ErrorKind,
+    Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand,
+    builder::Resettable,
+    error::{ContextKind, ContextValue, ErrorKind},
 };
 
 use self::{healthcheck::HealthcheckArgs, migrate::MigrateArgs};
@@ -30,7 +33,10 @@ use crate::{
     config::{Config, ConfigError, LogConfig, dotenv},
     database::url,
     telemetry::log,
-    types::error_chain::{BoxError, ErrorChain},
+    types::{
+        error_chain::{BoxError, ErrorChain},
+        secret_text::{HIDDEN, may_be_secret},
+    },
 };
 
 /// Users, authentication and todos over gRPC, on PostgreSQL.
@@ -112,6 +118,7 @@ impl ExitError {
     fn report(self) -> ExitCode {
         match self {
             Self::Usage(error) => {
+                let error = without_secrets(error);
                 // Standard error may be closed.
                 let _ = error.print();
                 ExitCode::from(match error.kind() {
@@ -130,6 +137,18 @@ impl ExitError {
             }
         }
     }
+}
+
+/// Hides the value that an error of the command line names, if it may be secret.
+fn without_secrets(mut error: clap::Error) -> clap::Error {
+    let kinds =
+        [ContextKind::InvalidValue, ContextKind::InvalidArg, ContextKind::InvalidSubcommand];
+    for kind in kinds {
+        if matches!(error.get(kind), Some(ContextValue::String(text)) if may_be_secret(text)) {
+            error.insert(kind, ContextValue::String(HIDDEN.to_owned()));
+        }
+    }
+    error
 }
 
 /// Prints to standard error, which may be closed.
@@ -193,12 +212,14 @@ fn read_arguments() -> Result<Arguments, ExitError> {
 /// An empty variable counts as not set: compose passes an unset one as an empty one. Without a
 /// subcommand, the options are those of `serve`; with one, their variables are not read.
 fn parse_arguments(mut args: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
-    let is_empty = |arg: &Arg| {
-        let value = arg.get_env().and_then(env::var_os);
-        value.is_some_and(|value| value.is_empty())
-    };
+    let value_of = |arg: &Arg| arg.get_env().and_then(env::var_os);
     let without_empty = |command: clap::Command| {
-        command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg })
+        command.mut_args(|arg| match value_of(&arg) {
+            Some(value) if value.is_empty() => arg.env(Resettable::Reset),
+            // The help shows the values of variables.
+            Some(value) if may_be_secret(&value.to_string_lossy()) => arg.hide_env_values(true),
+            _ => arg,
+        })
     };
     let mut command = without_empty(Arguments::command());
     let subcommands: Vec<_> =
@@ -211,7 +232,20 @@ fn parse_arguments(mut args: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
         args[1..=index].rotate_right(1);
         command = command.mut_args(|arg| arg.env(Resettable::Reset));
     }
-    command.try_get_matches_from(args)
+    let subcommand = args.get(1).and_then(|name| command.find_subcommand(name));
+    let not_text = subcommand.unwrap_or(&command).get_arguments().find(|arg| {
+        let is_path = arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+        !is_path && value_of(arg).is_some_and(|value| value.to_str().is_none())
+    });
+    let not_text = not_text.and_then(Arg::get_env).map(OsStr::to_owned);
+    let is_text = args.iter().all(|arg| arg.to_str().is_some());
+    command.try_get_matches_from(args).map_err(|error| match (error.kind(), not_text) {
+        (ErrorKind::InvalidUtf8, Some(name)) if is_text => {
+            let message = format!("{} must be UTF-8 text\n", name.display());
+            clap::Error::raw(ErrorKind::ValueValidation, message)
+        }
+        _ => error,
+    })
 }
 
 /// Returns the index of the subcommand, if only options of settings precede it.

@@ -21,7 +21,7 @@ use tracing_subscriber::filter::Targets;
 
 use self::{
     secrets::{load_secret, parse_database_url, read_secret, signing_key},
-    values::{parse_address, parse_network, parse_otlp_endpoint, secret},
+    values::{parse_address, parse_log_levels, parse_network, parse_otlp_endpoint, secret},
 };
 use crate::{
     crypto::{hashing, keys::Keyring},
@@ -195,7 +195,7 @@ pub struct LifecycleConfig {
 #[command(next_help_heading = "Log")]
 pub struct LogConfig {
     /// Log level: error, warn, info, debug, trace or off, for all or by module, warn,fast_zero=debug
-    #[arg(long, env, default_value = "info")]
+    #[arg(long, env, default_value = "info", value_parser = parse_log_levels)]
     pub rust_log: Targets,
 
     /// Log format [default: pretty on a terminal, otherwise json]

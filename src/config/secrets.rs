@@ -12,7 +12,7 @@ use super::ConfigError;
 use crate::{
     crypto::keys::{MIN_SECRET_BYTES, SigningKey},
     database::url,
-    types::error_chain::ErrorChain,
+    types::{error_chain::ErrorChain, secret_text::display_path},
 };
 
 /// Returns a secret from its variable or from a file. An empty variable counts as not set: compose
@@ -32,12 +32,12 @@ pub(super) fn read_secret(
         return Err(error(format!("and {setting}_FILE are both set: unset one of them")));
     }
     let text = fs::read_to_string(file).map_err(|source| {
-        error(format!("cannot be read from {setting}_FILE, {}: {source}", file.display()))
+        error(format!("cannot be read from {setting}_FILE, {}: {source}", display_path(file)))
     })?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.is_empty() {
-        return Err(error(format!("is empty in {setting}_FILE, {}", file.display())));
+        return Err(error(format!("is empty in {setting}_FILE, {}", display_path(file))));
     }
     Ok(Some(text.into()))
 }

@@ -113,7 +113,9 @@ impl Call {
         } else {
             context.quotas.get(client_ip)
         };
-        let method = context.methods.get(request.uri().path());
+        // A path with a query names no method.
+        let uri = request.uri();
+        let method = context.methods.get(uri.path()).filter(|_| uri.query().is_none());
         request.extensions_mut().insert(ClientIp(client_ip));
         Self {
             context,

@@ -26,6 +26,7 @@ use super::{
     buffer::{RequestBody, ResponseGuards, buffer_request, buffer_response, to_kib},
     call::{Call, StreamGuards},
     compression::{Decompressed, Encoding, accepts_gzip},
+    single_message::SingleMessage,
 };
 use crate::{
     limits::{
@@ -117,9 +118,14 @@ where
             }
             (Ok(Admitted::System(guards)), Ok(encoding)) => {
                 call.stream_guards = Some(guards);
+                let system = call.method.and_then(|method| method.system);
                 let call = call.map_body(|body| {
+                    let body = match system {
+                        Some(System::Health) => Body::new(SingleMessage::new(body)),
+                        _ => Body::new(body),
+                    };
                     EitherBody::Right(match encoding {
-                        Encoding::Identity => Body::new(body),
+                        Encoding::Identity => body,
                         Encoding::Gzip => {
                             Body::new(Decompressed::new(body, MAX_SYSTEM_REQUEST_BYTES))
                         }

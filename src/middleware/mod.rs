@@ -32,6 +32,7 @@ mod load_shedding;
 mod policy;
 mod request_id;
 mod routes;
+mod single_message;
 mod stream;
 mod telemetry;
 

@@ -28,11 +28,16 @@ impl<S> Policy<S> {
     }
 }
 
-/// Returns `true` for `application/grpc`, also with a suffix such as `+proto` or parameters.
+const GRPC: &[u8] = b"application/grpc";
+
+/// Returns `true` for `application/grpc` in any case, also with a suffix such as `+proto` or
+/// parameters.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-    let rest = content_type.strip_prefix(b"application/grpc");
-    rest.is_some_and(|rest| matches!(rest, [] | [b'+' | b';' | b' ', ..]))
+    let parts = content_type.split_at_checked(GRPC.len());
+    parts.is_some_and(|(media_type, rest)| {
+        media_type.eq_ignore_ascii_case(GRPC) && matches!(rest, [] | [b'+' | b';' | b' ', ..])
+    })
 }
 
 fn check(call: &Call) -> Result<(), Error> {

@@ -111,23 +111,37 @@ impl AdminServer {
     }
 }
 
-/// Returns `true` if the client accepts OpenMetrics (RFC 9110, section 12.5.1). One without
-/// `accept` accepts everything. One that accepts neither format gets the older one.
+/// Returns `true` if the client accepts OpenMetrics, and prefers no older format (RFC 9110, section
+/// 12.5.1). One without `accept` accepts everything. One that accepts neither format gets the older
+/// one.
 fn accepts_openmetrics(headers: &HeaderMap) -> bool {
-    let is_refused = |parameters: &str| {
-        let weight =
-            parameters.split(';').find_map(|parameter| parameter.trim().strip_prefix("q="));
-        weight.and_then(|weight| weight.parse().ok()) == Some(0.0)
+    let values = headers.get_all(header::ACCEPT);
+    if values.iter().next().is_none() {
+        return true;
+    }
+    let ranges: Vec<_> = values
+        .iter()
+        .flat_map(|value| value.to_str().unwrap_or_default().split(','))
+        .map(parse_media_range)
+        .collect();
+    // The weight of the most specific range that covers the format.
+    let weight = |covering: [&str; 3]| {
+        let weight_of = |name: &&str| {
+            let ranges = ranges.iter().filter(|(range, _)| range == *name);
+            ranges.map(|(_, weight)| *weight).reduce(f32::max)
+        };
+        covering.iter().find_map(weight_of).unwrap_or(0.0)
     };
-    let accepts = |range: &str| {
-        let (media_type, parameters) = range.split_once(';').unwrap_or((range, ""));
-        let media_type = media_type.trim().to_ascii_lowercase();
-        let covers = ["application/openmetrics-text", "application/*", "*/*"];
-        covers.contains(&&*media_type) && !is_refused(parameters)
-    };
-    let mut accepted = headers.get_all(header::ACCEPT).iter().peekable();
-    accepted.peek().is_none()
-        || accepted.flat_map(|value| value.to_str().unwrap_or_default().split(',')).any(accepts)
+    let openmetrics = weight(["application/openmetrics-text", "application/*", "*/*"]);
+    openmetrics > 0.0 && openmetrics >= weight(["text/plain", "text/*", "*/*"])
+}
+
+/// Returns a media range in lower case without its parameters, and its weight.
+fn parse_media_range(text: &str) -> (String, f32) {
+    let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let range = parts.next().unwrap_or_default();
+    let weight = parts.find_map(|parameter| parameter.strip_prefix("q=")?.parse().ok());
+    (range, weight.unwrap_or(1.0))
 }
 
 /// Serves one request.
@@ -174,12 +188,21 @@ mod tests {
             "application/*;q=0.5",
             "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
             "text/html, Application/OpenMetrics-Text ; version=1.0.0",
+            "application/openmetrics-text, text/plain",
+            "text/plain;q=0.5, */*",
         ] {
             assert!(accepts(yes), "{yes}");
         }
-        for no in
-            ["text/plain", "text/plain;version=0.0.4", "application/json", "", "text/*, */*;q=0.0"]
-        {
+        for no in [
+            "text/plain",
+            "text/plain;version=0.0.4",
+            "application/json",
+            "",
+            "text/*, */*;q=0.0",
+            // Prometheus, with the older format first in `scrape_protocols`.
+            "text/plain;version=0.0.4;q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.4",
+            "application/openmetrics-text;q=0, */*",
+        ] {
             assert!(!accepts(no), "{no}");
         }
     }

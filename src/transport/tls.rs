@@ -41,6 +41,7 @@ use tokio_rustls::{
 use tower::Service;
 
 use super::failures::{ConnectionFailure, HandshakeError};
+use crate::types::secret_text::display_path;
 
 /// The only ALPN protocol that is offered: HTTP/2 (RFC 9113, section 3.2).
 const ALPN: &[u8] = b"h2";
@@ -311,9 +312,9 @@ impl IdentityFiles {
                 rustls::Error::InvalidCertificate(_) => self.certificate.error(&error),
                 rustls::Error::InconsistentKeys(_) => {
                     let certificate = self.certificate.setting;
-                    self.key.error(&format_args!("is not the key of the one in {certificate}"))
+                    self.key.error(&format_args!("is not the key of the first in {certificate}"))
                 }
-                _ => self.key.error(&"holds a private key of a kind that TLS does not know"),
+                _ => self.key.error(&"holds no key that TLS accepts: ECDSA, or RSA of 2048 bits"),
             }
         })
     }
@@ -327,7 +328,7 @@ impl PemFile {
     fn error(&self, message: &dyn fmt::Display) -> TlsFileError {
         TlsFileError {
             setting: self.setting,
-            message: format!("{} {message}", self.path.display()),
+            message: format!("{} {message}", display_path(&self.path)),
         }
     }
 

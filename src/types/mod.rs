@@ -5,4 +5,5 @@ pub mod email;
 pub mod error_chain;
 pub mod id;
 pub mod invalid;
+pub mod secret_text;
 pub mod text;

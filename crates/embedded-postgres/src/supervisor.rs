@@ -22,8 +22,8 @@ use crate::{
 };
 
 /// Runs PostgreSQL until SIGINT, SIGTERM, SIGHUP or the end of the lifeline, and stops it
-/// before returning. `nohup` disables SIGHUP. Prints one line to standard output, the URL, when PostgreSQL accepts
-/// connections.
+/// before returning. `nohup` disables SIGHUP. Prints one line to standard output, the URL, when
+/// PostgreSQL accepts connections.
 ///
 /// A process that runs as root switches to an unprivileged user for good. The function
 /// starts its own runtime, so it must not be called from an asynchronous context.

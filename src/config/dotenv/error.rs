@@ -9,6 +9,9 @@ pub(crate) enum DotenvError {
     /// The line of a variable that this program reads is invalid.
     #[error(".env, line {line}: {name} {problem}")]
     Line { line: usize, name: String, problem: Problem },
+    /// The file begins with the byte order mark of UTF-16, as PowerShell writes it.
+    #[error(".env must be UTF-8 text, not UTF-16: write it again with another encoding")]
+    Utf16,
     /// The file cannot be read.
     #[error("cannot read .env")]
     Io(#[source] io::Error),

@@ -17,7 +17,7 @@ pub(crate) fn load(
     environment: impl Fn(&str) -> Option<OsString>,
     is_read: impl Fn(&str) -> bool,
 ) -> Result<(), DotenvError> {
-    let Some(text) = read(Path::new(FILE)).map_err(DotenvError::Io)? else {
+    let Some(text) = read(Path::new(FILE))? else {
         return Ok(());
     };
     let lookup = |name: &str| environment(name)?.into_string().ok();
@@ -35,10 +35,10 @@ pub(crate) fn load(
 }
 
 /// Returns the text of the file; `None` if there is none. A directory of this name, such as a
-/// virtual environment of Python, is no file. Nor does a working directory that this user may not
-/// search contain one, such as that of the image for a user of one's own. Invalid UTF-8 becomes U+FFFD, because only the
-/// lines that contain it are invalid.
-fn read(path: &Path) -> io::Result<Option<String>> {
+/// virtual environment of Python, is no file. A working directory that this user may not search,
+/// such as that of the image for another user, has none. Invalid UTF-8 becomes U+FFFD, because
+/// only the lines that contain it are invalid.
+fn read(path: &Path) -> Result<Option<String>, DotenvError> {
     let entry = fs::symlink_metadata(path);
     if entry.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
         return Ok(None);
@@ -49,10 +49,13 @@ fn read(path: &Path) -> io::Result<Option<String>> {
         Err(error) => {
             use io::ErrorKind::{NotADirectory, NotFound};
             let is_missing = matches!(error.kind(), NotFound | NotADirectory);
-            return if is_missing { Ok(None) } else { Err(error) };
+            return if is_missing { Ok(None) } else { Err(DotenvError::Io(error)) };
         }
     }
-    let bytes = fs::read(path)?;
+    let bytes = fs::read(path).map_err(DotenvError::Io)?;
+    if matches!(*bytes, [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) {
+        return Err(DotenvError::Utf16);
+    }
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 

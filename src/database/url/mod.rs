@@ -32,11 +32,16 @@ type Values = BTreeMap<String, String>;
 /// message contains nothing of the URL but names of parameters of libpq, and paths and values
 /// that are not secret.
 pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
-    let mut values = split_url(url.trim())?;
+    // Editors start a file with a byte order mark.
+    let mut values = split_url(url.trim_start_matches('\u{feff}').trim())?;
     let mut effective = Values::new();
     for parameter in &PARAMETERS {
         let in_url = values.get(parameter.name).map(|value| (parameter.name, value.clone()));
-        if let Some((source, value)) = in_url.or_else(|| parameter.environment_value()) {
+        let set = match in_url {
+            Some(set) => Some(set),
+            None => parameter.environment_value()?,
+        };
+        if let Some((source, value)) = set {
             parameter.check(source, &value)?;
             effective.insert(parameter.name.to_owned(), value);
         }
@@ -46,8 +51,10 @@ pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
     if is_require && effective.contains_key("sslrootcert") {
         values.insert("sslmode".to_owned(), "verify-ca".to_owned());
     }
-    if values.contains_key("hostaddr") {
+    // Of a variable, too: sqlx would connect to the host of the URL.
+    if let Some(address) = effective.remove("hostaddr") {
         values.remove("host");
+        values.insert("hostaddr".to_owned(), address);
     }
     let pairs = values.iter().filter(|(name, _)| is_passed_on(name));
     let query: Vec<_> =

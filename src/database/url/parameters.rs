@@ -1,8 +1,8 @@
 //! The parameters of libpq: which the service supports, and which of their values.
 
-use std::{env, fs::File, net::IpAddr};
+use std::{env, fs::File, net::IpAddr, path::Path};
 
-use crate::types::error_chain::BoxError;
+use crate::types::{error_chain::BoxError, secret_text::display_path};
 
 /// A parameter of libpq (PostgreSQL's manual, section 34.1.2), and its environment variable.
 pub(super) struct Parameter {
@@ -108,9 +108,13 @@ pub(super) fn is_passed_on(name: &str) -> bool {
 
 impl Parameter {
     /// Returns the variable and its value. An empty variable counts as not set.
-    pub(super) fn environment_value(&self) -> Option<(&'static str, String)> {
-        let value = env::var(self.variable).ok().filter(|value| !value.is_empty())?;
-        Some((self.variable, value))
+    pub(super) fn environment_value(&self) -> Result<Option<(&'static str, String)>, BoxError> {
+        let Some(value) = env::var_os(self.variable).filter(|value| !value.is_empty()) else {
+            return Ok(None);
+        };
+        // sqlx ignores such a variable, even if it demands security.
+        let not_text = |_| format!("{} must be UTF-8 text", self.variable);
+        Ok(Some((self.variable, value.into_string().map_err(not_text)?)))
     }
 
     /// Rejects a value that the service cannot use. `source` is the parameter or its variable.
@@ -155,7 +159,10 @@ fn check_file(source: &str, value: &str) -> Result<(), BoxError> {
     }
     match File::open(value) {
         Ok(_) => Ok(()),
-        Err(error) => Err(format!("{source} cannot be read from {value}: {error}").into()),
+        Err(error) => {
+            let path = display_path(Path::new(value));
+            Err(format!("{source} cannot be read from {path}: {error}").into())
+        }
     }
 }
 

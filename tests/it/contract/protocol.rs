@@ -11,6 +11,7 @@ use super::{GET_TODO, LIST_TODOS, NO_ID};
 use crate::support::{
     App,
     assert::{assert_has_error_details, assert_status},
+    compression::{flagged, gzip},
     http2::length_prefixed,
     raw_client::{RawClient, full_body, read_rpc_result},
 };
@@ -69,9 +70,12 @@ async fn a_content_type_other_than_that_of_grpc_is_unsupported() {
         assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{content_type:?}");
         assert_is_error(&response, Code::Unimplemented);
     }
-    for content_type in
-        ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"]
-    {
+    for content_type in [
+        "application/grpc",
+        "application/grpc+proto",
+        "application/grpc;charset=utf-8",
+        "Application/gRPC+proto",
+    ] {
         let response = check(&raw, request(Method::POST, Some(content_type))).await;
         assert_eq!(response.status(), StatusCode::OK, "{content_type}");
         read_rpc_result(response).await.expect(content_type);
@@ -124,8 +128,16 @@ async fn the_status_is_in_the_trailers_or_the_response_has_only_trailers() {
 async fn a_path_without_a_method_is_unimplemented() {
     let app = App::start().await;
     let raw = app.raw_client().await;
-    for path in ["/", "/fastzero.todo.v1.TodoService", "/fastzero.todo.v1.TodoService/", "//", "/x"]
-    {
+    for path in [
+        "/",
+        "/fastzero.todo.v1.TodoService",
+        "/fastzero.todo.v1.TodoService/",
+        "//",
+        "/x",
+        "/grpc.health.v1.Health/Check/",
+        "/grpc.health.v1.Health/Check?a=b",
+        "/grpc.health.v1.Health/Check?",
+    ] {
         let rejected = raw.call(path, b"").await;
         assert_status(rejected, Code::Unimplemented, "UNIMPLEMENTED");
     }
@@ -142,4 +154,23 @@ async fn a_request_without_a_message_or_with_two_is_unimplemented() {
         let rejected = read_rpc_result(response).await;
         assert_status(rejected, Code::Unimplemented, "UNIMPLEMENTED");
     }
+}
+
+#[tokio::test]
+async fn a_health_call_without_a_message_or_with_two_is_unimplemented() {
+    let app = App::start().await;
+    let mut raw = app.raw_client().await;
+    let mut gzip_raw = raw.clone().with_metadata("grpc-encoding", "gzip");
+    for path in [CHECK, "/grpc.health.v1.Health/Watch"] {
+        for (raw, message) in
+            [(&mut raw, length_prefixed(b"")), (&mut gzip_raw, flagged(&gzip(b"")))]
+        {
+            for body in [vec![], message.repeat(2), [&*message, b"x"].concat()] {
+                let response = raw.send(path, full_body(body)).await.expect("a response");
+                let rejected = read_rpc_result(response).await;
+                assert_status(rejected, Code::Unimplemented, "UNIMPLEMENTED");
+            }
+        }
+    }
+    raw.call(CHECK, b"").await.expect("SERVING");
 }

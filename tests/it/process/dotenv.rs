@@ -65,6 +65,17 @@ async fn a_working_directory_without_access_stops_no_subcommand() {
 }
 
 #[tokio::test]
+async fn a_file_in_utf_16_is_rejected() {
+    for mark in [b"\xff\xfe", b"\xfe\xff"] {
+        let content = [mark, &b"A\0=\0"[..]].concat();
+        let run = Binary::new(&["healthcheck"]).file_of_bytes(".env", &content);
+        let (code, output) = run.output().await;
+        assert_eq!(code, CONFIG, "{output}");
+        assert!(output.contains(".env must be UTF-8 text, not UTF-16"), "{output}");
+    }
+}
+
+#[tokio::test]
 async fn help_version_and_methods_do_not_read_the_file() {
     for arguments in
         [&["--help"][..], &["--version"], &["help"], &["serve", "--help"], &["-V"], &["methods"]]

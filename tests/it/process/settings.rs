@@ -330,3 +330,92 @@ async fn no_line_of_the_password_file_is_logged() {
     assert_eq!(code, Some(1), "{output}");
     assert!(!output.contains("hidden-password"), "{output}");
 }
+
+#[tokio::test]
+async fn a_value_that_may_be_secret_is_not_shown() {
+    let url = "postgresql://app:hidden@db/app";
+    let collector = "http://app:hidden@collector:4318/v1/traces";
+    let collector_with_key = "http://collector:4318/v1/traces?api-key=hidden";
+    let pem = "-----BEGIN PRIVATE KEY-----\nhidden";
+    let key = "hiddenhiddenhiddenhiddenhiddenhidden";
+    let plain = || Binary::new(&[]).env("SECRET_KEY", SECRET_KEY);
+    for run in [
+        plain().env("OTEL_EXPORTER_OTLP_ENDPOINT", collector),
+        plain().env("OTEL_EXPORTER_OTLP_ENDPOINT", collector_with_key),
+        Binary::new(&["--otel-exporter-otlp-endpoint", collector]),
+        // Values of other settings.
+        plain().env("LISTEN_ADDR", url),
+        plain().env("LISTEN_ADDR", key),
+        plain().env("RUST_LOG", url),
+        plain().env("DATABASE_URL_FILE", url),
+        plain().env("TLS_CERT_FILE", pem).env("TLS_KEY_FILE", pem),
+        Binary::new(&[]).env("DATABASE_URL", "postgresql://db/app").env("SECRET_KEY_FILE", key),
+        plain().env("DATABASE_URL", "postgresql:///app").env("PGSSLKEY", key),
+        Binary::new(&["--reflection", url]),
+    ] {
+        let (code, output) = run.output().await;
+        assert_eq!(code, CONFIG, "{output}");
+        assert!(output.contains("(not shown"), "{output}");
+        assert!(!output.contains("hidden"), "{output}");
+    }
+    for arguments in [&[url][..], &["migrate", url], &["healthcheck", url]] {
+        let (code, output) = Binary::new(arguments).output().await;
+        assert_eq!(code, USAGE, "{output}");
+        assert!(output.contains("(not shown)") && !output.contains("hidden"), "{output}");
+    }
+    let check = Binary::new(&["healthcheck", "--addr", "app:hidden@127.0.0.1:1"]);
+    let (code, output) = check.output().await;
+    assert_eq!(code, Some(2), "{output}");
+    assert!(output.contains("(not shown)") && !output.contains("hidden"), "{output}");
+    let help = Binary::new(&["--help"]).env("OTEL_EXPORTER_OTLP_ENDPOINT", collector);
+    let (_, output) = help.env("DATABASE_URL_FILE", url).output().await;
+    assert!(output.contains("[env: OTEL_EXPORTER_OTLP_ENDPOINT]"), "{output}");
+    assert!(!output.contains("hidden"), "{output}");
+}
+
+#[tokio::test]
+async fn a_variable_that_is_not_utf_8_is_named() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    let value = OsStr::from_bytes(b"verify-full\xff");
+    for variable in ["DATABASE_URL", "SECRET_KEY", "LISTEN_ADDR", "PGSSLMODE", "PGPASSWORD"] {
+        let run = Binary::new(&[]).env("SECRET_KEY", SECRET_KEY);
+        let run = run.env("DATABASE_URL", "postgresql:///app").env_os(variable, value);
+        let (code, output) = run.output().await;
+        assert_eq!(code, CONFIG, "{variable}: {output}");
+        assert!(output.contains(&format!("{variable} must be UTF-8 text")), "{output}");
+        assert!(!output.contains("verify-full\u{fffd}"), "{output}");
+    }
+}
+
+#[tokio::test]
+async fn secrets_may_come_from_pipes() {
+    // A shell passes a pipe for `<(command)`. A second read would wait forever.
+    let url = "--database-url-file <(echo postgresql://a@127.0.0.1:1/a)";
+    let key = format!("--secret-key-file <(echo {SECRET_KEY})");
+    for arguments in [format!("serve {url} {key}"), format!("migrate {url}")] {
+        let run = Binary::in_bash(&arguments).env("DATABASE_WAIT_SECONDS", "0");
+        let (code, output) = run.env("LISTEN_ADDR", "127.0.0.1:0").output().await;
+        assert_eq!(code, Some(1), "{output}");
+        assert!(output.contains("cannot reach the database at 127.0.0.1:1"), "{output}");
+    }
+}
+
+#[tokio::test]
+async fn a_url_file_may_begin_with_a_byte_order_mark() {
+    let run = Binary::new(&[]).file("url", "\u{feff}postgresql://a@127.0.0.1:1/a\r\n");
+    let run = run.env("SECRET_KEY", SECRET_KEY).env("DATABASE_URL_FILE", "url");
+    let run = run.env("DATABASE_WAIT_SECONDS", "0").env("LISTEN_ADDR", "127.0.0.1:0");
+    let (code, output) = run.output().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("cannot reach the database at 127.0.0.1:1"), "{output}");
+}
+
+#[tokio::test]
+async fn the_address_of_a_variable_precedes_the_host_of_the_url() {
+    let run = Binary::server("postgresql://a@no-such-host.invalid:1/a");
+    let run = run.env("PGHOSTADDR", "127.0.0.1").env("DATABASE_WAIT_SECONDS", "0");
+    let (code, output) = run.output().await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("cannot reach the database at 127.0.0.1:1"), "{output}");
+}

@@ -226,7 +226,10 @@ async fn unusable_files_are_named_before_startup() {
         (&["TLS_CERT_FILE=junk", "TLS_KEY_FILE=key"], "TLS_CERT_FILE junk "),
         (&["TLS_CERT_FILE=cert", "TLS_KEY_FILE=cert"], "TLS_KEY_FILE cert holds no private key"),
         (&["TLS_CERT_FILE=cert", "TLS_KEY_FILE=cut"], "TLS_KEY_FILE cut holds no private key"),
-        (&["TLS_CERT_FILE=cert", "TLS_KEY_FILE=other"], "TLS_KEY_FILE other is not the key of"),
+        (
+            &["TLS_CERT_FILE=cert", "TLS_KEY_FILE=other"],
+            "TLS_KEY_FILE other is not the key of the first in",
+        ),
         (
             &["TLS_CERT_FILE=cert", "TLS_KEY_FILE=key", "TLS_CLIENT_CA_FILE=key"],
             "TLS_CLIENT_CA_FILE key holds no certificate",

@@ -1,6 +1,7 @@
 //! The binary, in a process of its own.
 
 use std::{
+    ffi::OsStr,
     fs::{self, Permissions},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
@@ -57,6 +58,17 @@ impl Binary {
         Self { command, dir }
     }
 
+    /// Prepares `fast-zero` with the arguments that bash makes of this text.
+    pub fn in_bash(arguments: &str) -> Self {
+        let Self { command: direct, dir } = Self::new(&[]);
+        let program = direct.as_std().get_program().to_owned();
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(format!("exec \"$0\" {arguments}")).arg(program);
+        command.env_clear().current_dir(&dir).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { command, dir }
+    }
+
     /// Prepares a server with this database and a free port.
     pub fn server(database_url: &str) -> Self {
         Self::new(&[])
@@ -66,7 +78,12 @@ impl Binary {
             .env("LOG_FORMAT", "json")
     }
 
-    pub fn env(mut self, name: &str, value: &str) -> Self {
+    pub fn env(self, name: &str, value: &str) -> Self {
+        self.env_os(name, value)
+    }
+
+    /// Sets a variable to a value that may not be UTF-8.
+    pub fn env_os(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
         self
     }
@@ -88,6 +105,11 @@ impl Binary {
     /// Writes a file to the working directory, or to a directory in it. Only the owner may read
     /// it, as libpq requires of its password file.
     pub fn file(self, name: &str, content: &str) -> Self {
+        self.file_of_bytes(name, content.as_bytes())
+    }
+
+    /// Writes a file that may not be UTF-8.
+    pub fn file_of_bytes(self, name: &str, content: &[u8]) -> Self {
         let path = self.dir.path().join(name);
         fs::create_dir_all(path.parent().expect("a directory")).expect("created");
         fs::write(&path, content).expect("written");
