@@ -1,8 +1,11 @@
 //! The clock of a server.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use time::{Duration, OffsetDateTime};
@@ -25,9 +28,8 @@ impl Clock {
     /// in a response equals the time that a later query returns.
     #[must_use]
     pub fn now(&self) -> OffsetDateTime {
-        OffsetDateTime::UNIX_EPOCH
-            + Duration::microseconds(system_micros())
-            + Duration::microseconds(self.offset.load(Ordering::Relaxed))
+        let offset = self.offset.load(Ordering::Relaxed);
+        OffsetDateTime::UNIX_EPOCH + Duration::microseconds(system_micros() + offset)
     }
 
     /// Starts to read the clock that this one follows.
@@ -70,8 +72,8 @@ impl ClockReading<'_> {
 
 /// Returns the time of the system clock in microseconds since the Unix epoch.
 fn system_micros() -> i64 {
-    let micros = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000;
-    i64::try_from(micros).unwrap_or(i64::MAX)
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
