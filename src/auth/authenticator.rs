@@ -33,7 +33,7 @@ impl Authenticator {
 
     /// Returns until when the server accepts a token.
     pub(crate) fn accepted_until(&self, token: &VerifiedToken) -> Instant {
-        let time_left = token.expires_at + TOKEN_LEEWAY - self.clock.now();
+        let time_left = token.expires_at.saturating_add(TOKEN_LEEWAY) - self.clock.now();
         Instant::now() + time_left.try_into().unwrap_or_default()
     }
 

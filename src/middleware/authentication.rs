@@ -67,9 +67,8 @@ async fn authenticate<B>(call: &mut Call<B>) -> Result<(), Error> {
     Span::current().record("user_id", field::display(token.caller.user_id));
     traces::record_user_id(token.caller.user_id);
     call.request.extensions_mut().insert(token.caller);
-    let valid_until = authenticator.accepted_until(&token);
     call.stream_credential = session.map(|session| StreamCredential {
-        valid_until,
+        valid_until: authenticator.accepted_until(&token),
         expires_at: token.expires_at,
         session,
     });

@@ -10,7 +10,7 @@ use super::{
     call::Call,
     compression::{
         Encoding, GRPC_ENCODING, GZIP, MESSAGE_PREFIX_LEN, MIN_COMPRESSED_BYTES, compress,
-        declared_len, decompress, failed_body,
+        declared_len, failed_body, is_compressed,
     },
 };
 use crate::{
@@ -34,10 +34,10 @@ const LARGE_RESPONSE_BYTES: usize = 64 * 1024;
 /// Test: `a_response_is_compressed_if_the_budget_allows_it`.
 const COMPRESSOR_KIB: u32 = 272;
 
-/// The body of a request that is buffered, or of a request stream. It is not compressed.
+/// The body of a request that is buffered, or of a request stream.
 pub(super) type RequestBody = Either<Full<Bytes>, Body>;
 
-/// Reads a request, and decompresses it. Of a message that is too large, it reads as much as the
+/// Reads a request. Of a message that is too large, it reads as much as the
 /// error needs.
 pub(super) async fn buffer_request(
     call: Call,
@@ -73,22 +73,17 @@ pub(super) async fn buffer_request(
         // Copied, because the buffers of received frames are far larger than the frames.
         message.extend_from_slice(data);
     }
-    let decoded = match encoding {
-        Ok(_) if !is_single(&message) => Err(ProtocolError::NotOneMessage.into()),
-        Ok(Encoding::Identity) => Ok(message),
-        Ok(Encoding::Gzip) => {
-            let grow = |bytes| admission.try_grow(memory, to_kib(bytes));
-            let decoded = decompress(message, MAX_REQUEST_BYTES, grow);
-            memory.shrink_to(to_kib(decoded.as_ref().map_or(0, Vec::len)));
-            decoded
-        }
-        Err(error) => Err(error),
-    };
-    let body = match decoded {
-        Ok(message) => Either::Left(Full::new(message.into())),
-        Err(Error::Overloaded) => return Err(Error::Overloaded),
+    let body = match encoding {
         // The handler gets the error, because authentication comes before it.
+        Ok(_) if !is_single(&message) => {
+            Either::Right(failed_body(ProtocolError::NotOneMessage.into()))
+        }
         Err(error) => Either::Right(failed_body(error)),
+        Ok(Encoding::Gzip) if is_compressed(&message) => {
+            call.compressed = Some(message);
+            Either::Right(Body::empty())
+        }
+        Ok(_) => Either::Left(Full::new(message.into())),
     };
     Ok(call.map_body(|_| body))
 }

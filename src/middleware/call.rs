@@ -59,6 +59,8 @@ pub(super) struct Call<B = Incoming> {
     pub(super) in_flight: Option<InFlight>,
     /// What load shedding acquired for a response that is not buffered.
     pub(super) stream_guards: Option<StreamGuards>,
+    /// The message of the request, with its prefix, if it is compressed. The body is empty then.
+    pub(super) compressed: Option<Vec<u8>>,
     /// The credential behind a stream, which ends with it.
     pub(super) stream_credential: Option<StreamCredential>,
 }
@@ -129,6 +131,7 @@ impl Call {
             received_at,
             in_flight: Some(in_flight),
             stream_guards: None,
+            compressed: None,
             stream_credential: None,
         }
     }
@@ -149,6 +152,7 @@ impl<B> Call<B> {
             received_at: self.received_at,
             in_flight: self.in_flight,
             stream_guards: self.stream_guards,
+            compressed: self.compressed,
             stream_credential: self.stream_credential,
         }
     }

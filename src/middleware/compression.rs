@@ -1,7 +1,7 @@
 //! Compression of messages with gzip (gRPC compression, `grpc-encoding`).
 //!
-//! Requests are decompressed here and not in tonic, so that the memory budget covers the
-//! decompressed message, and every service has the same limits and errors. Responses are
+//! Requests are decompressed by the middleware and not by tonic, so that the memory budget covers
+//! the decompressed message, and every service has the same limits and errors. Responses are
 //! compressed here, because tonic compresses all responses or none.
 
 use std::{
@@ -71,8 +71,12 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     names.any(|name| name.trim_ascii() == GZIP.as_bytes())
 }
 
-/// Decompresses a message, prefix included, to at most `max_len` bytes. A message whose flag is
-/// not set stays as it is.
+/// Returns `true` if the flag in the prefix of a message says so.
+pub(super) fn is_compressed(message: &[u8]) -> bool {
+    message.first() == Some(&COMPRESSED)
+}
+
+/// Decompresses a message, prefix included, to at most `max_len` bytes.
 ///
 /// `grow` reserves memory for that many bytes, and returns `false` if there is none.
 ///
@@ -80,14 +84,11 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
 /// [`ProtocolError::MessageTooLarge`], [`ProtocolError::InvalidCompression`], or
 /// [`Error::Overloaded`] if there is no memory.
 pub(super) fn decompress(
-    message: Vec<u8>,
+    message: &[u8],
     max_len: usize,
     mut grow: impl FnMut(usize) -> bool,
 ) -> Result<Vec<u8>, Error> {
-    if message.first() != Some(&COMPRESSED) {
-        return Ok(message);
-    }
-    let declared = declared_len(&message).ok_or(ProtocolError::InvalidCompression)?;
+    let declared = declared_len(message).ok_or(ProtocolError::InvalidCompression)?;
     if declared > max_len {
         return Err(ProtocolError::MessageTooLarge.into());
     }
@@ -194,7 +195,10 @@ impl<B> Decompressed<B> {
         }
         let rest = self.received.split_off(end);
         let message = std::mem::replace(&mut self.received, rest);
-        decompress(message, self.max_len, |_| true).map(|message| Some(message.into()))
+        if !is_compressed(&message) {
+            return Ok(Some(message.into()));
+        }
+        decompress(&message, self.max_len, |_| true).map(|message| Some(message.into()))
     }
 }
 
@@ -259,7 +263,7 @@ mod tests {
     fn a_bomb_is_too_large_and_never_decompressed_whole() {
         let bomb = compress(&message(&vec![0; 64 * 1024 * 1024])).expect("smaller");
         let mut most = 0;
-        let rejected = decompress(bomb.to_vec(), 1024 * 1024, |bytes| {
+        let rejected = decompress(&bomb, 1024 * 1024, |bytes| {
             most = most.max(bytes);
             true
         });
@@ -273,7 +277,7 @@ mod tests {
     #[test]
     fn a_message_that_the_budget_does_not_allow_is_shed() {
         let small = compress(&message(&vec![0; 100_000])).expect("smaller");
-        let rejected = decompress(small.to_vec(), 1024 * 1024, |bytes| bytes < 50_000);
+        let rejected = decompress(&small, 1024 * 1024, |bytes| bytes < 50_000);
         assert!(matches!(rejected, Err(Error::Overloaded)), "{rejected:?}");
     }
 
@@ -284,7 +288,7 @@ mod tests {
         for bad in [&content[..content.len() - 1], &content[..3], b"", &[content, b"x"].concat()] {
             let mut bad = message(bad);
             set_prefix(&mut bad, true);
-            let rejected = decompress(bad, 1024 * 1024, |_| true);
+            let rejected = decompress(&bad, 1024 * 1024, |_| true);
             assert!(
                 matches!(rejected, Err(Error::Protocol(ProtocolError::InvalidCompression))),
                 "{rejected:?}"
@@ -315,7 +319,7 @@ mod tests {
             let whole = message(&unit.repeat(count));
             if let Some(compressed) = compress(&whole) {
                 prop_assert!(compressed.len() < whole.len());
-                let result = decompress(compressed.to_vec(), whole.len(), |_| true);
+                let result = decompress(&compressed, whole.len(), |_| true);
                 prop_assert_eq!(result.expect("valid"), whole);
             }
         }
@@ -324,7 +328,7 @@ mod tests {
         fn any_bytes_are_decompressed_or_rejected(content in prop::collection::vec(any::<u8>(), 0..80)) {
             let mut bytes = message(&content);
             set_prefix(&mut bytes, true);
-            let _ = decompress(bytes, 1024, |_| true);
+            let _ = decompress(&bytes, 1024, |_| true);
         }
     }
 }

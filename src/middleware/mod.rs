@@ -11,6 +11,7 @@
 //! deadline ──────── unary: the shorter of grpc-timeout and the default; DEADLINE_EXCEEDED
 //! load shedding ─── memory, quotas, a permit, the whole request; RESOURCE_EXHAUSTED
 //! authentication ── the caller from the metadata; UNAUTHENTICATED
+//! decompression ─── the message, within the limits; OUT_OF_RANGE, RESOURCE_EXHAUSTED
 //! stream ────────── ends a stream: deadline, token, session, connection age, shutdown
 //!     │
 //!     ▼
@@ -19,14 +20,15 @@
 //!
 //! The order is one `tower::ServiceBuilder`, in [`stack`]. Each layer is a file. The layers down
 //! to deadline run before the future is polled, so that a call that is rejected there
-//! allocates no future. A response of the API is buffered ([`buffer`]) unless it is a stream. Where
-//! messages are buffered, they are decompressed and compressed, too ([`compression`]).
+//! allocates no future. A response of the API is buffered ([`buffer`]) unless it is a stream, and
+//! compressed there ([`compression`]).
 
 mod authentication;
 mod buffer;
 mod call;
 mod compression;
 mod deadline;
+mod decompression;
 mod error_details;
 mod load_shedding;
 mod policy;
@@ -96,6 +98,7 @@ pub(crate) fn stack(context: &Arc<Context>) -> impl InboundService {
         .layer_fn(deadline::Deadline::new)
         .layer_fn(load_shedding::LoadShedding::new)
         .layer_fn(authentication::Authentication::new)
+        .layer_fn(decompression::Decompression::new)
         .layer_fn(stream::Stream::new)
         .service(routes::ServiceRoutes)
 }
