@@ -5,22 +5,34 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use time::{Duration, OffsetDateTime};
 
-/// The clock by which a server decides whether something has expired, and stamps rows: the system
-/// clock, corrected to agree with the clock of the database.
+/// The clock by which a server decides whether something has expired, and stamps rows: that of the
+/// database, as of the last reading.
 ///
 /// Replicas share the rows and the database, but not a system clock. A replica that compared a
 /// time in a row with its own clock would compare it with the clock of the replica that wrote it.
+/// Between readings, monotonic time passes, so that a step of the system clock changes nothing.
 ///
-/// Clones are the same clock. A new one is the system clock.
-#[derive(Clone, Debug, Default)]
-pub struct Clock {
-    /// What the system clock lacks, in microseconds.
-    offset: Arc<AtomicI64>,
+/// Clones are the same clock. A new one starts with the time of the system clock.
+#[derive(Clone, Debug)]
+pub struct Clock(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    created_at: Instant,
+    /// What the clock showed at `created_at`, in microseconds since the Unix epoch.
+    start: AtomicI64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        let state = State { created_at: Instant::now(), start: AtomicI64::new(system_micros()) };
+        Self(Arc::new(state))
+    }
 }
 
 impl Clock {
@@ -28,28 +40,33 @@ impl Clock {
     /// in a response equals the time that a later query returns.
     #[must_use]
     pub fn now(&self) -> OffsetDateTime {
-        let offset = self.offset.load(Ordering::Relaxed);
-        OffsetDateTime::UNIX_EPOCH + Duration::microseconds(system_micros() + offset)
+        let micros = self.0.start.load(Ordering::Relaxed) + self.elapsed_micros();
+        OffsetDateTime::UNIX_EPOCH + Duration::microseconds(micros)
     }
 
     /// Starts to read the clock that this one follows.
     #[must_use]
     pub fn start_reading(&self) -> ClockReading<'_> {
-        ClockReading { clock: self, started_at: system_micros() }
+        ClockReading { clock: self, started_at: self.elapsed_micros() }
     }
 
-    /// Corrects the offset if it contradicts a reading.
+    /// Corrects the start if it contradicts a reading.
     fn correct(&self, min: i64, max: i64) {
-        let offset = self.offset.load(Ordering::Relaxed);
-        if !(min..=max).contains(&offset) {
-            self.offset.store(min.midpoint(max), Ordering::Relaxed);
+        let start = self.0.start.load(Ordering::Relaxed);
+        if !(min..=max).contains(&start) {
+            self.0.start.store(min.midpoint(max), Ordering::Relaxed);
         }
     }
 
-    /// Returns how far the system clock is from the other clock.
+    /// Returns how far the system clock is from this one.
     #[must_use]
     pub fn system_clock_error(&self) -> std::time::Duration {
-        std::time::Duration::from_micros(self.offset.load(Ordering::Relaxed).unsigned_abs())
+        let micros = self.0.start.load(Ordering::Relaxed) + self.elapsed_micros();
+        std::time::Duration::from_micros(micros.abs_diff(system_micros()))
+    }
+
+    fn elapsed_micros(&self) -> i64 {
+        i64::try_from(self.0.created_at.elapsed().as_micros()).unwrap_or(i64::MAX)
     }
 }
 
@@ -65,7 +82,7 @@ impl ClockReading<'_> {
     /// moment of the reading. The clock moves only if it contradicts that, so that a slow reading
     /// does not disturb it.
     pub fn finish(self, micros: i64) {
-        let ended_at = system_micros();
+        let ended_at = self.clock.elapsed_micros();
         self.clock.correct(micros.saturating_sub(ended_at), micros.saturating_sub(self.started_at));
     }
 }
@@ -97,15 +114,15 @@ mod tests {
     #[test]
     fn a_clock_moves_only_if_it_contradicts_a_reading() {
         let clock = Clock::default();
-        for (min, max, offset) in [
+        for (min, max, start) in [
             (9 * SECOND, 11 * SECOND, 10 * SECOND),
-            // A slow reading that allows the offset.
+            // A slow reading that allows the start.
             (0, 20 * SECOND, 10 * SECOND),
             (10 * SECOND, 14 * SECOND, 10 * SECOND),
             (-3 * SECOND, -SECOND, -2 * SECOND),
         ] {
             clock.correct(min, max);
-            assert_eq!(clock.offset.load(Ordering::Relaxed), offset);
+            assert_eq!(clock.0.start.load(Ordering::Relaxed), start);
         }
     }
 

@@ -8,6 +8,7 @@ use crate::support::{
     assert::assert_unauthenticated,
     postgres::TestDatabase,
     process::{Binary, Process},
+    system_clock::ClockError,
     time::{assert_recent, to_system_time, uuid_timestamp},
 };
 
@@ -15,7 +16,7 @@ use crate::support::{
 const CLOCK_ERROR: i64 = 15;
 
 /// A replica and a client of it.
-async fn start(database: &TestDatabase, clock_error: i64) -> (Process, Client) {
+async fn start(database: &TestDatabase, clock_error: &ClockError) -> (Process, Client) {
     let replica = Binary::server(&database.url()).with_clock_error(clock_error).start();
     let address = replica.address().await.parse().expect("an address");
     (replica, Client::new(connect(address).await))
@@ -24,8 +25,9 @@ async fn start(database: &TestDatabase, clock_error: i64) -> (Process, Client) {
 #[tokio::test]
 async fn replicas_with_different_clocks_agree_about_sessions() {
     let database = TestDatabase::create().await;
-    let (ahead, at_ahead) = start(&database, CLOCK_ERROR).await;
-    let (behind, at_behind) = start(&database, -CLOCK_ERROR).await;
+    let errors = (ClockError::of(CLOCK_ERROR), ClockError::of(-CLOCK_ERROR));
+    let (ahead, at_ahead) = start(&database, &errors.0).await;
+    let (behind, at_behind) = start(&database, &errors.1).await;
     for (name, one, other) in [("ana", &at_behind, &at_ahead), ("bob", &at_ahead, &at_behind)] {
         let user = one.signed_up(name).await;
         let old = user.tokens().refresh_token.clone();
@@ -49,7 +51,8 @@ async fn replicas_with_different_clocks_agree_about_sessions() {
 async fn a_server_with_another_clock_uses_the_clock_of_the_database() {
     for clock_error in [CLOCK_ERROR, -CLOCK_ERROR] {
         let database = TestDatabase::create().await;
-        let (_replica, client) = start(&database, clock_error).await;
+        let clock_error = ClockError::of(clock_error);
+        let (_replica, client) = start(&database, &clock_error).await;
         let started = SystemTime::now();
         let ana = client.signed_up("ana").await;
         let (user, tokens) = (ana.get_user("me").await, ana.tokens());
@@ -76,4 +79,21 @@ async fn a_server_with_another_clock_uses_the_clock_of_the_database() {
             "REFRESH_TOKEN_REUSED",
         );
     }
+}
+
+#[tokio::test]
+async fn a_step_of_the_system_clock_changes_nothing() {
+    let database = TestDatabase::create().await;
+    let clock_error = ClockError::of(0);
+    let (replica, client) = start(&database, &clock_error).await;
+    let ana = client.signed_up("ana").await;
+    let old = &ana.tokens().refresh_token;
+    let new = client.refresh(old).await;
+    // More than the lifetime of the access token.
+    clock_error.set(3_600);
+    assert!(ana.is_session_active().await);
+    assert_eq!(client.refresh(old).await.refresh_token, new.refresh_token);
+    replica.wait_for_line("system clock differs from the clock of the database").await;
+    assert!(ana.is_session_active().await);
+    assert_eq!(client.refresh(old).await.refresh_token, new.refresh_token);
 }

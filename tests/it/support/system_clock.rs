@@ -1,6 +1,11 @@
 //! A system clock that is wrong, for a server in a process of its own.
 
-use std::{fs, path::PathBuf, process::Command, sync::OnceLock};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
 
 use tempfile::TempDir;
 
@@ -9,6 +14,7 @@ use super::process::Binary;
 /// Replaces the function of the C library by which Rust reads the time.
 const LIBRARY: &str = r#"
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -16,7 +22,12 @@ const LIBRARY: &str = r#"
 
 int clock_gettime(clockid_t clock, struct timespec *time) {
     int result = (int)syscall(SYS_clock_gettime, clock, time);
-    if (result == 0 && clock == CLOCK_REALTIME) time->tv_sec += atol(getenv("TEST_CLOCK_ERROR"));
+    if (result == 0 && clock == CLOCK_REALTIME) {
+        char seconds[32] = {0};
+        int file = open(getenv("TEST_CLOCK_ERROR"), O_RDONLY);
+        if (file >= 0 && read(file, seconds, sizeof seconds - 1) > 0) time->tv_sec += atol(seconds);
+        close(file);
+    }
     return result;
 }
 "#;
@@ -36,10 +47,33 @@ fn library() -> PathBuf {
     dir.path().join("clock.so")
 }
 
+/// The error of a system clock.
+pub struct ClockError(TempDir);
+
+impl ClockError {
+    /// A clock that is ahead by this many seconds.
+    pub fn of(seconds: i64) -> Self {
+        let error = Self(TempDir::new().expect("a directory"));
+        error.set(seconds);
+        error
+    }
+
+    /// Steps the clock. Replaces the file, so that the process reads either number.
+    pub fn set(&self, seconds: i64) {
+        let new = self.0.path().join("new");
+        fs::write(&new, seconds.to_string()).expect("written");
+        fs::rename(new, self.path()).expect("renamed");
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::join(self.0.path(), "seconds")
+    }
+}
+
 impl Binary {
-    /// Sets the system clock of the process forward by this many seconds.
-    pub fn with_clock_error(self, seconds: i64) -> Self {
+    /// Gives the process a system clock with an error.
+    pub fn with_clock_error(self, error: &ClockError) -> Self {
         self.env("LD_PRELOAD", library().to_str().expect("UTF-8"))
-            .env("TEST_CLOCK_ERROR", &seconds.to_string())
+            .env("TEST_CLOCK_ERROR", error.path().to_str().expect("UTF-8"))
     }
 }
