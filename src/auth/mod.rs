@@ -62,7 +62,7 @@ pub(crate) struct Session {
 }
 
 /// The login of a request: what identifies the account.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum LoginIdentifier {
     /// A username, folded.
     Username(String),
@@ -105,14 +105,22 @@ mod tests {
 
     #[test]
     fn a_login_is_a_username_or_an_email_in_any_case() {
-        assert_eq!(LoginIdentifier::parse(" ANA "), LoginIdentifier::Username("ana".into()));
-        let email = LoginIdentifier::Email(EmailKey::new("ana@example.com"));
-        assert_eq!(LoginIdentifier::parse("Ana@EXAMPLE.com"), email);
-        for spelling in ["Jo@münchen.de", "jo@XN--MNCHEN-3YA.de"] {
-            assert_eq!(LoginIdentifier::parse(spelling).as_key(), "jo@münchen.de");
+        for username in [" ANA ", "ana"] {
+            let login = LoginIdentifier::parse(username);
+            assert!(matches!(&login, LoginIdentifier::Username(folded) if folded == "ana"));
+            assert_eq!(login.as_key(), "ana");
+        }
+        for (email, key) in [
+            ("Ana@EXAMPLE.com", "ana@example.com"),
+            ("Jo@münchen.de", "jo@münchen.de"),
+            ("jo@XN--MNCHEN-3YA.de", "jo@münchen.de"),
+        ] {
+            let login = LoginIdentifier::parse(email);
+            assert!(matches!(login, LoginIdentifier::Email(_)), "{login:?}");
+            assert_eq!(login.as_key(), key);
         }
         for invalid in ["a\0na", &"a".repeat(255)] {
-            assert_eq!(LoginIdentifier::parse(invalid), LoginIdentifier::Invalid);
+            assert!(matches!(LoginIdentifier::parse(invalid), LoginIdentifier::Invalid));
         }
     }
 }

@@ -69,7 +69,7 @@ impl Email {
 
 /// What identifies an address: two addresses are the same if their local parts differ in case
 /// only and their domains are the same under IDNA.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct EmailKey {
     /// The address with its local part folded and its domain in the Unicode form.
     folded: String,

@@ -123,7 +123,8 @@ impl AuthStore {
             .run(async |connection| {
                 let row = sqlx::query_as!(
                     CredentialsRow,
-                    "select id, username, email, password_hash, password_version from users where id = $1",
+                    "select id, username, email, password_hash, password_version
+                     from users where id = $1",
                     user_id.as_uuid(),
                 )
                 .fetch_optional(connection)
@@ -311,22 +312,15 @@ async fn find_by_email(
     connection: &mut PgConnection,
     email: &EmailKey,
 ) -> Result<Option<Credentials>, Error> {
-    let rows = sqlx::query!(
-        r#"select id, username, email, email_folded, password_hash, password_version
-           from users where email_folded = any($1::text[])"#,
+    let rows = sqlx::query_as!(
+        CredentialsRow,
+        "select id, username, email, password_hash, password_version
+         from users where email_folded = any($1::text[])
+         order by array_position($1::text[], email_folded)",
         email.stored_forms(),
     )
     .fetch_all(connection)
     .await?;
-    let of_address =
-        rows.into_iter().filter(|row| EmailKey::new(&row.email).is_same_address(email));
-    let form_of = |folded: &String| email.stored_forms().iter().position(|form| form == folded);
-    let row = of_address.min_by_key(|row| form_of(&row.email_folded));
-    Ok(row.map(|row| Credentials {
-        user_id: UserId::from_uuid(row.id),
-        username: row.username,
-        email: row.email,
-        password: PasswordHash::from_stored(row.password_hash),
-        password_version: row.password_version,
-    }))
+    let is_same = |row: &CredentialsRow| EmailKey::new(&row.email).is_same_address(email);
+    Ok(rows.into_iter().find(is_same).map(Credentials::from))
 }

@@ -18,6 +18,17 @@ pub(super) struct Logins<'a> {
     pub(super) email: Option<&'a EmailKey>,
 }
 
+/// Returns which of the unique values exists, or the error itself.
+pub(super) fn conflict_error(error: sqlx::Error) -> Error {
+    if is_unique_violation(&error, "users_username_key") {
+        Error::UsernameExists
+    } else if is_unique_violation(&error, "users_email_key") {
+        Error::EmailExists
+    } else {
+        error.into()
+    }
+}
+
 impl Logins<'_> {
     /// Checks what the constraints cannot see: rows with another form of the same domain.
     ///
@@ -30,7 +41,7 @@ impl Logins<'_> {
         }
     }
 
-    /// Returns normally if the write that failed may succeed at the next try.
+    /// Returns normally if the write that failed may succeed if it is repeated.
     ///
     /// # Errors
     /// [`Error::UsernameExists`], [`Error::EmailExists`], or the error itself.
@@ -39,12 +50,9 @@ impl Logins<'_> {
         connection: &mut PgConnection,
         error: sqlx::Error,
     ) -> Result<(), Error> {
-        match self.email {
-            _ if is_unique_violation(&error, "users_username_key") => Err(Error::UsernameExists),
-            Some(email) if is_unique_violation(&error, "users_email_key") => {
-                self.claim_email(connection, email).await
-            }
-            _ => Err(error.into()),
+        match (self.email, conflict_error(error)) {
+            (Some(email), Error::EmailExists) => self.claim_email(connection, email).await,
+            (_, error) => Err(error),
         }
     }
 
@@ -78,7 +86,9 @@ impl Logins<'_> {
                 other.folded(),
             )
             .execute(&mut *connection)
-            .await?;
+            .await
+            // Version 0.1.0 has accepted an address that another user has.
+            .map_err(conflict_error)?;
         }
         Ok(())
     }

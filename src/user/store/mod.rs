@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use self::logins::Logins;
+use self::logins::{Logins, conflict_error};
 use super::{NewUser, User, UserPatch, Username};
 use crate::{
     crypto::password::PasswordHash,
@@ -183,12 +183,14 @@ async fn insert(
     let email = user.email.key();
     let logins = Logins { id: user.id, username: Some(&user.username), email: Some(&email) };
     logins.check_forms(connection).await?;
-    loop {
-        match insert_row(connection, user, &email, password).await {
-            Ok(row) => return Ok(row.into()),
-            Err(error) => logins.resolve_conflict(connection, error).await?,
+    let inserted = match insert_row(connection, user, &email, password).await {
+        Err(error) => {
+            logins.resolve_conflict(connection, error).await?;
+            insert_row(connection, user, &email, password).await
         }
-    }
+        inserted => inserted,
+    };
+    inserted.map(User::from).map_err(conflict_error)
 }
 
 async fn insert_row(
@@ -274,12 +276,14 @@ async fn update(
     let email = patch.email.as_ref().map(Email::key);
     let logins = Logins { id, username: patch.username.as_ref(), email: email.as_ref() };
     logins.check_forms(connection).await?;
-    loop {
-        match update_row(connection, &logins, precondition, patch, now).await {
-            Ok(row) => return Ok(row.map(User::from)),
-            Err(error) => logins.resolve_conflict(connection, error).await?,
+    let updated = match update_row(connection, &logins, precondition, patch, now).await {
+        Err(error) => {
+            logins.resolve_conflict(connection, error).await?;
+            update_row(connection, &logins, precondition, patch, now).await
         }
-    }
+        updated => updated,
+    };
+    updated.map(|row| row.map(User::from)).map_err(conflict_error)
 }
 
 async fn update_row(

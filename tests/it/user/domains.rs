@@ -127,3 +127,11 @@ async fn two_rows_of_version_0_1_0_with_one_address_both_log_in() {
         assert_eq!(app.logged_in(login).await.get_user("me").await.username, username);
     }
 }
+
+#[tokio::test]
+async fn an_address_that_version_0_1_0_has_accepted_again_is_no_internal_error() {
+    let app = App::start().await;
+    app.anonymous().sign_up("ana", "a@straße.de", PASSWORD).await;
+    sign_up_as_0_1_0(&app, "bob", "a@straße.de", "a@strasse.de").await;
+    assert_email_exists(app.anonymous().try_sign_up("cid", "a@strasse.de", PASSWORD).await);
+}
