@@ -26,7 +26,7 @@ const MAX_ADDITIONAL_BUFFERS: u64 = 24;
 
 /// The arguments of the statements that the compiler checks, by words that they contain: the
 /// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `NEW` and `NONE` are ids.
-const ARGUMENTS: [(&str, &str); 23] = [
+const ARGUMENTS: [(&str, &str); 25] = [
     // Todos.
     ("delete from todos", "OWNER, TODO, null"),
     (
@@ -39,7 +39,12 @@ const ARGUMENTS: [(&str, &str); 23] = [
     ("from users where id > $1", "OWNER, 0, 101"),
     ("select from users where username_folded = $1", "'user 5', OWNER"),
     ("from users where username_folded = $1", "'user 5'"),
+    (
+        "from users where email_folded = any($1::text[]) and id <> $2",
+        "'{user 5@example.com}', OWNER",
+    ),
     ("from users where email_folded = any($1::text[])", "'{user 5@example.com}'"),
+    ("update users set email_folded = $3", "OWNER, 'x', 'y'"),
     ("insert into users", "NEW, 'a', 'a', 'a@b', 'a@b', 'x', 1, now(), 1"),
     ("update users set username", "OWNER, null, 'a', 'a', null, null, now()"),
     ("set password_hash = $3, password_version", "OWNER, 1, 'x'"),
