@@ -8,7 +8,7 @@ mod parameters;
 
 use std::collections::BTreeMap;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 pub(crate) use self::parameters::is_variable;
 use self::parameters::{ALIASES, PARAMETERS, is_passed_on, unsupported};
@@ -18,6 +18,11 @@ use crate::types::error_chain::BoxError;
 /// because what it contains at any position may be a part of the password.
 const ENCODE: &str = "encode each of : / ? # [ ] @ % and space in a user, a password or a \
                       database, and each of & # % + and space in a parameter, like %40 for @";
+
+/// What to do about `verify-ca` without a CA, which libpq rejects as well.
+const VERIFY_CA_WITHOUT_CA: &str = "sslmode=verify-ca needs sslrootcert, the CA bundle of the \
+                                    server; for a certificate of a public CA, use \
+                                    sslmode=verify-full";
 
 /// The name of a parameter, and its value.
 type Values = BTreeMap<String, String>;
@@ -34,7 +39,7 @@ type Values = BTreeMap<String, String>;
 pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
     // Editors start a file with a byte order mark.
     let mut values = split_url(url.trim_start_matches('\u{feff}').trim())?;
-    let mut effective = Values::new();
+    let mut effective = BTreeMap::new();
     for parameter in &PARAMETERS {
         let in_url = values.get(parameter.name).map(|value| (parameter.name, value.clone()));
         let set = match in_url {
@@ -43,13 +48,8 @@ pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
         };
         if let Some((source, value)) = set {
             parameter.check(source, &value)?;
-            effective.insert(parameter.name.to_owned(), value);
+            effective.insert(parameter.name, value);
         }
-    }
-    // As libpq does, and sqlx does not: with a CA, `require` verifies the certificate.
-    let is_require = effective.get("sslmode").is_some_and(|mode| mode == "require");
-    if is_require && effective.contains_key("sslrootcert") {
-        values.insert("sslmode".to_owned(), "verify-ca".to_owned());
     }
     // Of a variable, too: sqlx would connect to the host of the URL.
     if let Some(address) = effective.remove("hostaddr") {
@@ -60,8 +60,25 @@ pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
     let query: Vec<_> =
         pairs.map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
     let options: PgConnectOptions = format!("postgresql:///?{}", query.join("&")).parse()?;
+    let options = with_ssl_mode_of_libpq(options, effective.contains_key("sslrootcert"))?;
     // No column is a floating-point number, and PgBouncer rejects the parameter.
     Ok(options.extra_float_digits(None))
+}
+
+/// Sets the `sslmode` that libpq uses where sqlx differs from it.
+fn with_ssl_mode_of_libpq(
+    options: PgConnectOptions,
+    has_ca: bool,
+) -> Result<PgConnectOptions, BoxError> {
+    let is_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
+    match options.get_ssl_mode() {
+        // A server has no TLS there, and sqlx would require it.
+        _ if is_socket => Ok(options.ssl_mode(PgSslMode::Disable)),
+        PgSslMode::Require if has_ca => Ok(options.ssl_mode(PgSslMode::VerifyCa)),
+        // sqlx would accept a certificate of any public CA for any host.
+        PgSslMode::VerifyCa if !has_ca => Err(VERIFY_CA_WITHOUT_CA.into()),
+        _ => Ok(options),
+    }
 }
 
 /// Splits a URL into its parts by their names in libpq.
@@ -168,7 +185,7 @@ fn encode(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sqlx::{ConnectOptions, postgres::PgSslMode};
+    use sqlx::ConnectOptions;
 
     use super::*;
 
@@ -316,5 +333,24 @@ mod tests {
         }
         let options = parse_url("postgresql://db/app?sslmode=require").expect("a URL");
         assert!(matches!(options.get_ssl_mode(), PgSslMode::Require));
+    }
+
+    #[test]
+    fn verify_ca_requires_a_ca() {
+        assert_eq!(rejected("postgresql://db/app?sslmode=verify-ca"), VERIFY_CA_WITHOUT_CA);
+        // It verifies the host name, too.
+        let options = parse_url("postgresql://db/app?sslmode=verify-full").expect("a URL");
+        assert!(matches!(options.get_ssl_mode(), PgSslMode::VerifyFull));
+    }
+
+    #[test]
+    fn a_socket_ignores_sslmode() {
+        for host in ["%2Fvar%2Frun/app?", "/app?host=/var/run&"] {
+            for sslmode in ["require", "verify-ca", "verify-full"] {
+                let url = format!("postgresql://{host}sslmode={sslmode}");
+                let options = parse_url(&url).expect("a URL");
+                assert!(matches!(options.get_ssl_mode(), PgSslMode::Disable), "{url}");
+            }
+        }
     }
 }

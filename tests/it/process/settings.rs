@@ -284,6 +284,7 @@ async fn an_ambiguous_or_unsupported_url_is_rejected_and_not_shown() {
         ("postgresql://app:p@db/app?sslpassword=hidden", "sslpassword is not supported"),
         ("postgresql://app:p@db/app?hidden=hidden", "supported are host, hostaddr, port"),
         ("postgresql://app:p@db/app?channel_binding=require", "channel_binding"),
+        ("postgresql://app:p@db/app?sslmode=verify-ca", "sslmode=verify-ca needs sslrootcert"),
         ("postgresql://app:hidden@db1,db2/app", "host must name one host"),
     ] {
         for command in ["serve", "migrate"] {
