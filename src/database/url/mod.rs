@@ -24,6 +24,12 @@ const VERIFY_CA_WITHOUT_CA: &str = "sslmode=verify-ca needs sslrootcert, the CA 
                                     server; for a certificate of a public CA, use \
                                     sslmode=verify-full";
 
+/// Why `hostaddr` hinders `verify-full`, and what to do about it.
+const ADDRESS_WITH_VERIFY_FULL: &str = "is not supported with sslmode=verify-full, which would \
+                                        verify the certificate for the address instead of the \
+                                        host: omit it, or set host to the address if the \
+                                        certificate contains it";
+
 /// The name of a parameter, and its value.
 type Values = BTreeMap<String, String>;
 
@@ -48,11 +54,15 @@ pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
         };
         if let Some((source, value)) = set {
             parameter.check(source, &value)?;
-            effective.insert(parameter.name, value);
+            effective.insert(parameter.name, (source, value));
         }
     }
     // Of a variable, too: sqlx would connect to the host of the URL.
-    if let Some(address) = effective.remove("hostaddr") {
+    if let Some((source, address)) = effective.remove("hostaddr") {
+        // sqlx knows one name only, for the connection and for the certificate.
+        if effective.get("sslmode").is_some_and(|(_, mode)| mode == "verify-full") {
+            return Err(format!("{source} {ADDRESS_WITH_VERIFY_FULL}").into());
+        }
         values.remove("host");
         values.insert("hostaddr".to_owned(), address);
     }
@@ -308,6 +318,7 @@ mod tests {
             ("port=1,2", "port must name one host"),
             ("port=0", "port must be a number from 1"),
             ("hostaddr=a", "hostaddr must be an IP address"),
+            ("hostaddr=::1&sslmode=verify-full", "hostaddr is not supported with sslmode=verify-f"),
             ("sslrootcert=system", "sslrootcert must be a file: omit it to trust the public CAs"),
             ("sslrootcert=/none/ca.pem", "sslrootcert cannot be read from /none/ca.pem"),
             ("sslkey=/none/key.pem", "sslkey cannot be read from /none/key.pem"),

@@ -419,4 +419,9 @@ async fn the_address_of_a_variable_precedes_the_host_of_the_url() {
     let (code, output) = run.output().await;
     assert_eq!(code, Some(1), "{output}");
     assert!(output.contains("cannot reach the database at 127.0.0.1:1"), "{output}");
+    // The certificate would be verified for the address.
+    let run = Binary::server("postgresql://a@db/a?sslmode=verify-full");
+    let (code, output) = run.env("PGHOSTADDR", "127.0.0.1").output().await;
+    assert_eq!(code, CONFIG, "{output}");
+    assert!(output.contains("PGHOSTADDR is not supported with sslmode=verify-full"), "{output}");
 }
