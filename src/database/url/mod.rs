@@ -91,6 +91,14 @@ fn with_ssl_mode_of_libpq(
     }
 }
 
+/// Sets the name that `pg_stat_activity` shows, if neither the URL nor `PGAPPNAME` does.
+pub(crate) fn with_application_name(options: PgConnectOptions) -> PgConnectOptions {
+    match options.get_application_name() {
+        None | Some("") => options.application_name("fast-zero"),
+        Some(_) => options,
+    }
+}
+
 /// Splits a URL into its parts by their names in libpq.
 fn split_url(url: &str) -> Result<Values, BoxError> {
     let (scheme, rest) = url.split_once("://").ok_or("it is no URL")?;
@@ -262,6 +270,17 @@ mod tests {
         assert_eq!(options.get_application_name(), Some("a b"));
         assert_eq!(options.get_options(), Some("-c a=b -c c=d"));
         assert!(matches!(options.get_ssl_mode(), PgSslMode::Disable));
+    }
+
+    #[test]
+    fn the_application_name_of_the_url_precedes_the_default() {
+        for (query, expected) in
+            [("", "fast-zero"), ("?application_name=", "fast-zero"), ("?application_name=a", "a")]
+        {
+            let options = parse_url(&format!("postgres://h/{query}")).expect("a URL");
+            let options = with_application_name(options);
+            assert_eq!(options.get_application_name(), Some(expected), "{query}");
+        }
     }
 
     #[test]

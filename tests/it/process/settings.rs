@@ -425,3 +425,20 @@ async fn the_address_of_a_variable_precedes_the_host_of_the_url() {
     assert_eq!(code, CONFIG, "{output}");
     assert!(output.contains("PGHOSTADDR is not supported with sslmode=verify-full"), "{output}");
 }
+
+#[tokio::test]
+async fn the_connections_have_the_application_name_of_the_environment() {
+    let database = TestDatabase::create().await;
+    for (variable, expected) in [("", "fast-zero"), ("replica-1", "replica-1")] {
+        let server = Binary::server(&database.url()).env("PGAPPNAME", variable).start();
+        server.address().await;
+        let names: Vec<String> = sqlx::query_scalar(
+            "select distinct application_name from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid()",
+        )
+        .fetch_all(&mut database.connect().await)
+        .await
+        .expect("names");
+        assert!(names.iter().any(|name| name == expected), "{names:?}");
+    }
+}
