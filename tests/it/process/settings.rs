@@ -309,6 +309,7 @@ async fn invalid_variables_of_libpq_are_rejected() {
         ("PGSSLROOTCERT", "/none/ca.pem", "PGSSLROOTCERT cannot be read from /none/ca.pem"),
         ("PGCHANNELBINDING", "require", "PGCHANNELBINDING with another value than disable"),
         ("PGTARGETSESSIONATTRS", "read-write", "PGTARGETSESSIONATTRS with another value than any"),
+        ("PGMINPROTOCOLVERSION", "3.2", "PGMINPROTOCOLVERSION with another value than 3.0"),
         ("PGSERVICE", "app", "PGSERVICE is not supported"),
     ] {
         for url in ["postgresql:///app", "postgresql://app:hidden-password@/app"] {
