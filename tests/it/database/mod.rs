@@ -1,4 +1,5 @@
-//! The SQL statements that calls run: how many, in which batches, by which plans.
+//! The SQL statements that calls run: how many, in which batches, by which plans. And the counts of
+//! an upgrade.
 
 mod batching;
 mod counts;
