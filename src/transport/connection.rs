@@ -102,8 +102,8 @@ pub(super) enum ConnectionError {
 }
 
 /// Serves a connection until it has ended.
-pub(super) async fn serve_connection(
-    handshake: impl Future<Output = Handshake<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
+pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    handshake: impl Future<Output = Handshake<S>>,
     connection: Arc<ConnectionState>,
     service: impl InboundService,
     lifetime: Lifetime,
@@ -113,8 +113,8 @@ pub(super) async fn serve_connection(
     yield_before_poll(&state, serving).await
 }
 
-async fn serve_http2(
-    handshake: impl Future<Output = Handshake<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
+async fn serve_http2<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    handshake: impl Future<Output = Handshake<S>>,
     connection: Arc<ConnectionState>,
     service: impl InboundService,
     lifetime: Lifetime,
