@@ -104,7 +104,7 @@ impl pb::auth_service_server::AuthService for AuthService {
         let (login, password) = parse_login(&request.into_inner())?;
         let verified = self.verify_login(&login, password, client_ip).await?;
         let now = self.store.clock().now();
-        let peer = client_ip.0.to_string();
+        let peer = client_ip.ip.to_string();
         let (token, expires_at) = self.sessions.open(verified, user_agent, peer, now).await?;
         let tokens = Some(self.issue_tokens(token, expires_at, now)?);
         Ok(Response::new(pb::LoginResponse { tokens }))

@@ -244,7 +244,8 @@ impl ConfigError {
 }
 
 impl Config {
-    /// Checks everything that can be checked before anything starts, and reads the files of secrets.
+    /// Checks everything that can be checked before anything starts, and reads the files of
+    /// secrets.
     pub(crate) fn validate(&mut self) -> Result<(), ConfigError> {
         self.database.load_secrets()?;
         self.tokens.load_secrets()?;

@@ -30,9 +30,9 @@ pub(super) fn parse_log_levels(text: &str) -> Result<Targets, String> {
     for directive in &directives {
         let (target, _level) = directive.split_once('=').unwrap_or((directive, ""));
         if !target.chars().all(|c| c.is_alphanumeric() || "_:.".contains(c)) {
-            let message = "invalid filter: modules are like fast_zero or fast_zero::audit, and commas \
-                           separate levels";
-            return Err(message.to_owned());
+            return Err("invalid filter: modules are like fast_zero or fast_zero::audit, and \
+                        commas separate levels"
+                .to_owned());
         }
     }
     directives.join(",").parse().map_err(|error: ParseError| error.to_string())

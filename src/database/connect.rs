@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use sqlx::{
+    ConnectOptions, PgConnection,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::errors::{is_permanent, is_tls_error};
@@ -28,6 +31,12 @@ pub(crate) async fn connect_and_check(
     options: &PgConnectOptions,
     timeout: Duration,
 ) -> Result<PgConnection, Error> {
+    if matches!(options.get_ssl_mode(), PgSslMode::VerifyCa) {
+        tracing::warn!(
+            hint = "sslmode=verify-ca accepts certificates of public CAs for any host; use verify-full",
+            "database host name not verified"
+        );
+    }
     let mut connection = connect_with_retry(options, timeout).await?;
     check_encoding(&mut connection).await?;
     Ok(connection)

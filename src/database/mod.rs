@@ -63,7 +63,7 @@ impl Database {
     /// Creates a pool without connections. Needs a runtime, on which it closes those that are
     /// not used.
     pub(crate) fn new(options: PgConnectOptions, max_connections: usize) -> Result<Self, Error> {
-        let pool = Pool::builder(Manager::new(options.application_name("fast-zero")))
+        let pool = Pool::builder(Manager::new(url::with_application_name(options)))
             .max_size(max_connections)
             // The newest first: it is the least likely to be broken.
             .queue_mode(QueueMode::Lifo)

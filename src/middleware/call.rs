@@ -118,7 +118,8 @@ impl Call {
         // A path with a query names no method.
         let uri = request.uri();
         let method = context.methods.get(uri.path()).filter(|_| uri.query().is_none());
-        request.extensions_mut().insert(ClientIp(client_ip));
+        let via_trusted_proxy = is_trusted(connection.peer_ip, &context.trusted_proxies);
+        request.extensions_mut().insert(ClientIp { ip: client_ip, via_trusted_proxy });
         Self {
             context,
             request,
@@ -237,16 +238,19 @@ fn parse_forwarded_addr(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(|| text.parse().ok().map(|addr: SocketAddr| addr.ip()))
 }
 
+fn is_trusted(ip: IpAddr, trusted_proxies: &[IpNet]) -> bool {
+    trusted_proxies.iter().any(|network| network.contains(&ip))
+}
+
 /// Returns the client's address: that of the peer, or the one that trusted proxies report. Each
 /// proxy appends the address that it received the call from; a client may have forged what stands
 /// before an address that is not trusted.
 fn client_ip(headers: &HeaderMap, peer_ip: IpAddr, trusted_proxies: &[IpNet]) -> IpAddr {
-    let is_trusted = |ip: IpAddr| trusted_proxies.iter().any(|network| network.contains(&ip));
     let entries = headers.get_all(X_FORWARDED_FOR).iter().rev();
     // By bytes: an entry that is not text does not hide what a proxy appended after it.
     let mut addresses = entries.flat_map(|entry| entry.as_bytes().rsplit(|byte| *byte == b','));
     let mut client_ip = peer_ip;
-    while is_trusted(client_ip)
+    while is_trusted(client_ip, trusted_proxies)
         && let Some(address) = addresses.next()
     {
         let address = str::from_utf8(address).ok();

@@ -325,7 +325,9 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_decompressed_or_rejected(content in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn any_bytes_are_decompressed_or_rejected(
+            content in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
             let mut bytes = message(&content);
             set_prefix(&mut bytes, true);
             let _ = decompress(&bytes, 1024, |_| true);

@@ -50,7 +50,12 @@ pub struct VerifiedToken {
 /// The IP address of the client, after `x-forwarded-for`. An IPv4-mapped IPv6 address is
 /// canonicalized to IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientIp(pub IpAddr);
+pub struct ClientIp {
+    /// The address.
+    pub ip: IpAddr,
+    /// Whether the peer is a trusted proxy, whether it reported another address or not.
+    pub via_trusted_proxy: bool,
+}
 
 impl ClientIp {
     /// Returns the client's address of a request.

@@ -116,7 +116,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mask_is_valid_if_it_names_known_fields_and_a_writable_one(paths in paths(), set: (bool, bool)) {
+        fn a_mask_is_valid_if_it_names_known_fields_and_a_writable_one(
+            paths in paths(),
+            set: (bool, bool),
+        ) {
             let writable = [("title", set.0), ("state", set.1)];
             let named = |field: &str| paths.iter().any(|path| path == field);
             let expected: Vec<_> = writable

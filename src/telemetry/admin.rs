@@ -200,7 +200,8 @@ mod tests {
             "",
             "text/*, */*;q=0.0",
             // Prometheus, with the older format first in `scrape_protocols`.
-            "text/plain;version=0.0.4;q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.4",
+            "text/plain;version=0.0.4;q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,\
+             */*;q=0.4",
             "application/openmetrics-text;q=0, */*",
         ] {
             assert!(!accepts(no), "{no}");

@@ -30,7 +30,8 @@ use crate::{
 /// Test: `a_thousand_todos_are_listed_in_pages_below_1_mib_whatever_their_size`.
 pub(super) const MAX_PAGE_BYTES: i64 = 1_000_000;
 
-/// The size of a todo besides its texts, in bytes: ID, times, etag, state and the tags of the fields, rounded up.
+/// The size of a todo besides its texts, in bytes: ID, times, etag, state and the tags of the
+/// fields, rounded up.
 ///
 /// Test: `a_thousand_todos_are_listed_in_pages_below_1_mib_whatever_their_size`.
 pub(super) const TODO_OVERHEAD_BYTES: i32 = 160;

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     limits::client_quota::{ClientQuota, ClientQuotas},
     telemetry::metrics::{Gauge, GaugeGuard},
+    types::error_chain::ErrorChain,
 };
 
 /// The pause after a failed accept: without one, a process at its limit of file descriptors would
@@ -158,9 +159,11 @@ impl<S: InboundService> Acceptor<S> {
             match serving.await {
                 Ok(()) => {}
                 Err(ConnectionError::Handshake(error)) => {
-                    failures.record(error.failure, Some(peer_addr), &error);
+                    failures.record(error.failure, Some(peer_addr), &ErrorChain(&error));
                 }
-                Err(error) => tracing::debug!(%error, %peer_addr, "connection error"),
+                Err(error) => {
+                    tracing::debug!(error = %ErrorChain(&error), %peer_addr, "connection error");
+                }
             }
             drop(slot);
         };

@@ -97,13 +97,13 @@ type Handshake<S> = Result<S, HandshakeError>;
 pub(super) enum ConnectionError {
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    #[error("{0}")]
-    Http2(#[source] BoxError),
+    #[error(transparent)]
+    Http2(BoxError),
 }
 
 /// Serves a connection until it has ended.
-pub(super) async fn serve_connection(
-    handshake: impl Future<Output = Handshake<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
+pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    handshake: impl Future<Output = Handshake<S>>,
     connection: Arc<ConnectionState>,
     service: impl InboundService,
     lifetime: Lifetime,
@@ -113,8 +113,8 @@ pub(super) async fn serve_connection(
     yield_before_poll(&state, serving).await
 }
 
-async fn serve_http2(
-    handshake: impl Future<Output = Handshake<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>>,
+async fn serve_http2<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    handshake: impl Future<Output = Handshake<S>>,
     connection: Arc<ConnectionState>,
     service: impl InboundService,
     lifetime: Lifetime,
@@ -304,6 +304,13 @@ mod tests {
         assert!((seconds() - 120.0).abs() < 1.0, "{}", seconds());
         assert_eq!(next_ping(&mut client).await, None, "the connection closes");
         assert!((seconds() - 140.0).abs() < 1.0, "{}", seconds());
+    }
+
+    #[test]
+    fn an_error_of_http2_is_no_source_of_itself() {
+        let error = ConnectionError::Http2("reset".into());
+        assert_eq!(error.to_string(), "reset");
+        assert!(std::error::Error::source(&error).is_none());
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl ConnectionFailure {
 
 /// A failed handshake, with its reason.
 #[derive(Debug, thiserror::Error)]
-#[error("{source}")]
+#[error("handshake failed")]
 pub(crate) struct HandshakeError {
     pub(super) failure: ConnectionFailure,
     source: io::Error,
@@ -168,6 +168,14 @@ impl WarningLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::error_chain::ErrorChain;
+
+    #[test]
+    fn an_error_does_not_contain_the_text_of_its_source() {
+        let error = HandshakeError::disconnected(io::Error::other("reset"));
+        assert_eq!(error.to_string(), "handshake failed");
+        assert_eq!(ErrorChain(&error).to_string(), "handshake failed: reset");
+    }
 
     #[test]
     fn each_reason_has_its_own_place_and_name() {

@@ -60,7 +60,7 @@ impl SignUpLimiter {
     /// [`Error::TooManyAttempts`], with the time until the window ends, if there is none left.
     pub(super) fn try_acquire(
         &self,
-        ClientIp(ip): ClientIp,
+        ClientIp { ip, .. }: ClientIp,
         now: Instant,
     ) -> Result<SignUpPermit, Error> {
         let new = || Ok::<_, std::convert::Infallible>(Arc::default());
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     fn client_ip(ip: &str) -> ClientIp {
-        ClientIp(ip.parse().expect("an address"))
+        ClientIp { ip: ip.parse().expect("an address"), via_trusted_proxy: false }
     }
 
     /// Counts a sign-up. Returns the retry delay if it is rejected.
@@ -168,7 +168,10 @@ mod tests {
         let (limiter, now) = (SignUpLimiter::new(1), Instant::now());
         for bits in 0..u32::try_from(2 * MAX_CLIENTS).expect("few") {
             let ip = IpAddr::from(std::net::Ipv4Addr::from_bits(bits));
-            limiter.try_acquire(ClientIp(ip), now).expect("available").commit();
+            limiter
+                .try_acquire(ClientIp { ip, via_trusted_proxy: false }, now)
+                .expect("available")
+                .commit();
         }
         assert!(limiter.clients.len() <= MAX_CLIENTS, "{}", limiter.clients.len());
     }

@@ -63,7 +63,7 @@ const ALLOWED_USERS: [MayUse; 13] = [
             ("database/migrate.rs", "sqlx"),
             ("database/pool.rs", "sqlx"),
             ("database/privileges.rs", "sqlx"),
-            ("database/url", "sqlx::postgres::PgConnectOptions"),
+            ("database/url", "sqlx::postgres"),
             ("config/mod.rs", "sqlx::postgres::PgConnectOptions"),
             ("config/secrets.rs", "sqlx::postgres::PgConnectOptions"),
             ("server.rs", "sqlx::postgres::PgConnectOptions"),

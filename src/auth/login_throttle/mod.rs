@@ -144,14 +144,14 @@ impl LoginThrottle {
         client_ip: ClientIp,
     ) -> Result<LoginAttempt, Error> {
         let keys = self.keys(account, client_ip);
-        if let Some(attempt) = self.try_admit(keys)? {
+        if let Some(attempt) = self.try_admit(keys, client_ip)? {
             return Ok(attempt);
         }
         let _waiting = self.waiting.try_acquire().map_err(|_| Error::Overloaded)?;
         loop {
             // Before the check, so that no attempt that ends after it is missed.
             let attempt_ended = self.attempt_ended.notified();
-            if let Some(attempt) = self.try_admit(keys)? {
+            if let Some(attempt) = self.try_admit(keys, client_ip)? {
                 return Ok(attempt);
             }
             attempt_ended.await;
@@ -165,7 +165,7 @@ impl LoginThrottle {
         self.table().record_failure([at_client, account], Instant::now());
     }
 
-    fn keys(&self, account: Account<'_>, ClientIp(ip): ClientIp) -> [ThrottleKey; 3] {
+    fn keys(&self, account: Account<'_>, ClientIp { ip, .. }: ClientIp) -> [ThrottleKey; 3] {
         let (account, client) = (self.hasher.hash_one(account), client_key(ip));
         [
             ThrottleKey::AccountAndClient(account, client),
@@ -175,11 +175,17 @@ impl LoginThrottle {
     }
 
     /// Returns `None` if the attempt has to wait.
-    fn try_admit(self: &Arc<Self>, keys: [ThrottleKey; 3]) -> Result<Option<LoginAttempt>, Error> {
+    fn try_admit(
+        self: &Arc<Self>,
+        keys: [ThrottleKey; 3],
+        client_ip: ClientIp,
+    ) -> Result<Option<LoginAttempt>, Error> {
         // The lock is released before anything is logged.
         let admitted = self.table().try_admit(keys, Instant::now());
         match admitted {
-            Ok(admitted) => Ok(admitted.then(|| LoginAttempt { throttle: self.clone(), keys })),
+            Ok(admitted) => {
+                Ok(admitted.then(|| LoginAttempt { throttle: self.clone(), keys, client_ip }))
+            }
             Err(Rejected { retry_after, is_first }) => {
                 // One line for each lockout: a line for each attempt would flood the log.
                 if is_first {
@@ -201,6 +207,7 @@ impl LoginThrottle {
 pub(super) struct LoginAttempt {
     throttle: Arc<LoginThrottle>,
     keys: [ThrottleKey; 3],
+    client_ip: ClientIp,
 }
 
 impl LoginAttempt {
@@ -220,7 +227,8 @@ impl LoginAttempt {
             let locks = table.record_failure(self.keys, now);
             (locks, locks && table.entry(client, now).locked_for(now).is_some())
         };
-        if locks_client {
+        // To trust an address that a trusted proxy reports would let the client forge addresses.
+        if locks_client && !self.client_ip.via_trusted_proxy {
             tracing::warn!(
                 hint = "if the address is a proxy's, name it in TRUSTED_PROXIES",
                 "client locked out"

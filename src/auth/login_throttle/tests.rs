@@ -14,7 +14,7 @@ fn throttle() -> Arc<LoginThrottle> {
 }
 
 fn client_ip(ip: &str) -> ClientIp {
-    ClientIp(ip.parse().expect("an address"))
+    ClientIp { ip: ip.parse().expect("an address"), via_trusted_proxy: false }
 }
 
 fn identifier(text: &str) -> LoginIdentifier {

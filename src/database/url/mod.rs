@@ -8,7 +8,7 @@ mod parameters;
 
 use std::collections::BTreeMap;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 pub(crate) use self::parameters::is_variable;
 use self::parameters::{ALIASES, PARAMETERS, is_passed_on, unsupported};
@@ -18,6 +18,17 @@ use crate::types::error_chain::BoxError;
 /// because what it contains at any position may be a part of the password.
 const ENCODE: &str = "encode each of : / ? # [ ] @ % and space in a user, a password or a \
                       database, and each of & # % + and space in a parameter, like %40 for @";
+
+/// What to do about `verify-ca` without a CA, which libpq rejects as well.
+const VERIFY_CA_WITHOUT_CA: &str = "sslmode=verify-ca needs sslrootcert, the CA bundle of the \
+                                    server; for a certificate of a public CA, use \
+                                    sslmode=verify-full";
+
+/// Why `hostaddr` hinders `verify-full`, and what to do about it.
+const ADDRESS_WITH_VERIFY_FULL: &str = "is not supported with sslmode=verify-full, which would \
+                                        verify the certificate for the address instead of the \
+                                        host: omit it, or set host to the address if the \
+                                        certificate contains it";
 
 /// The name of a parameter, and its value.
 type Values = BTreeMap<String, String>;
@@ -34,7 +45,7 @@ type Values = BTreeMap<String, String>;
 pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
     // Editors start a file with a byte order mark.
     let mut values = split_url(url.trim_start_matches('\u{feff}').trim())?;
-    let mut effective = Values::new();
+    let mut effective = BTreeMap::new();
     for parameter in &PARAMETERS {
         let in_url = values.get(parameter.name).map(|value| (parameter.name, value.clone()));
         let set = match in_url {
@@ -43,16 +54,15 @@ pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
         };
         if let Some((source, value)) = set {
             parameter.check(source, &value)?;
-            effective.insert(parameter.name.to_owned(), value);
+            effective.insert(parameter.name, (source, value));
         }
     }
-    // As libpq does, and sqlx does not: with a CA, `require` verifies the certificate.
-    let is_require = effective.get("sslmode").is_some_and(|mode| mode == "require");
-    if is_require && effective.contains_key("sslrootcert") {
-        values.insert("sslmode".to_owned(), "verify-ca".to_owned());
-    }
     // Of a variable, too: sqlx would connect to the host of the URL.
-    if let Some(address) = effective.remove("hostaddr") {
+    if let Some((source, address)) = effective.remove("hostaddr") {
+        // sqlx knows one name only, for the connection and for the certificate.
+        if effective.get("sslmode").is_some_and(|(_, mode)| mode == "verify-full") {
+            return Err(format!("{source} {ADDRESS_WITH_VERIFY_FULL}").into());
+        }
         values.remove("host");
         values.insert("hostaddr".to_owned(), address);
     }
@@ -60,8 +70,33 @@ pub(crate) fn parse_url(url: &str) -> Result<PgConnectOptions, BoxError> {
     let query: Vec<_> =
         pairs.map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
     let options: PgConnectOptions = format!("postgresql:///?{}", query.join("&")).parse()?;
+    let options = with_ssl_mode_of_libpq(options, effective.contains_key("sslrootcert"))?;
     // No column is a floating-point number, and PgBouncer rejects the parameter.
     Ok(options.extra_float_digits(None))
+}
+
+/// Sets the `sslmode` that libpq uses where sqlx differs from it.
+fn with_ssl_mode_of_libpq(
+    options: PgConnectOptions,
+    has_ca: bool,
+) -> Result<PgConnectOptions, BoxError> {
+    let is_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
+    match options.get_ssl_mode() {
+        // A server has no TLS there, and sqlx would require it.
+        _ if is_socket => Ok(options.ssl_mode(PgSslMode::Disable)),
+        PgSslMode::Require if has_ca => Ok(options.ssl_mode(PgSslMode::VerifyCa)),
+        // sqlx would accept a certificate of any public CA for any host.
+        PgSslMode::VerifyCa if !has_ca => Err(VERIFY_CA_WITHOUT_CA.into()),
+        _ => Ok(options),
+    }
+}
+
+/// Sets the name that `pg_stat_activity` shows, if neither the URL nor `PGAPPNAME` does.
+pub(crate) fn with_application_name(options: PgConnectOptions) -> PgConnectOptions {
+    match options.get_application_name() {
+        None | Some("") => options.application_name("fast-zero"),
+        Some(_) => options,
+    }
 }
 
 /// Splits a URL into its parts by their names in libpq.
@@ -130,7 +165,7 @@ fn split_query(query: &str) -> Result<Values, BoxError> {
         let is_known = PARAMETERS.iter().any(|parameter| parameter.name == name);
         let is_option = name.starts_with("options[") && name.ends_with(']');
         if !is_known && !is_option {
-            return Err(unsupported("a parameter that libpq does not have").into());
+            return Err(unsupported("an unknown parameter").into());
         }
         if values.insert(name.clone(), value).is_some() {
             return Err(if is_known {
@@ -168,7 +203,7 @@ fn encode(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sqlx::{ConnectOptions, postgres::PgSslMode};
+    use sqlx::ConnectOptions;
 
     use super::*;
 
@@ -224,7 +259,7 @@ mod tests {
             ("u:p@h/d?hostaddr=127.0.0.1", ["u", "p", "127.0.0.1", "5432", "d"]),
             ("u:p@h/d?connect_timeout=1&keepalives=0", ["u", "p", "h", "5432", "d"]),
             (
-                "u:p@h/d?channel_binding=prefer&sslnegotiation=postgres",
+                "u:p@h/d?channel_binding=prefer&sslnegotiation=postgres&max_protocol_version=3.2",
                 ["u", "p", "h", "5432", "d"],
             ),
         ] {
@@ -235,6 +270,17 @@ mod tests {
         assert_eq!(options.get_application_name(), Some("a b"));
         assert_eq!(options.get_options(), Some("-c a=b -c c=d"));
         assert!(matches!(options.get_ssl_mode(), PgSslMode::Disable));
+    }
+
+    #[test]
+    fn the_application_name_of_the_url_precedes_the_default() {
+        for (query, expected) in
+            [("", "fast-zero"), ("?application_name=", "fast-zero"), ("?application_name=a", "a")]
+        {
+            let options = parse_url(&format!("postgres://h/{query}")).expect("a URL");
+            let options = with_application_name(options);
+            assert_eq!(options.get_application_name(), Some(expected), "{query}");
+        }
     }
 
     #[test]
@@ -260,7 +306,7 @@ mod tests {
             "db/app?hidden",
         ] {
             let error = rejected(&format!("postgresql://{rest}"));
-            let is_unknown = error.contains("a parameter that libpq does not have");
+            let is_unknown = error.contains("an unknown parameter");
             assert!(error == ENCODE || is_unknown, "{rest}: {error}");
             assert!(!error.contains("hidden") && !error.contains("4711"), "{rest}: {error}");
         }
@@ -282,15 +328,20 @@ mod tests {
             ("target_session_attrs=read-write", "target_session_attrs with another value than any"),
             ("sslpassword=hidden", "sslpassword is not supported"),
             ("service=hidden", "service is not supported"),
+            ("min_protocol_version=3.2", "min_protocol_version with another value than 3.0 is"),
+            ("oauth_client_secret=hidden", "oauth_client_secret is not supported"),
+            ("scram_client_key=hidden", "scram_client_key is not supported"),
+            ("sslkeylogfile=hidden", "sslkeylogfile is not supported"),
             ("passfile=hidden", "passfile is not supported"),
-            ("pgbouncer=hidden", "a parameter that libpq does not have is not supported"),
-            ("HOST=hidden", "a parameter that libpq does not have is not supported"),
+            ("pgbouncer=hidden", "an unknown parameter is not supported"),
+            ("HOST=hidden", "an unknown parameter is not supported"),
             ("host=a,b", "host must name one host"),
             ("host=a&host=b", "host must be set once"),
             ("ssl-mode=require&sslmode=disable", "sslmode must be set once"),
             ("port=1,2", "port must name one host"),
             ("port=0", "port must be a number from 1"),
             ("hostaddr=a", "hostaddr must be an IP address"),
+            ("hostaddr=::1&sslmode=verify-full", "hostaddr is not supported with sslmode=verify-f"),
             ("sslrootcert=system", "sslrootcert must be a file: omit it to trust the public CAs"),
             ("sslrootcert=/none/ca.pem", "sslrootcert cannot be read from /none/ca.pem"),
             ("sslkey=/none/key.pem", "sslkey cannot be read from /none/key.pem"),
@@ -316,5 +367,24 @@ mod tests {
         }
         let options = parse_url("postgresql://db/app?sslmode=require").expect("a URL");
         assert!(matches!(options.get_ssl_mode(), PgSslMode::Require));
+    }
+
+    #[test]
+    fn verify_ca_requires_a_ca() {
+        assert_eq!(rejected("postgresql://db/app?sslmode=verify-ca"), VERIFY_CA_WITHOUT_CA);
+        // It verifies the host name, too.
+        let options = parse_url("postgresql://db/app?sslmode=verify-full").expect("a URL");
+        assert!(matches!(options.get_ssl_mode(), PgSslMode::VerifyFull));
+    }
+
+    #[test]
+    fn a_socket_ignores_sslmode() {
+        for host in ["%2Fvar%2Frun/app?", "/app?host=/var/run&"] {
+            for sslmode in ["require", "verify-ca", "verify-full"] {
+                let url = format!("postgresql://{host}sslmode={sslmode}");
+                let options = parse_url(&url).expect("a URL");
+                assert!(matches!(options.get_ssl_mode(), PgSslMode::Disable), "{url}");
+            }
+        }
     }
 }

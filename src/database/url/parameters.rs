@@ -4,7 +4,7 @@ use std::{env, fs::File, net::IpAddr, path::Path};
 
 use crate::types::{error_chain::BoxError, secret_text::display_path};
 
-/// A parameter of libpq (PostgreSQL's manual, section 34.1.2), and its environment variable.
+/// A parameter of libpq (manual of PostgreSQL 18, section 32.1.2), and its environment variable.
 pub(super) struct Parameter {
     pub(super) name: &'static str,
     variable: &'static str,
@@ -37,7 +37,7 @@ const fn only(
     Parameter { name, variable, support: Support::Only(values) }
 }
 
-pub(super) const PARAMETERS: [Parameter; 43] = [
+pub(super) const PARAMETERS: [Parameter; 52] = [
     supported("host", "PGHOST"),
     supported("hostaddr", "PGHOSTADDR"),
     supported("port", "PGPORT"),
@@ -66,11 +66,20 @@ pub(super) const PARAMETERS: [Parameter; 43] = [
     only("gsslib", "PGGSSLIB", &[]),
     only("krbsrvname", "PGKRBSRVNAME", &[]),
     only("load_balance_hosts", "PGLOADBALANCEHOSTS", &["disable"]),
+    // sqlx speaks version 3.0 of the protocol.
+    only("max_protocol_version", "PGMAXPROTOCOLVERSION", &["3.0", "3.2", "latest"]),
+    only("min_protocol_version", "PGMINPROTOCOLVERSION", &["3.0"]),
+    only("oauth_client_id", "", &[]),
+    only("oauth_client_secret", "", &[]),
+    only("oauth_issuer", "", &[]),
+    only("oauth_scope", "", &[]),
     only("passfile", "PGPASSFILE", &[]),
     only("replication", "", &["false", "off", "no", "0"]),
     only("require_auth", "PGREQUIREAUTH", &[]),
     only("requirepeer", "PGREQUIREPEER", &[]),
     only("requiressl", "PGREQUIRESSL", &["0"]),
+    only("scram_client_key", "", &[]),
+    only("scram_server_key", "", &[]),
     only("service", "PGSERVICE", &[]),
     only("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION", &["TLSv1.3"]),
     only("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION", &["TLSv1", "TLSv1.1", "TLSv1.2"]),
@@ -78,6 +87,7 @@ pub(super) const PARAMETERS: [Parameter; 43] = [
     only("sslcompression", "PGSSLCOMPRESSION", &["0"]),
     only("sslcrl", "PGSSLCRL", &[]),
     only("sslcrldir", "PGSSLCRLDIR", &[]),
+    only("sslkeylogfile", "", &[]),
     only("sslnegotiation", "PGSSLNEGOTIATION", &["postgres"]),
     only("sslpassword", "", &[]),
     only("sslsni", "PGSSLSNI", &["1"]),

@@ -390,3 +390,25 @@ async fn the_lockout_of_a_client_address_is_warned_of() {
     }
     assert_eq!(server.output().matches("\"client locked out\"").count(), 1);
 }
+
+#[tokio::test]
+async fn the_lockout_of_an_address_behind_a_trusted_proxy_gets_no_hint_to_trust_it() {
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).env("TRUSTED_PROXIES", "127.0.0.0/8").start();
+    let address = server.address().await.parse().expect("an address");
+    let peer = Client::new(connect(address).await);
+    // The address that the proxy reports, and that of a proxy that reports none.
+    for client in [peer.clone().with_metadata("x-forwarded-for", "192.0.2.1"), peer] {
+        for number in 0..MAX_CLIENT_FAILURES {
+            let rejected = client.try_log_in(&format!("user{number}"), WRONG_PASSWORD).await;
+            assert_unauthenticated(rejected, "INCORRECT_CREDENTIALS");
+        }
+        assert_throttled(client.try_log_in("ana", WRONG_PASSWORD).await);
+    }
+    // The last lines of the log: the rejected attempts.
+    wait_until("both refusals are logged", async || {
+        server.output().matches("\"login_refused\"").count() == 2
+    })
+    .await;
+    assert!(!server.output().contains("\"client locked out\""), "{}", server.output());
+}

@@ -1,5 +1,7 @@
-//! The SQL statements that calls run: how many, in which batches, by which plans.
+//! The SQL statements that calls run: how many, in which batches, by which plans. And the counts of
+//! an upgrade.
 
 mod batching;
+mod counts;
 mod plans;
 mod statements;

@@ -56,6 +56,19 @@ async fn a_certificate_of_x509_version_1_ends_the_startup_at_once() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_verified_without_the_host_name_is_warned_of() {
+    for sslmode in ["require", "verify-ca", "verify-full"] {
+        let query = format!("sslmode={sslmode}&sslrootcert=ca.pem");
+        let run = Binary::server(&format!("postgresql://app@127.0.0.1:1/app?{query}"));
+        let run = run.file("ca.pem", "").env("DATABASE_WAIT_SECONDS", "0");
+        let (code, output) = run.output().await;
+        assert_eq!(code, Some(1), "{output}");
+        let warnings = output.matches("\"database host name not verified\"").count();
+        assert_eq!(warnings, usize::from(sslmode != "verify-full"), "{sslmode}: {output}");
+    }
+}
+
+#[tokio::test]
 async fn a_pooler_that_refuses_the_session_of_a_migration_ends_the_startup_at_once() {
     let database = TestDatabase::create().await;
     let address = Proxy::reserve_address().await;

@@ -284,6 +284,7 @@ async fn an_ambiguous_or_unsupported_url_is_rejected_and_not_shown() {
         ("postgresql://app:p@db/app?sslpassword=hidden", "sslpassword is not supported"),
         ("postgresql://app:p@db/app?hidden=hidden", "supported are host, hostaddr, port"),
         ("postgresql://app:p@db/app?channel_binding=require", "channel_binding"),
+        ("postgresql://app:p@db/app?sslmode=verify-ca", "sslmode=verify-ca needs sslrootcert"),
         ("postgresql://app:hidden@db1,db2/app", "host must name one host"),
     ] {
         for command in ["serve", "migrate"] {
@@ -308,6 +309,7 @@ async fn invalid_variables_of_libpq_are_rejected() {
         ("PGSSLROOTCERT", "/none/ca.pem", "PGSSLROOTCERT cannot be read from /none/ca.pem"),
         ("PGCHANNELBINDING", "require", "PGCHANNELBINDING with another value than disable"),
         ("PGTARGETSESSIONATTRS", "read-write", "PGTARGETSESSIONATTRS with another value than any"),
+        ("PGMINPROTOCOLVERSION", "3.2", "PGMINPROTOCOLVERSION with another value than 3.0"),
         ("PGSERVICE", "app", "PGSERVICE is not supported"),
     ] {
         for url in ["postgresql:///app", "postgresql://app:hidden-password@/app"] {
@@ -418,4 +420,26 @@ async fn the_address_of_a_variable_precedes_the_host_of_the_url() {
     let (code, output) = run.output().await;
     assert_eq!(code, Some(1), "{output}");
     assert!(output.contains("cannot reach the database at 127.0.0.1:1"), "{output}");
+    // The certificate would be verified for the address.
+    let run = Binary::server("postgresql://a@db/a?sslmode=verify-full");
+    let (code, output) = run.env("PGHOSTADDR", "127.0.0.1").output().await;
+    assert_eq!(code, CONFIG, "{output}");
+    assert!(output.contains("PGHOSTADDR is not supported with sslmode=verify-full"), "{output}");
+}
+
+#[tokio::test]
+async fn the_connections_have_the_application_name_of_the_environment() {
+    let database = TestDatabase::create().await;
+    for (variable, expected) in [("", "fast-zero"), ("replica-1", "replica-1")] {
+        let server = Binary::server(&database.url()).env("PGAPPNAME", variable).start();
+        server.address().await;
+        let names: Vec<String> = sqlx::query_scalar(
+            "select distinct application_name from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid()",
+        )
+        .fetch_all(&mut database.connect().await)
+        .await
+        .expect("names");
+        assert!(names.iter().any(|name| name == expected), "{names:?}");
+    }
 }

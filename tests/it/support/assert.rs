@@ -11,7 +11,8 @@ use super::RpcResult;
 pub const API_DOC: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md"));
 
 /// Asserts that the call fails with this code and reason, with the details that every error
-/// has, and with a hint that `docs/api.md` lists for the reason. Returns the status for further assertions.
+/// has, and with a hint that `docs/api.md` lists for the reason. Returns the status for further
+/// assertions.
 #[track_caller]
 pub fn assert_status<T>(result: RpcResult<T>, code: Code, reason: &str) -> Status {
     let Err(status) = result else {
