@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use sqlx::{
     PgConnection, PgPool,
-    migrate::{MigrateError, Migrator},
+    migrate::MigrateError,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::{Instant, sleep};
 
 use super::{
     connect::CONNECT_TIMEOUT,
-    errors::{INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, is_refused_parameter, sqlstate},
-    privileges::GRANT_HINT,
+    errors::{INSUFFICIENT_PRIVILEGE, is_refused_parameter, sqlstate},
+    state::{DatabaseState, GRANT_HINT, MIGRATIONS},
 };
-use crate::{rpc::error::Error, types::error_chain::ErrorChain};
-
-/// The migrations that this binary needs. A newer binary may have applied more.
-static MIGRATIONS: Migrator = Migrator { ignore_missing: true, ..sqlx::migrate!() };
+use crate::{
+    rpc::error::Error,
+    types::{clock::Clock, error_chain::ErrorChain},
+};
 
 /// The interval in which a replica that does not migrate checks the schema.
 const SCHEMA_POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -107,7 +107,12 @@ pub(crate) async fn wait_for_schema(
     timeout: Duration,
 ) -> Result<(), Error> {
     let deadline = Instant::now() + timeout;
-    while !is_schema_current(connection).await.map_err(with_grant_hint)? {
+    let clock = Clock::default();
+    loop {
+        let state = DatabaseState::read(connection, &clock).await.map_err(with_grant_hint)?;
+        if state.is_schema_current {
+            return Ok(());
+        }
         if Instant::now() >= deadline {
             return Err(Error::internal(
                 "the database schema is outdated: run `fast-zero migrate`, or set \
@@ -117,7 +122,6 @@ pub(crate) async fn wait_for_schema(
         tracing::warn!(hint = "run `fast-zero migrate`", "waiting for schema migration");
         sleep(SCHEMA_POLL_INTERVAL).await;
     }
-    Ok(())
 }
 
 fn with_grant_hint(error: sqlx::Error) -> Error {
@@ -125,28 +129,4 @@ fn with_grant_hint(error: sqlx::Error) -> Error {
         return error.into();
     }
     Error::internal(format!("{}: {GRANT_HINT}", ErrorChain(&error)))
-}
-
-/// Returns `true` if all migrations that this binary needs are applied.
-pub(super) async fn is_schema_current(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let (versions, checksums): (Vec<_>, Vec<_>) =
-        MIGRATIONS.iter().map(|it| (it.version, it.checksum.to_vec())).unzip();
-    // Not `query!`: the table is sqlx's own, and may not exist yet. With the checksum, because
-    // another program may have migrations with the same numbers.
-    let is_current: Result<bool, _> = sqlx::query_scalar(
-        "select not exists (
-             select * from unnest($1::bigint[], $2::bytea[])
-             except
-             select version, checksum from _sqlx_migrations where success
-         )",
-    )
-    .bind(versions)
-    .bind(checksums)
-    .fetch_one(connection)
-    .await;
-    match is_current {
-        Ok(is_current) => Ok(is_current),
-        Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Ok(false),
-        Err(error) => Err(error),
-    }
 }
