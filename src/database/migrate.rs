@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::{
-    PgConnection, PgPool,
+    PgConnection, PgExecutor, PgPool,
     migrate::MigrateError,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     connect::CONNECT_TIMEOUT,
-    errors::{INSUFFICIENT_PRIVILEGE, is_refused_parameter, sqlstate},
+    errors::{INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, is_refused_parameter, sqlstate},
     state::{DatabaseState, GRANT_HINT, MIGRATIONS},
 };
 use crate::{
@@ -35,21 +35,31 @@ pub(crate) async fn migrate(options: &PgConnectOptions, max_wait: Duration) -> R
         ("client_min_messages", "warning"),
     ]);
     let pool = connect(options).await?;
-    let before = applied_versions(&pool).await;
-    let migrated = MIGRATIONS.run(&pool).await;
+    let migrated = run_missing(&pool).await;
     pool.close().await;
-    match migrated {
+    migrated
+}
+
+async fn run_missing(pool: &PgPool) -> Result<(), Error> {
+    let before = applied_versions(pool).await?;
+    match MIGRATIONS.run(pool).await {
         Ok(()) => {
             log_applied(&before);
             Ok(())
         }
         Err(MigrateError::Execute(error)) => Err(Error::from(error)),
-        Err(MigrateError::VersionMismatch(version)) => Err(Error::internal(format!(
-            "the table _sqlx_migrations has another migration {version} than fast-zero: another \
-             program uses this database; set DATABASE_URL to a database of its own"
-        ))),
+        Err(MigrateError::VersionMismatch(version)) => {
+            Err(of_another_program(&format!("another migration {version} than fast-zero")))
+        }
         Err(error) => Err(Error::internal(error)),
     }
+}
+
+fn of_another_program(migrations: &str) -> Error {
+    Error::internal(format!(
+        "the table _sqlx_migrations has {migrations}: another program uses this database; set \
+         DATABASE_URL to a database of its own"
+    ))
 }
 
 /// Opens the connection of a migration: a pool of one, because the future of a borrowed connection
@@ -83,11 +93,22 @@ async fn disable_transaction_timeout(connection: &mut PgConnection) -> Result<()
     Ok(())
 }
 
-/// Returns the versions of the applied migrations: none if the table does not exist. The migrator
-/// reports all other errors.
-async fn applied_versions(pool: &PgPool) -> Vec<i64> {
-    let versions = sqlx::query_scalar("select version from _sqlx_migrations where success");
-    versions.fetch_all(pool).await.unwrap_or_default()
+/// Returns the versions of the applied migrations: none if their table does not exist. Rejects a
+/// table in which none is ours, before the program to which it belongs finds ours in it.
+async fn applied_versions(executor: impl PgExecutor<'_>) -> Result<Vec<i64>, Error> {
+    let rows = sqlx::query_as("select version, checksum, success from _sqlx_migrations");
+    let rows: Vec<(i64, Vec<u8>, bool)> = match rows.fetch_all(executor).await {
+        Ok(rows) => rows,
+        Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Vec::new(),
+        Err(error) => return Err(with_grant_hint(error)),
+    };
+    let is_ours = |(version, checksum, _): &(i64, Vec<u8>, bool)| {
+        MIGRATIONS.iter().any(|it| it.version == *version && *it.checksum == **checksum)
+    };
+    if !rows.is_empty() && !rows.iter().any(is_ours) {
+        return Err(of_another_program("no migration of fast-zero"));
+    }
+    Ok(rows.into_iter().filter(|(.., success)| *success).map(|(version, ..)| version).collect())
 }
 
 /// Logs the migrations that were missing. Another replica may have applied some of them meanwhile.
@@ -113,6 +134,7 @@ pub(crate) async fn wait_for_schema(
         if state.is_schema_current {
             return Ok(());
         }
+        applied_versions(&mut *connection).await?;
         if Instant::now() >= deadline {
             return Err(Error::internal(
                 "the database schema is outdated: run `fast-zero migrate`, or set \
