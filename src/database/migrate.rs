@@ -69,7 +69,7 @@ async fn connect(options: PgConnectOptions) -> Result<PgPool, Error> {
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(CONNECT_TIMEOUT)
-        .after_connect(|connection, _| Box::pin(disable_transaction_timeout(connection)));
+        .after_connect(|connection, _| Box::pin(prepare_session(connection)));
     pool.connect_with(options).await.map_err(|error| match error {
         error if is_refused_parameter(&error) => Error::internal(format!(
             "a connection pooler in front of the database refuses the session of a migration: run \
@@ -82,15 +82,27 @@ async fn connect(options: PgConnectOptions) -> Result<PgPool, Error> {
     })
 }
 
-/// Disables the timeout that the role or the database may have. Not among the startup parameters,
-/// which PostgreSQL 16 and older would refuse.
-async fn disable_transaction_timeout(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+/// Sets what are no startup parameters, because some versions would refuse them.
+///
+/// Disables the timeout that the role or the database may have, which PostgreSQL 17 introduced.
+/// Ends the statement, and releases its locks, soon after the process ends: PostgreSQL otherwise
+/// notices that only when it sends the result. Some operating systems do not support that.
+async fn prepare_session(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::raw_sql(
         "select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout'",
     )
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    let checked = sqlx::raw_sql(
+        "select set_config(name, '1s', false) from pg_settings
+         where name = 'client_connection_check_interval'",
+    )
+    .execute(connection)
+    .await;
+    match checked {
+        Err(error) if error.as_database_error().is_none() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the versions of the applied migrations: none if their table does not exist. Rejects a
