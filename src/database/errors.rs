@@ -11,6 +11,7 @@ pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 pub(super) const UNDEFINED_TABLE: &str = "42P01";
 const FEATURE_NOT_SUPPORTED: &str = "0A000";
 const PROTOCOL_VIOLATION: &str = "08P01";
+const READ_ONLY_TRANSACTION: &str = "25006";
 const UNIQUE_VIOLATION: &str = "23505";
 const FOREIGN_KEY_VIOLATION: &str = "23503";
 
@@ -95,11 +96,17 @@ pub(super) fn is_connection_error(error: &(dyn StdError + 'static)) -> bool {
         Some(code) => {
             code.starts_with("08")
                 || code.starts_with("57P")
-                || ["25P03", "25006"].contains(&&*code)
+                || ["25P03", READ_ONLY_TRANSACTION].contains(&&*code)
                 // The other connections have prepared the same statement.
                 || is_stale_statement(error)
         }
     }
+}
+
+/// Returns `true` if the connection works, but to a database that is read-only.
+pub(super) fn is_read_only(error: &(dyn StdError + 'static)) -> bool {
+    let error = error.downcast_ref::<sqlx::Error>();
+    error.and_then(sqlstate).as_deref() == Some(READ_ONLY_TRANSACTION)
 }
 
 pub(super) fn sqlstate(error: &sqlx::Error) -> Option<Cow<'_, str>> {
@@ -125,7 +132,7 @@ impl From<sqlx::Error> for Error {
             // system errors. 55000: a standby that is not ready. 25006: read-only. 25P03: idle
             // in transaction timeout. 40P01, 40001: deadlock, serialization failure.
             ("08" | "28" | "3D" | "53" | "57" | "58", _)
-            | (_, "55000" | "25006" | "25P03" | "40P01" | "40001") => {
+            | (_, "55000" | READ_ONLY_TRANSACTION | "25P03" | "40P01" | "40001") => {
                 Self::DatabaseUnavailable(error.into())
             }
             _ if is_stale_statement(&error) => Self::DatabaseUnavailable(error.into()),

@@ -1,18 +1,22 @@
 //! The check behind the health service.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use scopeguard::ScopeGuard;
 use sqlx::PgConnection;
-use tokio::time::timeout;
+use tokio::{sync::Mutex, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Database, clock, migrate::is_schema_current, pool::PING_TIMEOUT, privileges::missing_privileges,
+    Database,
+    connect::CONNECT_TIMEOUT,
+    errors::is_connection_error,
+    pool::{Outcome, answer_or_replacement},
+    state::DatabaseState,
 };
-use crate::{
-    telemetry::health::ReadinessCheck,
-    types::{clock::Clock, error_chain::BoxError},
-};
+use crate::{telemetry::health::ReadinessCheck, types::error_chain::BoxError};
 
 /// How far the system clock may be from that of the database before the log warns. The service
 /// corrects any difference, but what else runs on the host may not.
@@ -28,36 +32,92 @@ const MAX_CLOCK_ERROR: Duration = Duration::from_secs(5);
 /// not make the service look unavailable.
 #[derive(Debug)]
 pub(crate) struct HealthCheck {
-    database: Database,
-    connection: Option<PgConnection>,
-    has_warned_of_clock: bool,
+    checker: Arc<Mutex<Checker>>,
+    /// A check that the caller of an earlier one did not wait for. It goes on: a new connection
+    /// from far away takes longer to open.
+    running: Option<AbortOnDropHandle<Result<bool, BoxError>>>,
 }
 
 impl HealthCheck {
     /// Creates a check without a connection.
     #[must_use]
     pub(crate) fn new(database: Database) -> Self {
-        Self { database, connection: None, has_warned_of_clock: false }
+        let checker =
+            Checker { database, connection: None, silent_since: None, has_warned_of_clock: false };
+        Self { checker: Arc::new(Mutex::new(checker)), running: None }
+    }
+}
+
+impl ReadinessCheck for HealthCheck {
+    async fn check(&mut self) -> Result<bool, BoxError> {
+        let running = self.running.get_or_insert_with(|| {
+            let checker = self.checker.clone();
+            let check = async move { checker.lock().await.check().await };
+            AbortOnDropHandle::new(tokio::spawn(check))
+        });
+        let checked = running.await;
+        self.running = None;
+        checked?
+    }
+}
+
+#[derive(Debug)]
+struct Checker {
+    database: Database,
+    connection: Option<PgConnection>,
+    /// Since when the connection owes an answer.
+    silent_since: Option<Instant>,
+    has_warned_of_clock: bool,
+}
+
+impl Checker {
+    async fn check(&mut self) -> Result<bool, BoxError> {
+        let is_current = self.read_state().await?.check()?;
+        self.check_clock();
+        self.database.check_pool().await?;
+        Ok(is_current)
     }
 
-    /// A pooler or a firewall may have closed the connection since the last check, so only a
-    /// new connection proves the database unavailable. After a check that failed or was
-    /// dropped, the next one opens a new connection, and those of the pool are closed.
-    async fn check_database(&mut self) -> Result<bool, BoxError> {
-        let database = self.database.clone();
-        let mut guard = scopeguard::guard(self.connection.take(), |_| database.discard_all());
-        if let Some(connection) = guard.as_mut() {
-            let read = DatabaseState::read(connection, self.database.clock());
-            if let Ok(Ok(state)) = timeout(PING_TIMEOUT, read).await {
-                self.connection = ScopeGuard::into_inner(guard);
-                return state.check();
+    /// A pooler or a firewall may have closed the connection since the last check, so only a new
+    /// connection proves the database unavailable. One that opens also proves that the
+    /// connections of the pool are as broken as the old one.
+    async fn read_state(&mut self) -> Result<DatabaseState, BoxError> {
+        let Self { database, connection, .. } = self;
+        let (manager, clock) = (database.pool.manager(), database.clock());
+        let since = *self.silent_since.get_or_insert_with(Instant::now);
+        let open = async || -> Result<_, BoxError> {
+            let opened = timeout(CONNECT_TIMEOUT, async {
+                let mut connection = manager.connect().await?;
+                let state = DatabaseState::read(&mut connection, clock).await?;
+                Ok::<_, sqlx::Error>((connection, state))
+            });
+            Ok(opened.await??)
+        };
+        let (new, state) = if let Some(connection) = connection {
+            let read = DatabaseState::read(connection, clock);
+            match answer_or_replacement(read, since, open()).await {
+                Outcome::Answer(Err(error)) if is_connection_error(&error) => {
+                    let new = open().await?;
+                    database.discard_before(since);
+                    new
+                }
+                Outcome::Answer(answer) => {
+                    self.silent_since = None;
+                    return Ok(answer?);
+                }
+                Outcome::Replacement(new) => {
+                    let new = new?;
+                    manager.report_death(since);
+                    database.discard_before(since);
+                    new
+                }
             }
-            database.discard_all();
-        }
-        let connection = guard.insert(database.pool.manager().connect().await?);
-        let state = DatabaseState::read(connection, self.database.clock()).await?;
-        self.connection = ScopeGuard::into_inner(guard);
-        state.check()
+        } else {
+            open().await?
+        };
+        self.connection = Some(new);
+        self.silent_since = None;
+        Ok(state)
     }
 
     fn check_clock(&mut self) {
@@ -72,27 +132,7 @@ impl HealthCheck {
     }
 }
 
-/// What the service needs of its database.
-struct DatabaseState {
-    /// A standby is read-only, and a database that an operator made so.
-    is_read_only: bool,
-    missing_privileges: Vec<String>,
-    is_schema_current: bool,
-}
-
 impl DatabaseState {
-    /// Reads the state, and makes the clock follow that of the database.
-    async fn read(connection: &mut PgConnection, clock: &Clock) -> Result<Self, sqlx::Error> {
-        clock::synchronize(clock, connection).await?;
-        let is_read_only =
-            sqlx::query_scalar("select current_setting('transaction_read_only')::boolean")
-                .fetch_one(&mut *connection)
-                .await?;
-        let missing_privileges = missing_privileges(connection).await?;
-        let is_schema_current = is_schema_current(connection).await?;
-        Ok(Self { is_read_only, missing_privileges, is_schema_current })
-    }
-
     /// Returns whether the schema is current.
     fn check(&self) -> Result<bool, BoxError> {
         if self.is_read_only {
@@ -102,14 +142,5 @@ impl DatabaseState {
             return Err(format!("the role lacks {}", self.missing_privileges.join(", ")).into());
         }
         Ok(self.is_schema_current)
-    }
-}
-
-impl ReadinessCheck for HealthCheck {
-    async fn check(&mut self) -> Result<bool, BoxError> {
-        let is_current = self.check_database().await?;
-        self.check_clock();
-        self.database.check_pool().await?;
-        Ok(is_current)
     }
 }

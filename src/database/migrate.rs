@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sqlx::{
-    PgConnection, PgPool,
-    migrate::{MigrateError, Migrator},
+    PgConnection, PgExecutor, PgPool,
+    migrate::MigrateError,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::{Instant, sleep};
@@ -12,12 +12,12 @@ use tokio::time::{Instant, sleep};
 use super::{
     connect::CONNECT_TIMEOUT,
     errors::{INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, is_refused_parameter, sqlstate},
-    privileges::GRANT_HINT,
+    state::{DatabaseState, GRANT_HINT, MIGRATIONS},
 };
-use crate::{rpc::error::Error, types::error_chain::ErrorChain};
-
-/// The migrations that this binary needs. A newer binary may have applied more.
-static MIGRATIONS: Migrator = Migrator { ignore_missing: true, ..sqlx::migrate!() };
+use crate::{
+    rpc::error::Error,
+    types::{clock::Clock, error_chain::ErrorChain},
+};
 
 /// The interval in which a replica that does not migrate checks the schema.
 const SCHEMA_POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,21 +35,31 @@ pub(crate) async fn migrate(options: &PgConnectOptions, max_wait: Duration) -> R
         ("client_min_messages", "warning"),
     ]);
     let pool = connect(options).await?;
-    let before = applied_versions(&pool).await;
-    let migrated = MIGRATIONS.run(&pool).await;
+    let migrated = run_missing(&pool).await;
     pool.close().await;
-    match migrated {
+    migrated
+}
+
+async fn run_missing(pool: &PgPool) -> Result<(), Error> {
+    let before = applied_versions(pool).await?;
+    match MIGRATIONS.run(pool).await {
         Ok(()) => {
             log_applied(&before);
             Ok(())
         }
         Err(MigrateError::Execute(error)) => Err(Error::from(error)),
-        Err(MigrateError::VersionMismatch(version)) => Err(Error::internal(format!(
-            "the table _sqlx_migrations has another migration {version} than fast-zero: another \
-             program uses this database; set DATABASE_URL to a database of its own"
-        ))),
+        Err(MigrateError::VersionMismatch(version)) => {
+            Err(of_another_program(&format!("another migration {version} than fast-zero")))
+        }
         Err(error) => Err(Error::internal(error)),
     }
+}
+
+fn of_another_program(migrations: &str) -> Error {
+    Error::internal(format!(
+        "the table _sqlx_migrations has {migrations}: another program uses this database; set \
+         DATABASE_URL to a database of its own"
+    ))
 }
 
 /// Opens the connection of a migration: a pool of one, because the future of a borrowed connection
@@ -59,7 +69,7 @@ async fn connect(options: PgConnectOptions) -> Result<PgPool, Error> {
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(CONNECT_TIMEOUT)
-        .after_connect(|connection, _| Box::pin(disable_transaction_timeout(connection)));
+        .after_connect(|connection, _| Box::pin(prepare_session(connection)));
     pool.connect_with(options).await.map_err(|error| match error {
         error if is_refused_parameter(&error) => Error::internal(format!(
             "a connection pooler in front of the database refuses the session of a migration: run \
@@ -72,22 +82,45 @@ async fn connect(options: PgConnectOptions) -> Result<PgPool, Error> {
     })
 }
 
-/// Disables the timeout that the role or the database may have. Not among the startup parameters,
-/// which PostgreSQL 16 and older would refuse.
-async fn disable_transaction_timeout(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+/// Sets what are no startup parameters, because some versions would refuse them.
+///
+/// Disables the timeout that the role or the database may have, which PostgreSQL 17 introduced.
+/// Ends the statement, and releases its locks, soon after the process ends: PostgreSQL otherwise
+/// notices that only when it sends the result. Some operating systems do not support that.
+async fn prepare_session(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::raw_sql(
         "select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout'",
     )
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    let checked = sqlx::raw_sql(
+        "select set_config(name, '1s', false) from pg_settings
+         where name = 'client_connection_check_interval'",
+    )
+    .execute(connection)
+    .await;
+    match checked {
+        Err(error) if error.as_database_error().is_none() => Err(error),
+        _ => Ok(()),
+    }
 }
 
-/// Returns the versions of the applied migrations: none if the table does not exist. The migrator
-/// reports all other errors.
-async fn applied_versions(pool: &PgPool) -> Vec<i64> {
-    let versions = sqlx::query_scalar("select version from _sqlx_migrations where success");
-    versions.fetch_all(pool).await.unwrap_or_default()
+/// Returns the versions of the applied migrations: none if their table does not exist. Rejects a
+/// table in which none is ours, before the program to which it belongs finds ours in it.
+async fn applied_versions(executor: impl PgExecutor<'_>) -> Result<Vec<i64>, Error> {
+    let rows = sqlx::query_as("select version, checksum, success from _sqlx_migrations");
+    let rows: Vec<(i64, Vec<u8>, bool)> = match rows.fetch_all(executor).await {
+        Ok(rows) => rows,
+        Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Vec::new(),
+        Err(error) => return Err(with_grant_hint(error)),
+    };
+    let is_ours = |(version, checksum, _): &(i64, Vec<u8>, bool)| {
+        MIGRATIONS.iter().any(|it| it.version == *version && *it.checksum == **checksum)
+    };
+    if !rows.is_empty() && !rows.iter().any(is_ours) {
+        return Err(of_another_program("no migration of fast-zero"));
+    }
+    Ok(rows.into_iter().filter(|(.., success)| *success).map(|(version, ..)| version).collect())
 }
 
 /// Logs the migrations that were missing. Another replica may have applied some of them meanwhile.
@@ -107,7 +140,13 @@ pub(crate) async fn wait_for_schema(
     timeout: Duration,
 ) -> Result<(), Error> {
     let deadline = Instant::now() + timeout;
-    while !is_schema_current(connection).await.map_err(with_grant_hint)? {
+    let clock = Clock::default();
+    loop {
+        let state = DatabaseState::read(connection, &clock).await.map_err(with_grant_hint)?;
+        if state.is_schema_current {
+            return Ok(());
+        }
+        applied_versions(&mut *connection).await?;
         if Instant::now() >= deadline {
             return Err(Error::internal(
                 "the database schema is outdated: run `fast-zero migrate`, or set \
@@ -117,7 +156,6 @@ pub(crate) async fn wait_for_schema(
         tracing::warn!(hint = "run `fast-zero migrate`", "waiting for schema migration");
         sleep(SCHEMA_POLL_INTERVAL).await;
     }
-    Ok(())
 }
 
 fn with_grant_hint(error: sqlx::Error) -> Error {
@@ -125,28 +163,4 @@ fn with_grant_hint(error: sqlx::Error) -> Error {
         return error.into();
     }
     Error::internal(format!("{}: {GRANT_HINT}", ErrorChain(&error)))
-}
-
-/// Returns `true` if all migrations that this binary needs are applied.
-pub(super) async fn is_schema_current(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let (versions, checksums): (Vec<_>, Vec<_>) =
-        MIGRATIONS.iter().map(|it| (it.version, it.checksum.to_vec())).unzip();
-    // Not `query!`: the table is sqlx's own, and may not exist yet. With the checksum, because
-    // another program may have migrations with the same numbers.
-    let is_current: Result<bool, _> = sqlx::query_scalar(
-        "select not exists (
-             select * from unnest($1::bigint[], $2::bytea[])
-             except
-             select version, checksum from _sqlx_migrations where success
-         )",
-    )
-    .bind(versions)
-    .bind(checksums)
-    .fetch_one(connection)
-    .await;
-    match is_current {
-        Ok(is_current) => Ok(is_current),
-        Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Ok(false),
-        Err(error) => Err(error),
-    }
 }

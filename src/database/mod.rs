@@ -1,16 +1,15 @@
 //! The database: connecting, the pool, migrations, errors, and batching.
 
 pub(crate) mod batch;
-mod clock;
 pub(crate) mod connect;
 pub(crate) mod errors;
 mod health;
 pub(crate) mod migrate;
 mod pool;
-mod privileges;
+mod state;
 pub(crate) mod url;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deadpool::{
     Runtime,
@@ -23,7 +22,11 @@ use sqlx::{
 };
 use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 
-use self::{connect::CONNECT_TIMEOUT, errors::is_connection_error, pool::Manager};
+use self::{
+    connect::CONNECT_TIMEOUT,
+    errors::{is_connection_error, is_read_only},
+    pool::{Manager, PooledConnection},
+};
 use crate::{
     rpc::error::Error,
     telemetry::traces::{DatabaseSpan, TraceContext},
@@ -109,16 +112,26 @@ impl Database {
     ) -> Result<T, Error> {
         let span = DatabaseSpan::start();
         let acquired = self.acquire().await.inspect_err(|_| span.record_error())?;
+        let acquired_at = pool::acquired_at(Object::metrics(&acquired));
         let recycle = |object| recycle_in_background(self.clone(), object);
-        let mut connection = scopeguard::guard(acquired, recycle);
-        let result = work(&mut connection).await;
-        let object = ScopeGuard::into_inner(connection);
+        let mut guarded = scopeguard::guard(acquired, recycle);
+        let PooledConnection { connection, death } = &mut **guarded;
+        let result = tokio::select! {
+            biased;
+            result = work(connection) => Some(result),
+            () = death.of_acquired(acquired_at) => None,
+        };
+        let object = ScopeGuard::into_inner(guarded);
+        let Some(result) = result else {
+            span.record_error();
+            drop(Object::take(object));
+            return Err(Error::DatabaseUnavailable("the connection does not answer".into()));
+        };
         match &result {
             Err(Error::DatabaseUnavailable(source)) => {
                 span.record_error();
                 if is_connection_error(&**source) {
-                    drop(Object::take(object));
-                    self.discard_all();
+                    self.discard(object, is_read_only(&**source));
                 }
             }
             // A statement may still be in progress.
@@ -131,11 +144,23 @@ impl Database {
         result
     }
 
-    /// Closes all connections: the idle ones at once, the others before their next use. If one
-    /// is broken, the others most likely are, too, and each would fail a call.
-    fn discard_all(&self) {
-        self.pool.manager().distrust();
-        self.pool.retain(|_, _| false);
+    /// Closes a broken connection, and all others: the idle ones at once, the others before their
+    /// next use. They most likely are broken, too, and each would fail a call.
+    ///
+    /// One that is just read-only remains if new connections are the same.
+    fn discard(&self, object: Object<Manager>, is_read_only: bool) {
+        if self.pool.manager().distrust_like(Object::metrics(&object)) {
+            self.pool.retain(|_, _| false);
+        } else if is_read_only {
+            return;
+        }
+        drop(Object::take(object));
+    }
+
+    /// Closes the connections that no call has acquired since then.
+    fn discard_before(&self, instant: Instant) {
+        self.pool.manager().distrust_before(instant);
+        self.pool.retain(|_, metrics| pool::acquired_at(&metrics) >= instant);
     }
 
     /// Returns the number of open connections, and the number of idle ones among them.
@@ -187,12 +212,18 @@ fn recycle_in_background(database: Database, mut object: Object<Manager>) {
         return;
     };
     runtime.spawn(async move {
-        let ended = timeout(CANCELLED_QUERY_TIMEOUT, object.ping()).await;
-        if !matches!(ended, Ok(Ok(()))) {
-            drop(Object::take(object));
-        }
-        if matches!(ended, Ok(Err(_))) {
-            database.discard_all();
+        let acquired_at = pool::acquired_at(Object::metrics(&object));
+        let PooledConnection { connection, death } = &mut *object;
+        let ended = tokio::select! {
+            biased;
+            ended = timeout(CANCELLED_QUERY_TIMEOUT, connection.ping()) => ended.ok(),
+            () = death.of_acquired(acquired_at) => None,
+        };
+        match ended {
+            Some(Ok(())) => {}
+            Some(Err(error)) if is_connection_error(&error) => database.discard(object, false),
+            // The error of the statement, or no answer.
+            Some(Err(_)) | None => drop(Object::take(object)),
         }
     });
 }

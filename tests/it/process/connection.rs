@@ -8,7 +8,9 @@ use crate::support::{
     postgres::TestDatabase,
     process::Binary,
     proxy::{self, Proxy},
+    row_lock::RowLock,
     tls_database::TlsDatabase,
+    wait::wait_until,
 };
 
 /// Longer than a test waits for an exit.
@@ -109,4 +111,33 @@ async fn a_signal_ends_a_migration_that_waits() {
         // By itself, and not by the default action of the signal: PID 1 has none.
         assert_eq!(migration.wait().await.code(), Some(code), "{signal}");
     }
+}
+
+#[tokio::test]
+async fn a_signal_rolls_back_the_migration_in_progress_and_releases_its_locks() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    let url = database.url();
+    let migrate = || Binary::new(&["migrate"]).env("DATABASE_URL", &url);
+    // The same table in another transaction blocks the migration.
+    let mut lock = RowLock::acquire(database.connect().await, "create table users ()").await;
+    let mut migration = migrate().start();
+    lock.wait_until_blocking().await;
+    migration.signal(Signal::SIGTERM);
+    assert_eq!(migration.wait().await.code(), Some(143), "{}", migration.output());
+
+    let mut sql = database.connect().await;
+    wait_until("the session has ended", async || {
+        let ended = "select not exists (select from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock')";
+        sqlx::query_scalar(ended).fetch_one(&mut sql).await.expect("a row")
+    })
+    .await;
+    drop(lock);
+    let applied = "select count(*) from _sqlx_migrations";
+    let applied: i64 = sqlx::query_scalar(applied).fetch_one(&mut sql).await.expect("a row");
+    assert_eq!(applied, 0);
+    let tables = "select to_regclass('todos') is null";
+    assert!(sqlx::query_scalar::<_, bool>(tables).fetch_one(&mut sql).await.expect("a row"));
+    let (code, output) = migrate().output().await;
+    assert_eq!(code, Some(0), "{output}");
 }

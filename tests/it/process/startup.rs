@@ -144,32 +144,67 @@ async fn a_migration_has_no_timeout() {
     assert!(recorded.fetch_one(&mut sql).await.expect("a row"), "the migration ran");
 }
 
+/// Returns the error with which a starting server ends.
+async fn startup_error(database: &TestDatabase, config: Config) -> String {
+    let starting = start(database, config).await;
+    let ended = with_timeout("the rejection", starting.server_task).await;
+    ended.expect("no panic").expect_err("an error").to_string()
+}
+
 #[tokio::test]
 async fn a_database_with_migrations_of_another_program_is_rejected() {
-    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
-    sqlx::raw_sql(
-        "create table _sqlx_migrations (
-             version bigint primary key, description text not null,
-             installed_on timestamptz not null default now(), success boolean not null,
-             checksum bytea not null, execution_time bigint not null
-         );
-         insert into _sqlx_migrations (version, description, success, checksum, execution_time)
-         select version, 'invoices', true, '\\x00', 0 from generate_series(1, 100) as version",
-    )
-    .execute(&mut database.connect().await)
-    .await
-    .expect("inserted");
-    let starting = start(&database, config()).await;
-    let ended = with_timeout("the rejection", starting.server_task).await;
-    let error = ended.expect("no panic").expect_err("an error").to_string();
-    assert!(error.contains("another program uses this database"), "{error}");
+    let versions = "generate_series(1, 100)";
+    // As `sqlx migrate add` numbers them.
+    let timestamps = "generate_series(20260101120000, 20260101120002)";
+    for series in [versions, timestamps] {
+        let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+        let mut sql = database.connect().await;
+        let statement = format!(
+            "create table _sqlx_migrations (
+                 version bigint primary key, description text not null,
+                 installed_on timestamptz not null default now(), success boolean not null,
+                 checksum bytea not null, execution_time bigint not null
+             );
+             insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+             select version, 'invoices', true, '\\x00', 0 from {series} as version"
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect("inserted");
+        let rows = "select count(*) from _sqlx_migrations";
+        let before: i64 = sqlx::query_scalar(rows).fetch_one(&mut sql).await.expect("a row");
+        for migrate_on_start in [true, false] {
+            let config = config_with(|config| config.lifecycle.migrate_on_start = migrate_on_start);
+            let error = startup_error(&database, config).await;
+            assert!(error.contains("another program uses this database"), "{error}");
+        }
+        let after: i64 = sqlx::query_scalar(rows).fetch_one(&mut sql).await.expect("a row");
+        assert_eq!(after, before, "{series}");
+        let tables = "select to_regclass('users') is null";
+        assert!(sqlx::query_scalar::<_, bool>(tables).fetch_one(&mut sql).await.expect("a row"));
+    }
+}
 
+#[tokio::test]
+async fn an_outdated_schema_is_rejected_without_migrations() {
+    let database = TestDatabase::create().await;
+    sqlx::raw_sql("delete from _sqlx_migrations where version > 1")
+        .execute(&mut database.connect().await)
+        .await
+        .expect("deleted");
     let waiting = config_with(|config| {
         config.lifecycle.migrate_on_start = false;
         config.database.database_wait_seconds = 0;
     });
-    let starting = start(&database, waiting).await;
-    let ended = with_timeout("the rejection", starting.server_task).await;
-    let error = ended.expect("no panic").expect_err("an error").to_string();
+    let error = startup_error(&database, waiting).await;
     assert!(error.contains("the database schema is outdated"), "{error}");
+}
+
+#[tokio::test]
+async fn a_table_of_migrations_that_cannot_be_read_is_not_taken_for_an_empty_one() {
+    let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+    sqlx::raw_sql("create table _sqlx_migrations (version text)")
+        .execute(&mut database.connect().await)
+        .await
+        .expect("created");
+    let error = startup_error(&database, config()).await;
+    assert!(error.contains("\"checksum\" does not exist"), "{error}");
 }

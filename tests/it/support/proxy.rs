@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use sqlx::{ConnectOptions, postgres::PgConnectOptions};
@@ -15,6 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     net::{TcpListener, TcpStream, UnixStream},
     sync::watch,
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +38,15 @@ impl Proxy {
 
     /// Forwards from this address.
     pub async fn open(address: SocketAddr, upstream: &PgConnectOptions) -> Self {
+        Self::open_with_latency(address, upstream, Duration::ZERO).await
+    }
+
+    /// Forwards from this address, and delays all bytes in both directions.
+    pub async fn open_with_latency(
+        address: SocketAddr,
+        upstream: &PgConnectOptions,
+        latency: Duration,
+    ) -> Self {
         let listener = TcpListener::bind(address).await.expect("the port is still free");
         let closed = CancellationToken::new();
         let upstream = Upstream::from_options(upstream);
@@ -46,6 +57,7 @@ impl Proxy {
             paused: paused_receiver,
             accepted: Arc::clone(&accepted),
             closed: closed.clone(),
+            latency,
         };
         tokio::spawn(closed.clone().run_until_cancelled_owned(forwarder.run(listener)));
         Self { closed, paused, accepted }
@@ -57,10 +69,15 @@ impl Proxy {
         self.paused.send_replace(usize::MAX);
     }
 
+    /// Returns the number of connections that were accepted so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+
     /// Holds back the bytes of the open connections only, as a firewall does that has forgotten
     /// them.
     pub fn pause_open_connections(&self) {
-        self.paused.send_replace(self.accepted.load(Ordering::SeqCst));
+        self.paused.send_replace(self.accepted());
     }
 
     /// Forwards the bytes that were held back, and all later ones.
@@ -95,22 +112,24 @@ struct Forwarder {
     paused: watch::Receiver<usize>,
     accepted: Arc<AtomicUsize>,
     closed: CancellationToken,
+    latency: Duration,
 }
 
 impl Forwarder {
     async fn run(self, listener: TcpListener) {
         while let Ok((client, _)) = listener.accept().await {
             let index = self.accepted.fetch_add(1, Ordering::SeqCst);
+            let latency = self.latency;
             let (upstream, paused) = (self.upstream.clone(), self.paused.clone());
             tokio::spawn(self.closed.clone().run_until_cancelled_owned(async move {
-                let pause = Pause { index, paused };
+                let link = Link { index, paused, latency };
                 match upstream {
                     Upstream::Socket(path) => {
-                        copy_both_ways(client, UnixStream::connect(path).await, pause).await;
+                        copy_both_ways(client, UnixStream::connect(path).await, link).await;
                     }
                     Upstream::Tcp(host, port) => {
                         let server = TcpStream::connect((host, port)).await;
-                        copy_both_ways(client, server, pause).await;
+                        copy_both_ways(client, server, link).await;
                     }
                 }
             }));
@@ -118,16 +137,20 @@ impl Forwarder {
     }
 }
 
-/// Whether a connection is paused.
+/// When the bytes of a connection are forwarded.
 #[derive(Clone)]
-struct Pause {
+struct Link {
     index: usize,
     paused: watch::Receiver<usize>,
+    latency: Duration,
 }
 
-impl Pause {
-    /// Waits until the connection is not paused. Returns `false` if the proxy was dropped.
-    async fn ended(&mut self) -> bool {
+impl Link {
+    /// Waits for the latency, and until the connection is not paused. Returns `false` if the proxy was dropped.
+    async fn passes(&mut self) -> bool {
+        if !self.latency.is_zero() {
+            sleep(self.latency).await;
+        }
         self.paused.wait_for(|paused| self.index >= *paused).await.is_ok()
     }
 }
@@ -135,7 +158,7 @@ impl Pause {
 async fn copy_both_ways<S: AsyncRead + AsyncWrite>(
     client: TcpStream,
     server: io::Result<S>,
-    pause: Pause,
+    link: Link,
 ) {
     let Ok(server) = server else {
         return;
@@ -144,15 +167,15 @@ async fn copy_both_ways<S: AsyncRead + AsyncWrite>(
     let (from_server, to_server) = split(server);
     // Ends when one side closes the connection.
     tokio::select! {
-        _ = copy(from_client, to_server, pause.clone()) => {}
-        _ = copy(from_server, to_client, pause) => {}
+        _ = copy(from_client, to_server, link.clone()) => {}
+        _ = copy(from_server, to_client, link) => {}
     }
 }
 
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut pause: Pause,
+    mut link: Link,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -160,7 +183,7 @@ async fn copy(
         if count == 0 {
             return Ok(());
         }
-        if !pause.ended().await {
+        if !link.passes().await {
             // The proxy was dropped, and the bytes that it held back are lost.
             return Ok(());
         }

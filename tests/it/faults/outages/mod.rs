@@ -1,5 +1,6 @@
 //! Outages of the database: every call fails in time and with the right error.
 
+mod busy;
 mod idle;
 mod probe;
 #[cfg(feature = "embedded")]
