@@ -221,8 +221,9 @@ fn recycle_in_background(database: Database, mut object: Object<Manager>) {
         };
         match ended {
             Some(Ok(())) => {}
-            Some(Err(_)) => database.discard(object, false),
-            None => drop(Object::take(object)),
+            Some(Err(error)) if is_connection_error(&error) => database.discard(object, false),
+            // The error of the statement, or no answer.
+            Some(Err(_)) | None => drop(Object::take(object)),
         }
     });
 }

@@ -171,7 +171,8 @@ async fn a_database_that_stalls_far_away_recovers_with_its_connections_and_state
     let stall = stalled_at.elapsed();
     wait_until("no replacement is open", async || sessions(&app).await.len() <= SESSIONS).await;
     lock.release().await;
-    if let Err(status) = update.await.expect("no panic") {
+    let updated = update.await.expect("no panic");
+    if let Err(status) = &updated {
         // On a slow machine. The statement is not given up.
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     }
@@ -180,7 +181,35 @@ async fn a_database_that_stalls_far_away_recovers_with_its_connections_and_state
     })
     .await;
     let after = sessions(&app).await;
-    assert!(stall > MAX_STALL || after.is_superset(&before), "{before:?}, {after:?}");
+    let has_all = after.is_superset(&before);
+    assert!(stall > MAX_STALL || has_all, "{before:?}, {after:?} after {stall:?}: {updated:?}");
+}
+
+#[tokio::test]
+async fn the_failed_statement_of_a_dropped_call_leaves_the_other_connections_open() {
+    let (app, _proxy) = start(config(), Duration::ZERO).await;
+    let ana = app.signed_up("ana").await;
+    app.execute(
+        "create function fail() returns trigger language plpgsql as
+         $$ begin perform pg_advisory_xact_lock(1); raise exception 'no'; end $$;
+         create trigger fail before insert on todos for each row execute function fail()",
+    )
+    .await;
+    wait_until("the connections are open", async || sessions(&app).await.len() == SESSIONS).await;
+    let before = sessions(&app).await;
+    let mut lock = app.hold_lock("select pg_advisory_xact_lock(1)").await;
+    let call = tokio::spawn({
+        let ana = ana.clone();
+        async move { ana.try_create_todo(Some(todo_titled("a"))).await }
+    });
+    lock.wait_until_blocking().await;
+    call.abort();
+    // The server reads the end of the call before this one.
+    ana.get_user("me").await;
+    lock.release().await;
+    let remaining = async || sessions(&app).await.intersection(&before).count();
+    wait_until("the connection closes", async || remaining().await < SESSIONS).await;
+    assert_eq!(remaining().await, SESSIONS - 1);
 }
 
 #[tokio::test]
