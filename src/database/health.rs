@@ -95,7 +95,7 @@ impl Checker {
         };
         let (new, state) = if let Some(connection) = connection {
             let read = DatabaseState::read(connection, clock);
-            match answer_or_replacement(read, since, open()).await {
+            match answer_or_replacement(read, since, open).await {
                 Outcome::Answer(Err(error)) if is_connection_error(&error) => {
                     let new = open().await?;
                     database.discard_before(since);

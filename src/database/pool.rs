@@ -152,11 +152,12 @@ pub(super) enum Outcome<A, R> {
 pub(super) async fn answer_or_replacement<A, R>(
     answer: impl Future<Output = A>,
     since: Instant,
-    replacement: impl Future<Output = R>,
+    replace: impl AsyncFnOnce() -> R,
 ) -> Outcome<A, R> {
     let replacement = async {
         sleep_until((since + PING_TIMEOUT).into()).await;
-        replacement.await
+        // Called here, so that a limit of its own starts here.
+        replace().await
     };
     tokio::select! {
         biased;
@@ -291,8 +292,8 @@ impl Manager {
     ) -> RecycleResult<sqlx::Error> {
         let since = Instant::now();
         // The call has to open one itself if that takes longer.
-        let replacement = timeout(PING_TIMEOUT, self.connect());
-        match answer_or_replacement(pooled.connection.ping(), since, replacement).await {
+        let replace = async || timeout(PING_TIMEOUT, self.connect()).await;
+        match answer_or_replacement(pooled.connection.ping(), since, replace).await {
             Outcome::Answer(Ok(())) => Ok(()),
             Outcome::Replacement(Ok(Ok(connection))) => {
                 self.report_death(since);
@@ -378,10 +379,12 @@ mod tests {
             [(900, 0, true), (1_400, 500, true), (1_600, 500, false), (5_000, 0, false)]
         {
             let since = tokio::time::Instant::now().into_std();
-            let outcome =
-                answer_or_replacement(after(answer), since, async { after(opens_within).await });
-            let outcome = outcome.await;
-            assert_eq!(matches!(outcome, Outcome::Answer(())), is_answer, "{answer}");
+            let replace = async || timeout(PING_TIMEOUT, after(opens_within)).await;
+            let outcome = answer_or_replacement(after(answer), since, replace).await;
+            match outcome {
+                Outcome::Answer(()) => assert!(is_answer, "{answer}"),
+                Outcome::Replacement(opened) => assert!(!is_answer && opened.is_ok(), "{answer}"),
+            }
         }
     }
 }
