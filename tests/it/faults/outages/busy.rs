@@ -90,7 +90,13 @@ impl Caller {
 /// Drops all connections without a word while calls use them, asserts that all callers soon
 /// succeed, and returns the errors until then.
 async fn errors_of_dropped_connections(config: Config, has_short_deadline: bool) -> Vec<Status> {
+    let expected = usize::from(config.limits.database_max_connections) + 1;
     let (app, proxy) = start(config, Duration::ZERO).await;
+    // The proof that connections in use are dead is another one that does not answer.
+    wait_until("the health check has a connection", async || {
+        sessions(&app).await.len() == expected
+    })
+    .await;
     let client = app.signed_up("ana").await;
     let caller = Caller {
         todo: client.create_todo("a").await,
