@@ -98,7 +98,8 @@ impl Checker {
             match answer_or_replacement(read, since, open).await {
                 Outcome::Answer(Err(error)) if is_connection_error(&error) => {
                     let new = open().await?;
-                    database.discard_before(since);
+                    // All that are open now: calls may have acquired broken ones meanwhile.
+                    database.discard_before(Instant::now());
                     new
                 }
                 Outcome::Answer(answer) => {
