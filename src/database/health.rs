@@ -98,8 +98,7 @@ impl Checker {
             match answer_or_replacement(read, since, open).await {
                 Outcome::Answer(Err(error)) if is_connection_error(&error) => {
                     let new = open().await?;
-                    // All that are open now: calls may have acquired broken ones meanwhile.
-                    database.discard_before(Instant::now());
+                    database.discard_before(since);
                     new
                 }
                 Outcome::Answer(answer) => {
