@@ -37,8 +37,7 @@ const COMPRESSOR_KIB: u32 = 272;
 /// The body of a request that is buffered, or of a request stream.
 pub(super) type RequestBody = Either<Full<Bytes>, Body>;
 
-/// Reads a request. Of a message that is too large, it reads as much as the
-/// error needs.
+/// Reads a request. Of a message that is too large, it reads as much as the error needs.
 pub(super) async fn buffer_request(
     call: Call,
     encoding: Result<Encoding, Error>,
@@ -155,18 +154,17 @@ async fn try_compress<G: Send + 'static>(
     if !admission.try_grow(&mut guards.memory, 2 * to_kib(bytes.len()) + COMPRESSOR_KIB) {
         return Ok((bytes, guards, false));
     }
-    if bytes.len() <= LARGE_RESPONSE_BYTES {
-        let compressed = compress(&bytes);
-        let is_compressed = compressed.is_some();
-        return Ok((compressed.unwrap_or(bytes), guards, is_compressed));
-    }
-    // Milliseconds, which would delay the other calls of this thread. The job holds the guards, so
-    // that calls that are cancelled meanwhile count.
+    // The job holds the guards, so that calls that are cancelled meanwhile count.
+    let is_large = bytes.len() > LARGE_RESPONSE_BYTES;
     let compression = move || {
         let compressed = compress(&bytes);
         let is_compressed = compressed.is_some();
         (compressed.unwrap_or(bytes), guards, is_compressed)
     };
+    if !is_large {
+        return Ok(compression());
+    }
+    // Milliseconds, which would delay the other calls of this thread.
     tokio::task::spawn_blocking(compression).await.map_err(Error::internal)
 }
 
