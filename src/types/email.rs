@@ -2,7 +2,7 @@
 //!
 //! An international domain has several spellings (`straße.de`, `STRASSE.de` and
 //! `xn--strae-oqa.de`). [`Email`] holds one of them, the Unicode form of UTS 46 without
-//! transitional processing, which keeps `straße.de` and `strasse.de` apart. Rows may have another
+//! transitional processing, which distinguishes `straße.de` from `strasse.de`. Rows may have another
 //! one, since version 0.1.0 compares addresses by case alone and may run beside this one:
 //! [`EmailKey`] finds its rows, too.
 
