@@ -20,7 +20,7 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::filter::Targets;
 
 use self::{
-    secrets::{load_secret, parse_database_url, read_secret, signing_key},
+    secrets::{load_secret, parse_database_url, signing_key},
     values::{parse_address, parse_log_levels, parse_network, parse_otlp_endpoint, secret},
 };
 use crate::{
@@ -267,11 +267,7 @@ impl DatabaseConfig {
 
     /// Returns how to connect to the database; `None` for the embedded one.
     pub(crate) fn connect_options(&self) -> Result<Option<PgConnectOptions>, ConfigError> {
-        let url = read_secret(
-            "DATABASE_URL",
-            self.database_url.as_ref(),
-            self.database_url_file.as_deref(),
-        )?;
+        let url = self.database_url.as_ref();
         url.map(|url| parse_database_url(url.expose_secret())).transpose()
     }
 
@@ -296,12 +292,11 @@ impl TokenConfig {
 
     /// Returns the keys; `None` if no current one is set.
     pub(crate) fn keyring(&self) -> Result<Option<Keyring>, ConfigError> {
-        let file = self.secret_key_file.as_deref();
-        let current = read_secret("SECRET_KEY", self.secret_key.as_ref(), file)?;
-        let file = self.secret_key_previous_file.as_deref();
-        let previous = read_secret("SECRET_KEY_PREVIOUS", self.secret_key_previous.as_ref(), file)?;
-        let previous = previous.map(|key| signing_key("SECRET_KEY_PREVIOUS", key)).transpose()?;
-        let current = current.map(|key| signing_key("SECRET_KEY", key)).transpose()?;
+        let key_of = |setting, secret: &Option<SecretString>| {
+            secret.clone().map(|secret| signing_key(setting, secret)).transpose()
+        };
+        let previous = key_of("SECRET_KEY_PREVIOUS", &self.secret_key_previous)?;
+        let current = key_of("SECRET_KEY", &self.secret_key)?;
         Ok(current.map(|current| Keyring::new(current, previous)))
     }
 }

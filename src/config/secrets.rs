@@ -17,7 +17,7 @@ use crate::{
 
 /// Returns a secret from its variable or from a file. An empty variable counts as not set: compose
 /// passes an unset one as an empty one.
-pub(super) fn read_secret(
+fn read_secret(
     setting: &'static str,
     value: Option<&SecretString>,
     file: Option<&Path>,
