@@ -1,6 +1,7 @@
 //! Authentication of a call by its metadata.
 
 use http::{HeaderMap, header::AUTHORIZATION};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{TOKEN_LEEWAY, sessions::Sessions, token::AccessTokens};
@@ -31,10 +32,11 @@ impl Authenticator {
         self.access_tokens.verify(bearer_token(headers)?, self.clock.now())
     }
 
-    /// Returns until when the server accepts a token.
-    pub(crate) fn accepted_until(&self, token: &VerifiedToken) -> Instant {
-        let time_left = token.expires_at.saturating_add(TOKEN_LEEWAY) - self.clock.now();
-        Instant::now() + time_left.try_into().unwrap_or_default()
+    /// Returns until when the server accepts a token, by its clock and as monotonic time.
+    pub(crate) fn accepted_until(&self, token: &VerifiedToken) -> (OffsetDateTime, Instant) {
+        let until = token.expires_at.saturating_add(TOKEN_LEEWAY);
+        let time_left = (until - self.clock.now()).try_into().unwrap_or_default();
+        (until, Instant::now() + time_left)
     }
 
     /// Checks that the session of a caller is active.

@@ -68,8 +68,7 @@ async fn authenticate<B>(call: &mut Call<B>) -> Result<(), Error> {
     traces::record_user_id(token.caller.user_id);
     call.request.extensions_mut().insert(token.caller);
     call.stream_credential = session.map(|session| StreamCredential {
-        valid_until: authenticator.accepted_until(&token),
-        expires_at: token.expires_at,
+        accepted_until: authenticator.accepted_until(&token),
         session,
     });
     Ok(())

@@ -84,18 +84,17 @@ pub(super) struct StreamGuards {
 /// What a stream of an authenticated caller depends on.
 #[derive(Debug)]
 pub(super) struct StreamCredential {
-    /// Until when the server accepts the access token.
-    pub(super) valid_until: Instant,
-    /// The same as a time of day.
-    pub(super) expires_at: OffsetDateTime,
+    /// Until when the server accepts the access token, by its clock and as monotonic time.
+    pub(super) accepted_until: (OffsetDateTime, Instant),
     pub(super) session: SessionWatch,
 }
 
 impl StreamCredential {
     /// Waits until the server accepts the access token no longer. Returns the time.
     pub(super) async fn expired(&self) -> OffsetDateTime {
-        sleep_until(self.valid_until).await;
-        self.expires_at
+        let (until, instant) = self.accepted_until;
+        sleep_until(instant).await;
+        until
     }
 }
 
