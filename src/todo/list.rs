@@ -11,11 +11,11 @@ use sqlx::{
     postgres::{PgArguments, PgRow},
     query::Query,
 };
-use time::{OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
 use super::{
-    OrderBy, SortDirection, SortKey, Todo, TodoCursor, TodoFilter,
+    Todo, TodoFilter,
+    order::{OrderBy, SortDirection, SortKey, TodoCursor},
     row::{TODO_COLUMN_COUNT, TodoRow, todo_columns},
 };
 use crate::{
@@ -66,7 +66,7 @@ impl From<OrderBy> for Order {
     fn from(order_by: OrderBy) -> Self {
         let (name, columns, direction): (_, &[_], _) = match order_by {
             OrderBy::CreateTime(direction) => ("create_time", &["id"], direction),
-            OrderBy::UpdateTime(direction) => ("update_time", &["updated_at", "id"], direction),
+            OrderBy::UpdateTime(direction) => ("update_time", &["version"], direction),
             OrderBy::Title(direction) => ("title", &["title_folded", "title", "id"], direction),
         };
         Self { name, columns, direction }
@@ -242,7 +242,7 @@ impl TodoPage {
 /// The sort key after which a page starts: that of the cursor, or one before all todos.
 pub(super) struct StartAfter<'a> {
     pub(super) id: Uuid,
-    time: OffsetDateTime,
+    version: i64,
     title: &'a str,
 }
 
@@ -252,20 +252,16 @@ static AFTER_ALL_TITLES: LazyLock<String> = LazyLock::new(|| "\u{10ffff}".repeat
 impl<'a> StartAfter<'a> {
     pub(super) fn new(order_by: OrderBy, cursor: Option<&'a TodoCursor>) -> Self {
         let mut start = match Order::from(order_by).direction {
-            SortDirection::Ascending => {
-                Self { id: Uuid::nil(), time: datetime!(0001-01-01 0:00 UTC), title: "" }
+            SortDirection::Ascending => Self { id: Uuid::nil(), version: i64::MIN, title: "" },
+            SortDirection::Descending => {
+                Self { id: Uuid::max(), version: i64::MAX, title: &AFTER_ALL_TITLES }
             }
-            SortDirection::Descending => Self {
-                id: Uuid::max(),
-                time: datetime!(9999-12-31 0:00 UTC),
-                title: &AFTER_ALL_TITLES,
-            },
         };
         if let Some(cursor) = cursor {
             start.id = cursor.id.as_uuid();
             match &cursor.key {
                 SortKey::CreateTime => {}
-                SortKey::UpdateTime(time) => start.time = *time,
+                SortKey::UpdateTime(version) => start.version = *version,
                 SortKey::Title(title) => start.title = title,
             }
         }
@@ -280,7 +276,7 @@ impl<'a> StartAfter<'a> {
     ) -> Query<'a, Postgres, PgArguments> {
         match order_by {
             OrderBy::CreateTime(_) => query.bind(self.id),
-            OrderBy::UpdateTime(_) => query.bind(self.time).bind(self.id),
+            OrderBy::UpdateTime(_) => query.bind(self.version),
             OrderBy::Title(_) => {
                 query.bind(text::fold_case(self.title)).bind(self.title).bind(self.id)
             }

@@ -50,7 +50,7 @@ const ALLOWED_USERS: [MayUse; 13] = [
         &[
             ("auth/store", "sqlx"),
             ("user/store.rs", "sqlx"),
-            ("todo/store.rs", "sqlx"),
+            ("todo/store", "sqlx"),
             ("todo/list.rs", "sqlx"),
             ("todo/list_batch.rs", "sqlx"),
             ("todo/row.rs", "sqlx"),

@@ -1,6 +1,8 @@
 //! Todos.
 
+mod clocks;
 mod creation;
+mod deletion;
 mod filters;
 mod lookup;
 mod order;
