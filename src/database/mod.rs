@@ -98,12 +98,22 @@ impl Database {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.run_guarded((), work).await
+    }
+
+    /// Does the same as [`Self::run`], and drops `guard` when no statement of the work is in
+    /// progress any more, also if the future is dropped.
+    pub(crate) async fn run_guarded<T>(
+        &self,
+        guard: impl Send + 'static,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let span = DatabaseSpan::start();
         let acquired = self.acquire().await.inspect_err(|_| span.record_error())?;
-        let recycle = |object| recycle_in_background(self.clone(), object);
-        let mut connection = scopeguard::guard(acquired, recycle);
-        let result = work(&mut connection).await;
-        let object = ScopeGuard::into_inner(connection);
+        let recycle = |(object, guard)| recycle_in_background(self.clone(), object, guard);
+        let mut acquired = scopeguard::guard((acquired, guard), recycle);
+        let result = work(&mut acquired.0).await;
+        let (object, _guard) = ScopeGuard::into_inner(acquired);
         match &result {
             Err(Error::DatabaseUnavailable(source)) => {
                 span.record_error();
@@ -173,11 +183,16 @@ pub(crate) fn run_to_completion<T: Send + 'static>(
 
 /// Waits until the statement of a dropped call has ended, then returns its connection to the
 /// pool.
-fn recycle_in_background(database: Database, mut object: Object<Manager>) {
+fn recycle_in_background(
+    database: Database,
+    mut object: Object<Manager>,
+    guard: impl Send + 'static,
+) {
     let Ok(runtime) = Handle::try_current() else {
         return;
     };
     runtime.spawn(async move {
+        let _guard = guard;
         let ended = timeout(CANCELLED_QUERY_TIMEOUT, object.ping()).await;
         if !matches!(ended, Ok(Ok(()))) {
             drop(Object::take(object));

@@ -135,6 +135,7 @@ impl Error {
                 Self::DatabaseUnavailable(duplicate(source).into())
             }
             Self::DeadlineExceeded => Self::DeadlineExceeded,
+            Self::SessionRevoked => Self::SessionRevoked,
             Self::Internal(source) => Self::internal(duplicate(source)),
             other => Self::internal(other.to_string()),
         }

@@ -55,7 +55,7 @@ const ALLOWED_USERS: [MayUse; 13] = [
             ("todo/list_batch.rs", "sqlx"),
             ("todo/row.rs", "sqlx"),
             ("database/mod.rs", "sqlx"),
-            ("database/batch.rs", "sqlx::PgConnection"),
+            ("database/batch", "sqlx::PgConnection"),
             ("database/connect.rs", "sqlx"),
             ("database/errors.rs", "sqlx"),
             ("database/health.rs", "sqlx"),

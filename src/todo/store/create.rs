@@ -1,6 +1,7 @@
 //! Creating todos, one or several in a statement.
 
 use sqlx::{PgConnection, Row};
+use uuid::Uuid;
 
 use crate::{
     database::{arguments, batch::BatchQuery, errors::is_foreign_key_violation},
@@ -70,7 +71,7 @@ impl BatchQuery for InsertTodos {
     }
 
     /// Inserts the todos of the owners that have a clock, which no other write holds. The others
-    /// run alone: they create the clock, or wait for it.
+    /// create the clock, or wait for it.
     async fn run_batch(
         connection: &mut PgConnection,
         inserts: &[Insert],
@@ -112,15 +113,79 @@ impl BatchQuery for InsertTodos {
             &column(inserts, |todo| todo.description.as_str()) as &[&str],
             &column(inserts, |todo| todo.description.folded()),
             &column(inserts, |todo| todo.state.number()),
-            inserts.iter().map(|it| it.now).max().unwrap_or_default(),
+            latest(inserts),
         );
         let rows = rows.fetch_all(connection).await?;
-        let version = |insert: &Insert| {
-            let row = rows.iter().find(|row| row.id == insert.todo.id.as_uuid());
-            row.map(|row| row.version)
-        };
-        Ok(inserts.iter().map(|insert| Some(insert.stored(version(insert)?))).collect())
+        let versions: Vec<_> = rows.into_iter().map(|row| (row.id, row.version)).collect();
+        Ok(stored(inserts, &versions))
     }
+
+    fn writer(insert: &Insert) -> Option<UserId> {
+        Some(insert.owner_id)
+    }
+
+    async fn run_group(
+        connection: &mut PgConnection,
+        inserts: &[Insert],
+    ) -> Result<Vec<Option<Todo>>, Error> {
+        let Some(first) = inserts.first() else {
+            return Ok(Vec::new());
+        };
+        insert_group(connection, first.owner_id, inserts).await
+    }
+}
+
+/// Inserts the todos of one owner, and waits for the clock.
+async fn insert_group(
+    connection: &mut PgConnection,
+    owner_id: UserId,
+    inserts: &[Insert],
+) -> Result<Vec<Option<Todo>>, Error> {
+    let rows = sqlx::query!(
+        r#"with clock as (
+             insert into todo_clocks as clock (owner_id, version)
+             values ($1, $8::bigint + cardinality($2::uuid[]) - 1)
+             on conflict (owner_id) do update set version =
+                 greatest(clock.version + 1, $8) + cardinality($2) - 1
+             returning version - cardinality($2) as before
+         )
+         insert into todos as created (
+             owner_id, id, title, title_folded, description, description_folded, state, version
+         )
+         select $1, id, title, title_folded, description, description_folded, state,
+             before + number
+         from clock, unnest(
+             $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::smallint[]
+         ) with ordinality as inputs (
+             id, title, title_folded, description, description_folded, state, number
+         )
+         returning created.id, created.version"#,
+        owner_id.as_uuid(),
+        &column(inserts, |todo| todo.id.as_uuid()),
+        &column(inserts, |todo| todo.title.as_str()) as &[&str],
+        &column(inserts, |todo| todo.title.folded()),
+        &column(inserts, |todo| todo.description.as_str()) as &[&str],
+        &column(inserts, |todo| todo.description.folded()),
+        &column(inserts, |todo| todo.state.number()),
+        latest(inserts),
+    );
+    let rows = rows.fetch_all(connection).await.map_err(map_missing_owner)?;
+    let versions: Vec<_> = rows.into_iter().map(|row| (row.id, row.version)).collect();
+    Ok(stored(inserts, &versions))
+}
+
+/// Returns the inserted todos in the order of the queries.
+fn stored(inserts: &[Insert], versions: &[(Uuid, i64)]) -> Vec<Option<Todo>> {
+    let stored = |insert: &Insert| {
+        let inserted = versions.iter().find(|(id, _)| *id == insert.todo.id.as_uuid());
+        inserted.map(|(_, version)| insert.stored(*version))
+    };
+    inserts.iter().map(stored).collect()
+}
+
+/// Returns the latest time of all.
+fn latest(inserts: &[Insert]) -> i64 {
+    inserts.iter().map(|insert| insert.now).max().unwrap_or_default()
 }
 
 fn column<'a, T>(inserts: &'a [Insert], of: impl Fn(&'a NewTodo) -> T) -> Vec<T> {

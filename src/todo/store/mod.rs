@@ -31,6 +31,7 @@ use crate::{
         Database, arguments,
         batch::{BatchQuery, QueryBatcher, by_ordinal},
     },
+    limits::owner_writes::OwnerWrites,
     rpc::{
         error::Error,
         etag::{self, Precondition},
@@ -61,6 +62,7 @@ pub(super) const GET_BATCH: &str = concat!(
 #[derive(Debug)]
 pub(crate) struct TodoStore {
     database: Database,
+    writes: OwnerWrites,
     find: QueryBatcher<FindTodos>,
     list: QueryBatcher<ListBatchablePages>,
     insert: QueryBatcher<InsertTodos>,
@@ -69,11 +71,13 @@ pub(crate) struct TodoStore {
 impl TodoStore {
     /// Creates the store. `deadline` is the longest time for which a batched query waits.
     pub(crate) fn new(database: Database, batching: bool, deadline: Duration) -> Self {
+        let writes = OwnerWrites::default();
         Self {
             find: QueryBatcher::new(database.clone(), batching, deadline),
             list: QueryBatcher::new(database.clone(), batching, deadline),
-            insert: QueryBatcher::new(database.clone(), batching, deadline),
+            insert: QueryBatcher::with_writes(database.clone(), writes.clone(), batching, deadline),
             database,
+            writes,
         }
     }
 
@@ -182,13 +186,14 @@ impl TodoStore {
             .await
     }
 
-    /// Runs a write to the todos of an owner.
+    /// Runs a write to the todos of an owner, as soon as few enough others are in progress.
     async fn write<T>(
         &self,
-        _owner_id: UserId,
+        owner_id: UserId,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.database.run(work).await
+        let permit = self.writes.acquire(owner_id).await;
+        self.database.run_guarded(permit, work).await
     }
 }
 

@@ -1,5 +1,7 @@
 //! Batches of queries.
 
+use std::collections::BTreeSet;
+
 use fast_zero::proto::todo::v1::{ListTodosRequest, Todo};
 use tonic::Code;
 
@@ -192,6 +194,36 @@ async fn the_deletion_of_an_owner_does_not_block_inserts_of_others() {
         added.await.expect("no panic").expect("added: the deletion was rolled back");
     }
     assert_eq!(bob.list_all_todos(ListTodosRequest::default()).await.len(), 2);
+}
+
+/// Writes that wait for the same clock share a statement, too.
+#[tokio::test]
+async fn inserts_of_one_owner_are_batched_and_each_gets_its_own_version() {
+    let app = App::start_with(config_with_metrics()).await;
+    let ana = app.signed_up("ana").await;
+    for lock in ["select from users for update", "select from todo_clocks for update"] {
+        let mut lock = app.hold_lock(lock).await;
+        let request_ids: Vec<_> = (0..48).map(|_| unique_name("one-owner-")).collect();
+        let calls = request_ids.iter().enumerate().map(|(number, request_id)| {
+            let ana = ana.clone().with_metadata("x-request-id", request_id);
+            async move {
+                let todo = ana.create_todo(&number.to_string()).await;
+                assert_eq!(todo.title, number.to_string());
+                assert_eq!(ana.get_todo(&todo.id).await, todo);
+                todo.etag
+            }
+        });
+        let calls = tokio::spawn(join_all(calls.collect::<Vec<_>>()));
+        app.wait_until_in_flight(48).await;
+        // Before its first todo, the owner has no clock, and the second write waits for it.
+        lock.wait_until_blocked_by(2).await;
+        lock.release().await;
+        let etags: BTreeSet<_> = calls.await.expect("no panic").into_iter().collect();
+        assert_eq!(etags.len(), 48);
+        let statements: usize = request_ids.iter().map(|id| statement_count(id)).sum();
+        // The reads are batched by themselves, and some may run alone.
+        assert!(statements <= 48, "{statements} statements for 48 inserts and 48 reads");
+    }
 }
 
 #[tokio::test]

@@ -30,11 +30,15 @@ const NOW: i64 = 1_800_000_000_000_000;
 /// The arguments of the statements that the compiler checks, by words that they contain: the
 /// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `GONE`, `NEW` and
 /// `NONE` are ids, and `NOW` is a time.
-const ARGUMENTS: [(&str, &str); 27] = [
+const ARGUMENTS: [(&str, &str); 28] = [
     // Todos.
     (
         "for no key update skip locked ), clocks as",
         "array[OWNER], array[NEW], array['a'], array['a'], array['b'], array['b'], array[1::smallint], NOW",
+    ),
+    (
+        "from clock, unnest( $2::uuid[], $3::text[]",
+        "OWNER, array[NEW], array['a'], array['a'], array['b'], array['b'], array[1::smallint], NOW",
     ),
     // Deleted todos.
     ("update todo_trash set title = null", "OWNER, GONE, null, NOW"),
