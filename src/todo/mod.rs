@@ -14,6 +14,7 @@ mod order;
 mod row;
 pub(crate) mod service;
 pub(crate) mod store;
+pub(crate) mod sweep;
 
 /// Returns the statements on todos by name, for the tests of their plans and the benchmark.
 #[doc(hidden)]
@@ -24,6 +25,8 @@ pub fn statements() -> Vec<(String, &'static str)> {
         ("todo_get_batch", store::GET_BATCH),
         ("todo_insert", store::INSERT),
         ("todo_update", store::UPDATE),
+        ("todo_update_batch", store::UPDATE_BATCH),
+        ("todo_update_group", store::UPDATE_GROUP),
     ];
     let named = named.into_iter().chain(list_batch::STATEMENTS);
     named.map(|(name, text)| (name.to_owned(), text)).chain(list::statements()).collect()
@@ -47,7 +50,11 @@ pub struct Todo {
 }
 
 /// How long the content of a deleted todo is stored, in microseconds: 30 days.
-pub(crate) const CONTENT_RETENTION_MICROS: i64 = 30 * DAY_MICROS;
+const CONTENT_RETENTION_MICROS: i64 = 30 * DAY_MICROS;
+
+/// How long a deleted todo leaves a tombstone, in microseconds: a day longer, so that the deletion
+/// can be read as long as its content could have been.
+const TOMBSTONE_RETENTION_MICROS: i64 = 31 * DAY_MICROS;
 
 const DAY_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
 

@@ -4,4 +4,5 @@ pub mod clock;
 pub mod error_chain;
 pub mod id;
 pub mod invalid;
+pub mod jitter;
 pub mod text;

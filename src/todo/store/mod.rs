@@ -6,6 +6,7 @@
 //! sees all lower ones of the owner, too.
 
 mod create;
+pub(super) mod sweep;
 mod trash;
 mod update;
 
@@ -17,7 +18,7 @@ use time::OffsetDateTime;
 use self::{
     create::{Insert, InsertTodos},
     trash::{DeletedTodoPage, Target},
-    update::Update,
+    update::{Update, UpdateTodos},
 };
 use super::{
     DeletedTodo, NewTodo, Todo, TodoFilter, TodoPatch,
@@ -43,7 +44,10 @@ use crate::{
     },
 };
 
-pub(super) use self::{create::INSERT, update::UPDATE};
+pub(super) use self::{
+    create::INSERT,
+    update::{UPDATE, UPDATE_BATCH, UPDATE_GROUP},
+};
 
 /// Gets a todo.
 pub(super) const GET: &str =
@@ -66,6 +70,7 @@ pub(crate) struct TodoStore {
     find: QueryBatcher<FindTodos>,
     list: QueryBatcher<ListBatchablePages>,
     insert: QueryBatcher<InsertTodos>,
+    update: QueryBatcher<UpdateTodos>,
 }
 
 impl TodoStore {
@@ -76,6 +81,7 @@ impl TodoStore {
             find: QueryBatcher::new(database.clone(), batching, deadline),
             list: QueryBatcher::new(database.clone(), batching, deadline),
             insert: QueryBatcher::with_writes(database.clone(), writes.clone(), batching, deadline),
+            update: QueryBatcher::with_writes(database.clone(), writes.clone(), batching, deadline),
             database,
             writes,
         }
@@ -132,7 +138,7 @@ impl TodoStore {
         now: OffsetDateTime,
     ) -> Result<Todo, Error> {
         let update = Update { owner_id, id, precondition, patch, now: clock::to_micros(now) };
-        self.write(owner_id, async |connection| update::update(connection, &update).await).await
+        self.update.run(update).await
     }
 
     /// Deletes a todo. With `purge`, also its content, even if it is deleted already.

@@ -30,7 +30,7 @@ const NOW: i64 = 1_800_000_000_000_000;
 /// The arguments of the statements that the compiler checks, by words that they contain: the
 /// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `GONE`, `NEW` and
 /// `NONE` are ids, and `NOW` is a time.
-const ARGUMENTS: [(&str, &str); 28] = [
+const ARGUMENTS: [(&str, &str); 30] = [
     // Todos.
     (
         "for no key update skip locked ), clocks as",
@@ -41,6 +41,8 @@ const ARGUMENTS: [(&str, &str); 28] = [
         "OWNER, array[NEW], array['a'], array['a'], array['b'], array['b'], array[1::smallint], NOW",
     ),
     // Deleted todos.
+    ("select distinct owner_id from", "NOW - 2000000000000, 1000"),
+    ("with removed as ( delete from todo_trash", "OWNER, 0, 1, 1000"),
     ("update todo_trash set title = null", "OWNER, GONE, null, NOW"),
     ("insert into todo_trash", "OWNER, TODO, null, NOW"),
     ("insert into todos as restored", "OWNER, GONE, NOW"),
@@ -142,7 +144,7 @@ fn checked_statements() -> Vec<(String, &'static str)> {
 /// their arguments.
 fn todo_statements() -> Vec<(String, String)> {
     let named = fast_zero::todo_statements();
-    assert_eq!(named.len(), 4 + 6 * 4 + 2, "the lists have six orders and four variants");
+    assert_eq!(named.len(), 6 + 6 * 4 + 2, "the lists have six orders and four variants");
     named.into_iter().map(|(name, text)| (on_one_line(text), todo_arguments(&name))).collect()
 }
 
@@ -152,6 +154,12 @@ fn todo_arguments(name: &str) -> String {
         "todo_get_batch" => "array[OWNER], array[TODO]",
         "todo_insert" => "OWNER, NEW, 'a', 'a', 'b', 'b', 1::smallint, NOW",
         "todo_update" => "OWNER, TODO, null, 'a', 'a', null, null, 2::smallint, NOW",
+        "todo_update_batch" => {
+            "array[OWNER], array[TODO], array[null::bigint], array['a'], array['a'], array['b'], array['b'], array[1::smallint], NOW"
+        }
+        "todo_update_group" => {
+            "OWNER, array[TODO], array[null::bigint], array['a'], array['a'], array['b'], array['b'], array[1::smallint], NOW"
+        }
         "todo_list_batch" => "array[OWNER, OWNER], array[NONE, TODO], array[101, 11]",
         "todo_list_batch_measured" => {
             "array[OWNER, OWNER], array[NONE, TODO], array[101, 11], 1000000, 160"

@@ -197,6 +197,16 @@ async fn pages_of_deleted_todos_stay_below_1_mib() {
         }
     }
     assert_eq!(count, 60);
+
+    // A thousand of medium size, whose ids and times count.
+    let insert = "insert into todo_trash
+        select owner_id, gen_random_uuid(), repeat('𠀀', 200), '', repeat('a', 140), '', 1,
+            version + n
+        from todo_clocks, generate_series(1, 1000) as n";
+    app.execute(insert).await;
+    let page = ListDeletedTodosRequest { page_size: 1_000, ..<_>::default() };
+    let page = ana.try_list_deleted_todos(page).await.expect("listed").into_inner();
+    assert!(page.encoded_len() < 1024 * 1024, "{}", page.encoded_len());
 }
 
 #[tokio::test]

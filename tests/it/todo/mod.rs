@@ -7,4 +7,5 @@ mod filters;
 mod lookup;
 mod order;
 mod pages;
+mod sweep;
 mod updates;
