@@ -140,9 +140,15 @@ impl TodoService for Baseline {
             token => parse_id(token)?,
         };
         let connection = self.connection().await?;
-        let statement = connection.prepare_cached(&sql::LIST).await.map_err(internal)?;
-        let parameters: &[&(dyn ToSql + Sync)] =
-            &[&owner, &title, &description, &states, &i64::from(request.skip), &limit, &after];
+        let skip = i64::from(request.skip);
+        let (text, parameters): (_, &[&(dyn ToSql + Sync)]) = match &title {
+            None => (*sql::LIST, &[&owner, &skip, &limit, &after]),
+            title => (
+                *sql::LIST_FILTERED,
+                &[&owner, &skip, &limit, title, &description, &states, &after],
+            ),
+        };
+        let statement = connection.prepare_cached(text).await.map_err(internal)?;
         let rows = connection.query(&statement, parameters).await.map_err(internal)?;
         let size = usize::try_from(request.page_size).map_err(out_of_range)?;
         let todos: Vec<_> = rows.iter().take(size).map(todo_from_row).collect::<Result<_, _>>()?;

@@ -134,7 +134,7 @@ fn script(scenario: Scenario, size: DatasetSize, has_uuidv7: bool) -> Option<Str
     let (title, description) = ("'Water the plants'", "'All of them, before it gets hot'");
     let (statement, parameters): (&sql::Statement, [&str; 9]) = match scenario {
         Scenario::Get => (&sql::GET, [&owner, &id, "", "", "", "", "", "", ""]),
-        Scenario::List => (&sql::LIST, [&owner, "null", "null", "null", "0", &limit, nil, "", ""]),
+        Scenario::List => (&sql::LIST, [&owner, "0", &limit, nil, "", "", "", "", ""]),
         Scenario::Update => (
             &sql::UPDATE,
             [&owner, &id, "null", "null", "null", "null", "null", ":s::smallint", now],

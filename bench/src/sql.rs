@@ -9,9 +9,13 @@ pub type Statement = LazyLock<&'static str>;
 /// Gets a todo. Parameters: owner, ID.
 pub static GET: Statement = Statement::new(|| find("todo_get"));
 
-/// Lists a small page of todos by creation time. Parameters: owner, title, description, states,
-/// skip, limit, ID to start after.
+/// Lists a small page of todos by creation time. Parameters: owner, skip, limit, ID to start
+/// after.
 pub static LIST: Statement = Statement::new(|| find("todo_list_create_time"));
+
+/// Does the same with filters. Parameters: owner, skip, limit, title, description, states, ID to
+/// start after.
+pub static LIST_FILTERED: Statement = Statement::new(|| find("todo_list_create_time_filtered"));
 
 /// Updates a todo. Parameters: owner, ID, version, title, folded title, description, folded
 /// description, state, time in microseconds.
@@ -40,6 +44,7 @@ mod tests {
         for (statement, verb) in [
             (&GET, "select id, "),
             (&LIST, "select id, "),
+            (&LIST_FILTERED, "select id, "),
             (&UPDATE, "update todos "),
             (&INSERT, "insert into todos "),
         ] {

@@ -4,8 +4,16 @@ use scopeguard::ScopeGuard;
 use sqlx::PgConnection;
 use tokio::time::timeout;
 
-use super::{Database, migrate::is_schema_current, pool::PING_TIMEOUT};
-use crate::{telemetry::health::ReadinessCheck, types::error_chain::BoxError};
+use super::{
+    Database,
+    clock_skew::{ClockReading, ClockSkew},
+    migrate::is_schema_current,
+    pool::PING_TIMEOUT,
+};
+use crate::{
+    telemetry::health::ReadinessCheck,
+    types::{clock, error_chain::BoxError},
+};
 
 /// A check whether calls can work: that the database has the schema and accepts writes, over a
 /// connection of its own, and that the pool has a connection or gets one.
@@ -16,13 +24,14 @@ use crate::{telemetry::health::ReadinessCheck, types::error_chain::BoxError};
 pub(crate) struct HealthCheck {
     database: Database,
     connection: Option<PgConnection>,
+    clock_skew: ClockSkew,
 }
 
 impl HealthCheck {
     /// Creates a check without a connection.
     #[must_use]
     pub(crate) fn new(database: Database) -> Self {
-        Self { database, connection: None }
+        Self { database, connection: None, clock_skew: ClockSkew::default() }
     }
 
     /// A pooler or a firewall may have closed the connection since the last check, so only a
@@ -34,6 +43,7 @@ impl HealthCheck {
         if let Some(connection) = guard.as_mut() {
             if let Ok(Ok(state)) = timeout(PING_TIMEOUT, DatabaseState::read(connection)).await {
                 self.connection = ScopeGuard::into_inner(guard);
+                self.clock_skew.check(state.clock);
                 return state.check();
             }
             database.discard_all();
@@ -41,6 +51,7 @@ impl HealthCheck {
         let connection = guard.insert(database.pool.manager().connect().await?);
         let state = DatabaseState::read(connection).await?;
         self.connection = ScopeGuard::into_inner(guard);
+        self.clock_skew.check(state.clock);
         state.check()
     }
 }
@@ -50,15 +61,22 @@ struct DatabaseState {
     /// A standby is read-only, and a database that an operator made so.
     is_read_only: bool,
     is_schema_current: bool,
+    clock: ClockReading,
 }
 
 impl DatabaseState {
     async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
-        let is_read_only =
-            sqlx::query_scalar("select current_setting('transaction_read_only')::boolean")
-                .fetch_one(&mut *connection)
-                .await?;
-        Ok(Self { is_read_only, is_schema_current: is_schema_current(connection).await? })
+        let now = || clock::to_micros(clock::now());
+        let before = now();
+        let (is_read_only, database) = sqlx::query_as(
+            "select current_setting('transaction_read_only')::boolean,
+                 (extract(epoch from clock_timestamp()) * 1000000)::bigint",
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        let clock = ClockReading { before, database, after: now() };
+        let is_schema_current = is_schema_current(connection).await?;
+        Ok(Self { is_read_only, is_schema_current, clock })
     }
 
     /// Returns whether the schema is current.

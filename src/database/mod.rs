@@ -1,6 +1,7 @@
 //! The database: connecting, the pool, migrations, errors, and batching.
 
 pub(crate) mod batch;
+mod clock_skew;
 pub(crate) mod connect;
 pub(crate) mod errors;
 mod health;

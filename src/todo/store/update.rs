@@ -89,7 +89,7 @@ pub(in crate::todo) const UPDATE_GROUP: &str = concat!(
     "with clock as (
          update todo_clocks set version = greatest(version + 1, $9) + cardinality($2::uuid[]) - 1
          where owner_id = $1
-         returning version - cardinality($2) as before
+         returning version - cardinality($2::uuid[]) as before
      )
      update todos set
          title = coalesce(new_title, title),
