@@ -166,13 +166,13 @@ impl<Q: BatchQuery> Worker<Q> {
         let Some(owner_id) = owner_id else {
             return self.run_statement(Mode::Group, (), jobs).await;
         };
-        match timeout(self.deadline, self.acquire(owner_id, &mut jobs)).await {
-            Ok(permit) => self.run_statement(Mode::Group, permit, jobs).await,
-            Err(_) => {
-                jobs.into_iter().for_each(|job| job.responder.send(Err(Error::DeadlineExceeded)));
-                Vec::new()
-            }
+        if let Ok(permit) = timeout(self.deadline, self.acquire(owner_id, &mut jobs)).await {
+            return self.run_statement(Mode::Group, permit, jobs).await;
         }
+        for job in jobs {
+            job.responder.send(Err(Error::DeadlineExceeded));
+        }
+        Vec::new()
     }
 
     /// Waits for a permit. Drops the queries whose calls are dropped meanwhile, and waits no longer

@@ -95,9 +95,9 @@ pub(super) async fn purge(
         if let Some(purged) = try_purge(connection, target).await? {
             return Ok(purged);
         }
-        let current = match find(connection, owner_id, id).await? {
-            Some(Found::Todo(version) | Found::Deleted(version)) => version,
-            None => return Err(Error::TodoNotFound),
+        let found = find(connection, owner_id, id).await?;
+        let Some(Found::Todo(current) | Found::Deleted(current)) = found else {
+            return Err(Error::TodoNotFound);
         };
         // Otherwise another call deleted or restored it between the two statements.
         if precondition.version().is_some_and(|version| version != current) {

@@ -248,7 +248,7 @@ async fn concurrent_updates_are_batched_and_each_gets_its_own_result() {
                 let id = if kind == 1 { uuid::Uuid::now_v7().to_string() } else { old.id.clone() };
                 // A wrong etag, a missing todo, and another field without an etag.
                 let (etag, title) =
-                    if kind == 0 { ("1".into(), title) } else { ("".into(), title) };
+                    if kind == 0 { ("1".into(), title) } else { (String::new(), title) };
                 let new = Todo { id, etag, title: title.clone(), ..Todo::default() };
                 let result = client.try_update_todo(Some(new), None).await;
                 match kind {

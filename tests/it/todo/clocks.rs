@@ -85,7 +85,7 @@ async fn an_update_that_waits_for_another_gets_the_next_version() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let old = ana.create_todo("old").await;
-    let ours = after(&app, OTHER_UPDATE, update(ana.clone(), old.id.clone(), "".into())).await;
+    let ours = after(&app, OTHER_UPDATE, update(ana.clone(), old.id.clone(), String::new())).await;
     let ours = ours.expect("updated");
     assert_eq!(version(&ours.etag), version(&old.etag) + 60_000_001);
     assert_eq!(ana.get_todo(&old.id).await, ours);

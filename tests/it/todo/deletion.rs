@@ -62,7 +62,7 @@ async fn an_undeleted_todo_is_a_todo_like_before_with_a_new_version() {
         // The folded texts are restored, too.
         let filter =
             ListTodosRequest { title: "é".into(), description: "ça".into(), ..<_>::default() };
-        assert_eq!(ana.list_todos(filter).await.todos, [restored.clone()]);
+        assert_eq!(ana.list_todos(filter).await.todos, std::slice::from_ref(&restored));
         assert_eq!(ana.list_deleted_todos(0).await, []);
         let updated = ana.update_todo(Todo { title: "new".into(), ..restored }, None).await;
         ana.try_purge_todo(&todo.id, &updated.etag).await.expect("deleted again");
