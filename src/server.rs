@@ -45,7 +45,7 @@ use crate::{
         metrics::{Metrics, ScrapeSources},
         traces::{self, CallTracer},
     },
-    todo::{service::TodoService, store::TodoStore},
+    todo::{service::TodoService, store::TodoStore, sweep::TrashSweeper},
     transport::{accept::Acceptor, failures::FailureLog, tls},
     types::error_chain::{BoxError, ErrorChain},
     user::{service::UserService, sign_up_limit::SignUpLimiter, store::UserStore},
@@ -172,15 +172,23 @@ impl Server {
             () = shutdown.cancelled() => None,
         };
         if let Some(database) = prepared {
-            let api = build_api(config, &database, &keyring, &self.context.metrics);
+            let metrics = &self.context.metrics;
+            let api = build_api(config, &database, &keyring, metrics);
             self.context.mount_api(api);
             self.readiness.set_ready(true);
+            let sweeper = TrashSweeper {
+                database: database.clone(),
+                purged: metrics.todos_purged.clone(),
+                removed: metrics.tombstones_removed.clone(),
+            };
+            let sweep = tokio::spawn(sweeper.run());
             let check = HealthCheck::new(database);
             let watch = tokio::spawn(self.readiness.clone().watch_database(check));
             let admin_address = self.admin_address.map(tracing::field::display);
             tracing::info!(address = %self.address, admin_address, tls = self.tls, "serving");
             on_ready(self.address);
             shutdown.cancelled().await;
+            sweep.abort();
             watch.abort();
             // Otherwise it could set SERVING after the shutdown sets NOT_SERVING.
             let _ = watch.await;

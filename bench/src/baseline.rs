@@ -9,7 +9,8 @@ use std::{collections::HashSet, env, fmt::Display, num::TryFromIntError};
 use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod};
 use fast_zero::proto::todo::v1::{
     CreateTodoRequest, CreateTodoResponse, DeleteTodoRequest, DeleteTodoResponse, GetTodoRequest,
-    GetTodoResponse, ListTodosRequest, ListTodosResponse, Todo, UpdateTodoRequest,
+    GetTodoResponse, ListDeletedTodosRequest, ListDeletedTodosResponse, ListTodosRequest,
+    ListTodosResponse, Todo, UndeleteTodoRequest, UndeleteTodoResponse, UpdateTodoRequest,
     UpdateTodoResponse,
     todo_service_server::{TodoService, TodoServiceServer},
 };
@@ -26,9 +27,6 @@ use tonic::{
 use uuid::Uuid;
 
 use crate::{arguments::Config, error::Result, postgres, sql};
-
-/// The version of a new todo.
-const INITIAL_VERSION: i64 = 1;
 
 struct Baseline {
     pool: Pool,
@@ -107,23 +105,14 @@ impl TodoService for Baseline {
         let todo = request.into_inner().todo.unwrap_or_default();
         let state = i16::try_from(todo.state).map_err(out_of_range)?;
         let (title, description) = (todo.title.to_lowercase(), todo.description.to_lowercase());
-        let (id, now) = (Uuid::now_v7(), OffsetDateTime::now_utc());
-        let parameters: &[&(dyn ToSql + Sync)] = &[
-            &owner,
-            &id,
-            &todo.title,
-            &title,
-            &todo.description,
-            &description,
-            &state,
-            &now,
-            &INITIAL_VERSION,
-        ];
+        let (id, now) = (Uuid::now_v7(), now_micros()?);
+        let parameters: &[&(dyn ToSql + Sync)] =
+            &[&owner, &id, &todo.title, &title, &todo.description, &description, &state, &now];
         let connection = self.connection().await?;
         let statement = connection.prepare_cached(&sql::INSERT).await.map_err(internal)?;
-        connection.execute(&statement, parameters).await.map_err(internal)?;
+        let row = connection.query_one(&statement, parameters).await.map_err(internal)?;
         let todo = Todo { title: todo.title, description: todo.description, ..Todo::default() };
-        let todo = complete(todo, id, state, now, INITIAL_VERSION);
+        let todo = complete(todo, id, state, row.try_get(0).map_err(internal)?);
         Ok(Response::new(CreateTodoResponse { todo: Some(todo) }))
     }
 
@@ -151,9 +140,15 @@ impl TodoService for Baseline {
             token => parse_id(token)?,
         };
         let connection = self.connection().await?;
-        let statement = connection.prepare_cached(&sql::LIST).await.map_err(internal)?;
-        let parameters: &[&(dyn ToSql + Sync)] =
-            &[&owner, &title, &description, &states, &i64::from(request.skip), &limit, &after];
+        let skip = i64::from(request.skip);
+        let (text, parameters): (_, &[&(dyn ToSql + Sync)]) = match &title {
+            None => (*sql::LIST, &[&owner, &skip, &limit, &after]),
+            title => (
+                *sql::LIST_FILTERED,
+                &[&owner, &skip, &limit, title, &description, &states, &after],
+            ),
+        };
+        let statement = connection.prepare_cached(text).await.map_err(internal)?;
         let rows = connection.query(&statement, parameters).await.map_err(internal)?;
         let size = usize::try_from(request.page_size).map_err(out_of_range)?;
         let todos: Vec<_> = rows.iter().take(size).map(todo_from_row).collect::<Result<_, _>>()?;
@@ -181,7 +176,7 @@ impl TodoService for Baseline {
             description.as_deref().map(str::to_lowercase),
         );
         let version = todo.etag.parse::<i64>().ok();
-        let now = OffsetDateTime::now_utc();
+        let now = now_micros()?;
         let todo = self
             .query_todo(
                 &sql::UPDATE,
@@ -207,6 +202,20 @@ impl TodoService for Baseline {
     ) -> Result<Response<DeleteTodoResponse>, Status> {
         Err(Status::unimplemented("the baseline does not implement DeleteTodo"))
     }
+
+    async fn undelete_todo(
+        &self,
+        _: Request<UndeleteTodoRequest>,
+    ) -> Result<Response<UndeleteTodoResponse>, Status> {
+        Err(Status::unimplemented("the baseline does not implement UndeleteTodo"))
+    }
+
+    async fn list_deleted_todos(
+        &self,
+        _: Request<ListDeletedTodosRequest>,
+    ) -> Result<Response<ListDeletedTodosResponse>, Status> {
+        Err(Status::unimplemented("the baseline does not implement ListDeletedTodos"))
+    }
 }
 
 fn todo_from_row(row: &Row) -> Result<Todo, Status> {
@@ -214,14 +223,20 @@ fn todo_from_row(row: &Row) -> Result<Todo, Status> {
     let title = row.try_get(1).map_err(internal)?;
     let description = row.try_get(2).map_err(internal)?;
     let state: i16 = row.try_get(3).map_err(internal)?;
-    let updated_at: OffsetDateTime = row.try_get(4).map_err(internal)?;
-    let version: i64 = row.try_get(5).map_err(internal)?;
+    let version: i64 = row.try_get(4).map_err(internal)?;
     let todo = Todo { title, description, ..Todo::default() };
-    Ok(complete(todo, id, state, updated_at, version))
+    Ok(complete(todo, id, state, version))
 }
 
-/// Completes a todo that has only its texts.
-fn complete(todo: Todo, id: Uuid, state: i16, updated_at: OffsetDateTime, version: i64) -> Todo {
+/// Returns the current time in microseconds since 1970.
+fn now_micros() -> Result<i64, Status> {
+    let nanos = OffsetDateTime::now_utc().unix_timestamp_nanos();
+    i64::try_from(nanos / 1_000).map_err(out_of_range)
+}
+
+/// Completes a todo that has only its texts. The version is the time of the last update in
+/// microseconds.
+fn complete(todo: Todo, id: Uuid, state: i16, version: i64) -> Todo {
     let (seconds, nanoseconds) = id.get_timestamp().map_or((0, 0), |time| time.to_unix());
     Todo {
         id: id.to_string(),
@@ -231,8 +246,8 @@ fn complete(todo: Todo, id: Uuid, state: i16, updated_at: OffsetDateTime, versio
             nanos: i32::try_from(nanoseconds).unwrap_or_default(),
         }),
         update_time: Some(Timestamp {
-            seconds: updated_at.unix_timestamp(),
-            nanos: i32::try_from(updated_at.nanosecond()).unwrap_or_default(),
+            seconds: version / 1_000_000,
+            nanos: i32::try_from(version % 1_000_000 * 1_000).unwrap_or_default(),
         }),
         etag: version.to_string(),
         ..todo

@@ -130,13 +130,14 @@ fn script(scenario: Scenario, size: DatasetSize, has_uuidv7: bool) -> Option<Str
     let new_id = if has_uuidv7 { "uuidv7()" } else { "gen_random_uuid()" };
     let limit = (PAGE_SIZE + 1).to_string();
     let nil = "'00000000-0000-0000-0000-000000000000'";
+    let now = "(extract(epoch from now()) * 1000000)::bigint";
     let (title, description) = ("'Water the plants'", "'All of them, before it gets hot'");
     let (statement, parameters): (&sql::Statement, [&str; 9]) = match scenario {
         Scenario::Get => (&sql::GET, [&owner, &id, "", "", "", "", "", "", ""]),
-        Scenario::List => (&sql::LIST, [&owner, "null", "null", "null", "0", &limit, nil, "", ""]),
+        Scenario::List => (&sql::LIST, [&owner, "0", &limit, nil, "", "", "", "", ""]),
         Scenario::Update => (
             &sql::UPDATE,
-            [&owner, &id, "null", "null", "null", "null", "null", ":s::smallint", "now()"],
+            [&owner, &id, "null", "null", "null", "null", "null", ":s::smallint", now],
         ),
         Scenario::Create => (
             &sql::INSERT,
@@ -148,8 +149,8 @@ fn script(scenario: Scenario, size: DatasetSize, has_uuidv7: bool) -> Option<Str
                 description,
                 "'all of them, before it gets hot'",
                 "2",
-                "now()",
-                "1",
+                now,
+                "",
             ],
         ),
         _ => return None,

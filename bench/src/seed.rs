@@ -96,6 +96,7 @@ pub async fn seed(database: &Database, size: DatasetSize, password_hash: &str) -
     client.batch_execute("set maintenance_work_mem = '256MB'").await?;
     let rows = (0..size.users).map(|user| user_row(user, password_hash));
     copy(&client, "users", rows).await?;
+    copy(&client, "todo_clocks", (0..size.users).map(clock_row)).await?;
     // Building an index once is much faster than updating it for each row.
     let indexes = TodoIndexes::drop(&client).await?;
     copy(&client, "todos", todo_rows(size)).await?;
@@ -129,6 +130,15 @@ fn user_row(user: u32, password_hash: &str) -> String {
     )
 }
 
+fn clock_row(user: u32) -> String {
+    format!("{}\t{}\n", user_id(user), version(u32::MAX))
+}
+
+/// Returns the version of a user's todo, counted from 0: the time of its creation in microseconds.
+fn version(todo: u32) -> u64 {
+    1_000 * (FIRST_TODO_MS + u64::from(todo))
+}
+
 /// Returns the rows in the order in which a service would have created them.
 ///
 /// The users create todos in rotation, so one user's rows are far apart in the table. The
@@ -156,11 +166,8 @@ fn todo_row(user: u32, todo: u32) -> String {
     // For ASCII text, this equals the case folding of the service.
     let folded = title.to_lowercase();
     let description = "as many as there are, before the shops close and it gets dark";
-    let (state, seconds) = (1 + todo % 5, todo / 1_000);
-    let (hours, minutes) = (seconds / 3_600, seconds / 60 % 60);
-    let time =
-        format!("2024-01-01 {hours:02}:{minutes:02}:{:02}.{:03}+00", seconds % 60, todo % 1_000);
-    format!("{owner}\t{id}\t{title}\t{folded}\t{description}\t{description}\t{state}\t{time}\t1\n")
+    let (state, version) = (1 + todo % 5, version(todo));
+    format!("{owner}\t{id}\t{title}\t{folded}\t{description}\t{description}\t{state}\t{version}\n")
 }
 
 /// The statements that recreate the dropped constraints and indexes of `todos`.

@@ -9,16 +9,20 @@ pub type Statement = LazyLock<&'static str>;
 /// Gets a todo. Parameters: owner, ID.
 pub static GET: Statement = Statement::new(|| find("todo_get"));
 
-/// Lists a small page of todos by creation time. Parameters: owner, title, description, states,
-/// skip, limit, ID to start after.
+/// Lists a small page of todos by creation time. Parameters: owner, skip, limit, ID to start
+/// after.
 pub static LIST: Statement = Statement::new(|| find("todo_list_create_time"));
 
+/// Does the same with filters. Parameters: owner, skip, limit, title, description, states, ID to
+/// start after.
+pub static LIST_FILTERED: Statement = Statement::new(|| find("todo_list_create_time_filtered"));
+
 /// Updates a todo. Parameters: owner, ID, version, title, folded title, description, folded
-/// description, state, time.
+/// description, state, time in microseconds.
 pub static UPDATE: Statement = Statement::new(|| find("todo_update"));
 
 /// Creates a todo. Parameters: owner, ID, title, folded title, description, folded
-/// description, state, time, version.
+/// description, state, time in microseconds. Returns the version.
 pub static INSERT: Statement = Statement::new(|| find("todo_insert"));
 
 /// The connection options of the service: each prepared statement has one generic plan.
@@ -37,10 +41,14 @@ mod tests {
 
     #[test]
     fn each_statement_is_one_of_the_service() {
-        for (statement, verb) in
-            [(&GET, "select"), (&LIST, "select"), (&UPDATE, "update"), (&INSERT, "insert")]
-        {
-            assert!(statement.starts_with(verb), "{}", **statement);
+        for (statement, verb) in [
+            (&GET, "select id, "),
+            (&LIST, "select id, "),
+            (&LIST_FILTERED, "select id, "),
+            (&UPDATE, "update todos "),
+            (&INSERT, "insert into todos "),
+        ] {
+            assert!(statement.contains(verb), "{}", **statement);
         }
     }
 }

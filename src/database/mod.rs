@@ -110,18 +110,28 @@ impl Database {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.run_guarded((), work).await
+    }
+
+    /// Does the same as [`Self::run`], and drops `guard` when no statement of the work is in
+    /// progress any more, also if the future is dropped.
+    pub(crate) async fn run_guarded<T>(
+        &self,
+        guard: impl Send + 'static,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let span = DatabaseSpan::start();
         let acquired = self.acquire().await.inspect_err(|_| span.record_error())?;
         let acquired_at = pool::acquired_at(Object::metrics(&acquired));
-        let recycle = |object| recycle_in_background(self.clone(), object);
-        let mut guarded = scopeguard::guard(acquired, recycle);
-        let PooledConnection { connection, death } = &mut **guarded;
+        let recycle = |(object, guard)| recycle_in_background(self.clone(), object, guard);
+        let mut guarded = scopeguard::guard((acquired, guard), recycle);
+        let PooledConnection { connection, death } = &mut *guarded.0;
         let result = tokio::select! {
             biased;
             result = work(connection) => Some(result),
             () = death.of_acquired(acquired_at) => None,
         };
-        let object = ScopeGuard::into_inner(guarded);
+        let (object, _guard) = ScopeGuard::into_inner(guarded);
         let Some(result) = result else {
             span.record_error();
             drop(Object::take(object));
@@ -207,11 +217,16 @@ pub(crate) fn run_to_completion<T: Send + 'static>(
 
 /// Waits until the statement of a dropped call has ended, then returns its connection to the
 /// pool.
-fn recycle_in_background(database: Database, mut object: Object<Manager>) {
+fn recycle_in_background(
+    database: Database,
+    mut object: Object<Manager>,
+    guard: impl Send + 'static,
+) {
     let Ok(runtime) = Handle::try_current() else {
         return;
     };
     runtime.spawn(async move {
+        let _guard = guard;
         let acquired_at = pool::acquired_at(Object::metrics(&object));
         let PooledConnection { connection, death } = &mut *object;
         let ended = tokio::select! {

@@ -42,7 +42,8 @@ impl DatabaseState {
                  current_setting('transaction_read_only')::boolean,
                  array(
                      select privilege || ' on ' || name
-                     from unnest(array['users', 'sessions', 'todos']) as name,
+                     from unnest(array['users', 'sessions', 'todos', 'todo_clocks', 'todo_trash'])
+                             as name,
                          unnest(array['select', 'insert', 'update', 'delete']) as privilege
                      where not has_table_privilege(to_regclass(name), privilege)
                  ),

@@ -61,6 +61,8 @@ pub enum Error {
     SessionNotFound,
     #[error("Task not found.")]
     TodoNotFound,
+    #[error("Task is not deleted.")]
+    TodoNotDeleted,
     #[error("Username already exists")]
     UsernameExists,
     #[error("Email already exists")]
@@ -133,6 +135,7 @@ impl Error {
                 Self::DatabaseUnavailable(duplicate(source).into())
             }
             Self::DeadlineExceeded => Self::DeadlineExceeded,
+            Self::SessionRevoked => Self::SessionRevoked,
             Self::Internal(source) => Self::internal(duplicate(source)),
             other => Self::internal(other.to_string()),
         }
@@ -168,6 +171,7 @@ impl Error {
             Self::UserNotFound => (Code::NotFound, ErrorReason::UserNotFound),
             Self::SessionNotFound => (Code::NotFound, ErrorReason::SessionNotFound),
             Self::TodoNotFound => (Code::NotFound, ErrorReason::TodoNotFound),
+            Self::TodoNotDeleted => (Code::AlreadyExists, ErrorReason::TodoNotDeleted),
             Self::UsernameExists => (Code::AlreadyExists, ErrorReason::UsernameExists),
             Self::EmailExists => (Code::AlreadyExists, ErrorReason::EmailExists),
             Self::EtagMismatch { .. } => (Code::Aborted, ErrorReason::EtagMismatch),
@@ -224,6 +228,7 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::UserNotFound => "find the ID with ListUsers",
         ErrorReason::SessionNotFound => "find the ID with ListSessions",
         ErrorReason::TodoNotFound => "find the ID with ListTodos",
+        ErrorReason::TodoNotDeleted => "read the todo with GetTodo",
         ErrorReason::UsernameExists => "choose another username",
         ErrorReason::EmailExists => "use another email, or call Login",
         ErrorReason::EtagMismatch => "read the resource again and retry with its etag",

@@ -26,3 +26,12 @@ pub(crate) fn to_timestamp(time: OffsetDateTime) -> prost_types::Timestamp {
         nanos: i32::try_from(time.nanosecond()).unwrap_or_default(),
     }
 }
+
+/// Converts a time in microseconds since 1970 to protobuf.
+pub(crate) fn micros_to_timestamp(micros: i64) -> prost_types::Timestamp {
+    const MICROS_PER_SECOND: i64 = 1_000_000;
+    prost_types::Timestamp {
+        seconds: micros.div_euclid(MICROS_PER_SECOND),
+        nanos: i32::try_from(micros.rem_euclid(MICROS_PER_SECOND) * 1_000).unwrap_or_default(),
+    }
+}

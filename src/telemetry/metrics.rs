@@ -93,6 +93,8 @@ pub(crate) struct Metrics {
     pub(crate) database_up: Gauge,
     pub(crate) password_failures: Counter,
     pub(crate) session_cache: SessionCacheMetrics,
+    pub(crate) todos_purged: Counter,
+    pub(crate) tombstones_removed: Counter,
     connection_failures: Family<ReasonLabel, Counter>,
     log_lines_dropped: Counter,
     used_connections: Gauge,
@@ -205,6 +207,8 @@ impl Metrics {
             database_up,
             password_failures: counter("password_failures", "Password checks that failed"),
             session_cache: SessionCacheMetrics { hits: result("hit"), misses: result("miss") },
+            todos_purged: counter("todos_purged", "Deleted todos that the sweep purged"),
+            tombstones_removed: counter("tombstones_removed", "Tombstones that the sweep removed"),
             connection_failures,
             log_lines_dropped: counter(
                 "log_lines_dropped",

@@ -11,11 +11,11 @@ use sqlx::{
     postgres::{PgArguments, PgRow},
     query::Query,
 };
-use time::{OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
 use super::{
-    OrderBy, SortDirection, SortKey, Todo, TodoCursor, TodoFilter,
+    Todo, TodoFilter,
+    order::{OrderBy, SortDirection, SortKey, TodoCursor},
     row::{TODO_COLUMN_COUNT, TodoRow, todo_columns},
 };
 use crate::{
@@ -67,7 +67,7 @@ impl From<OrderBy> for Order {
     fn from(order_by: OrderBy) -> Self {
         let (name, columns, direction): (_, &[_], _) = match order_by {
             OrderBy::CreateTime(direction) => ("create_time", &["id"], direction),
-            OrderBy::UpdateTime(direction) => ("update_time", &["updated_at", "id"], direction),
+            OrderBy::UpdateTime(direction) => ("update_time", &["version"], direction),
             OrderBy::Title(direction) => ("title", &["title_folded", "title", "id"], direction),
         };
         Self { name, columns, direction }
@@ -98,42 +98,71 @@ impl Order {
     }
 }
 
+/// The filters that a statement knows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Filters {
+    /// None, so that no condition is evaluated for each row.
+    None,
+    /// A title. A covering index finds the rows (index-only scan), and only those of the page are
+    /// read.
+    Title,
+    /// All of them, of which some may be null.
+    All,
+}
+
+impl Filters {
+    fn of(filter: &TodoFilter) -> Self {
+        match filter {
+            TodoFilter { title: None, description: None, states: None } => Self::None,
+            filter if filter.is_title_only() => Self::Title,
+            _ => Self::All,
+        }
+    }
+
+    /// Returns the parameter with the first column of the sort key. Before it are the
+    /// owner, skip, limit, and the filters.
+    fn first_key_parameter(self) -> usize {
+        match self {
+            Self::None => 4,
+            Self::Title | Self::All => 7,
+        }
+    }
+}
+
 /// The variants of a statement of one order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Variant {
-    /// Whether the filter has a title only. Then a covering index finds the rows (index-only
-    /// scan), and only those of the page are read.
-    title_only: bool,
+    filters: Filters,
     /// Whether the page may exceed the byte budget.
     measured: bool,
 }
 
 impl Variant {
-    const ALL: [Self; 4] = [
-        Self { title_only: false, measured: false },
-        Self { title_only: false, measured: true },
-        Self { title_only: true, measured: false },
-        Self { title_only: true, measured: true },
+    const ALL: [Self; 6] = [
+        Self { filters: Filters::None, measured: false },
+        Self { filters: Filters::None, measured: true },
+        Self { filters: Filters::Title, measured: false },
+        Self { filters: Filters::Title, measured: true },
+        Self { filters: Filters::All, measured: false },
+        Self { filters: Filters::All, measured: true },
     ];
 
     /// Returns the end of the name of the statement.
     fn suffix(self) -> &'static str {
-        match (self.title_only, self.measured) {
-            (false, false) => "",
-            (false, true) => "_measured",
-            (true, false) => "_by_title",
-            (true, true) => "_by_title_measured",
+        match (self.filters, self.measured) {
+            (Filters::None, false) => "",
+            (Filters::None, true) => "_measured",
+            (Filters::Title, false) => "_by_title",
+            (Filters::Title, true) => "_by_title_measured",
+            (Filters::All, false) => "_filtered",
+            (Filters::All, true) => "_filtered_measured",
         }
     }
 }
 
-/// The parameter with the first column of the sort key. Before it are the owner, the three
-/// filters, skip and limit.
-const FIRST_KEY_PARAMETER: usize = 7;
-
-/// The number of parameters of the longest statement: a sort key by title, and the two of the
-/// byte budget.
-const PARAMETER_CAPACITY: usize = FIRST_KEY_PARAMETER + 4;
+/// The number of parameters of the longest statement: owner, skip, limit, three filters, a sort key
+/// by title, and the two of the byte budget.
+const PARAMETER_CAPACITY: usize = 11;
 
 /// The statements of all orders and variants.
 static STATEMENTS: LazyLock<Vec<(OrderBy, Variant, String)>> = LazyLock::new(|| {
@@ -153,30 +182,31 @@ fn statement(order_by: OrderBy, variant: Variant) -> &'static str {
 }
 
 /// Builds a statement. It reads one row more than the page has, to know whether there is one.
-fn build(order: Order, Variant { title_only, measured }: Variant) -> String {
-    let (order_by, after) = (order.expressions(), order.after(FIRST_KEY_PARAMETER));
+fn build(order: Order, Variant { filters, measured }: Variant) -> String {
+    let first_key_parameter = filters.first_key_parameter();
+    let (order_by, after) = (order.expressions(), order.after(first_key_parameter));
     let columns = todo_columns!();
-    let condition = if title_only {
-        format!(
-            "$3::text is null and $4::smallint[] is null and id = any(array(
+    let condition = match filters {
+        Filters::None => format!("{after} order by {order_by} offset $2 limit $3"),
+        Filters::Title => format!(
+            "$5::text is null and $6::smallint[] is null and id = any(array(
                  select id from todos
-                 where owner_id = $1 and strpos(title_folded, $2) > 0 and {after}
-                 order by {order_by} offset $5 limit $6
+                 where owner_id = $1 and strpos(title_folded, $4) > 0 and {after}
+                 order by {order_by} offset $2 limit $3
              )) order by {order_by}"
-        )
-    } else {
-        format!(
-            "($2::text is null or strpos(title_folded, $2) > 0)
-             and ($3::text is null or strpos(description_folded, $3) > 0)
-             and ($4::smallint[] is null or state = any($4))
+        ),
+        Filters::All => format!(
+            "($4::text is null or strpos(title_folded, $4) > 0)
+             and ($5::text is null or strpos(description_folded, $5) > 0)
+             and ($6::smallint[] is null or state = any($6))
              and {after}
-             order by {order_by} offset $5 limit $6"
-        )
+             order by {order_by} offset $2 limit $3"
+        ),
     };
     if !measured {
         return format!("select {columns} from todos where owner_id = $1 and {condition}");
     }
-    let budget = FIRST_KEY_PARAMETER + order.columns.len();
+    let budget = first_key_parameter + order.columns.len();
     let overhead = budget + 1;
     format!(
         "select {columns}, candidates
@@ -205,17 +235,18 @@ pub(super) async fn list(
     order_by: OrderBy,
     page: &PageRequest<TodoCursor>,
 ) -> Result<TodoPage, Error> {
-    let variant = Variant {
-        title_only: filter.is_title_only(),
-        measured: page.size > MAX_UNMEASURED_PAGE_SIZE,
-    };
+    let variant =
+        Variant { filters: Filters::of(filter), measured: page.size > MAX_UNMEASURED_PAGE_SIZE };
     let mut query = sqlx::query_with(statement(order_by, variant), arguments(PARAMETER_CAPACITY))
         .bind(owner_id.as_uuid())
-        .bind(filter.title.as_deref())
-        .bind(filter.description.as_deref())
-        .bind(filter.states.as_deref())
         .bind(page.skip)
         .bind(page.size + 1);
+    if variant.filters != Filters::None {
+        query = query
+            .bind(filter.title.as_deref())
+            .bind(filter.description.as_deref())
+            .bind(filter.states.as_deref());
+    }
     query = StartAfter::new(order_by, page.after.as_ref()).bind(order_by, query);
     if variant.measured {
         query = query.bind(MAX_PAGE_BYTES).bind(TODO_OVERHEAD_BYTES);
@@ -243,7 +274,7 @@ impl TodoPage {
 /// The sort key after which a page starts: that of the cursor, or one before all todos.
 pub(super) struct StartAfter<'a> {
     pub(super) id: Uuid,
-    time: OffsetDateTime,
+    version: i64,
     title: &'a str,
 }
 
@@ -253,20 +284,16 @@ static AFTER_ALL_TITLES: LazyLock<String> = LazyLock::new(|| "\u{10ffff}".repeat
 impl<'a> StartAfter<'a> {
     pub(super) fn new(order_by: OrderBy, cursor: Option<&'a TodoCursor>) -> Self {
         let mut start = match Order::from(order_by).direction {
-            SortDirection::Ascending => {
-                Self { id: Uuid::nil(), time: datetime!(0001-01-01 0:00 UTC), title: "" }
+            SortDirection::Ascending => Self { id: Uuid::nil(), version: i64::MIN, title: "" },
+            SortDirection::Descending => {
+                Self { id: Uuid::max(), version: i64::MAX, title: &AFTER_ALL_TITLES }
             }
-            SortDirection::Descending => Self {
-                id: Uuid::max(),
-                time: datetime!(9999-12-31 0:00 UTC),
-                title: &AFTER_ALL_TITLES,
-            },
         };
         if let Some(cursor) = cursor {
             start.id = cursor.id.as_uuid();
             match &cursor.key {
                 SortKey::CreateTime => {}
-                SortKey::UpdateTime(time) => start.time = *time,
+                SortKey::UpdateTime(version) => start.version = *version,
                 SortKey::Title(title) => start.title = title,
             }
         }
@@ -281,7 +308,7 @@ impl<'a> StartAfter<'a> {
     ) -> Query<'a, Postgres, PgArguments> {
         match order_by {
             OrderBy::CreateTime(_) => query.bind(self.id),
-            OrderBy::UpdateTime(_) => query.bind(self.time).bind(self.id),
+            OrderBy::UpdateTime(_) => query.bind(self.version),
             OrderBy::Title(_) => {
                 query.bind(text::fold_case(self.title)).bind(self.title).bind(self.id)
             }

@@ -4,10 +4,11 @@ use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
-    OrderBy, SortDirection, TodoCursor, TodoFilter,
+    TodoFilter,
     list::{
         MAX_PAGE_BYTES, MAX_UNMEASURED_PAGE_SIZE, StartAfter, TODO_OVERHEAD_BYTES, TodoPage, list,
     },
+    order::{OrderBy, SortDirection, TodoCursor},
     row::{TODO_COLUMN_COUNT, todo_columns},
 };
 use crate::{

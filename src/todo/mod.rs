@@ -1,23 +1,20 @@
-//! Todos: their fields, filters, orders and cursors.
+//! Todos: their fields and filters.
 
 use std::collections::BTreeSet;
 
-use time::OffsetDateTime;
-
-use crate::{
-    rpc::page_token::Cursor,
-    types::{
-        id::TodoId,
-        invalid::InvalidValue,
-        text::{self, LineMode},
-    },
+use crate::types::{
+    id::TodoId,
+    invalid::InvalidValue,
+    text::{self, LineMode},
 };
 
 mod list;
 mod list_batch;
+mod order;
 mod row;
 pub(crate) mod service;
 pub(crate) mod store;
+pub(crate) mod sweep;
 
 /// Returns the statements on todos by name, for the tests of their plans and the benchmark.
 #[doc(hidden)]
@@ -28,6 +25,8 @@ pub fn statements() -> Vec<(String, &'static str)> {
         ("todo_get_batch", store::GET_BATCH),
         ("todo_insert", store::INSERT),
         ("todo_update", store::UPDATE),
+        ("todo_update_batch", store::UPDATE_BATCH),
+        ("todo_update_group", store::UPDATE_GROUP),
     ];
     let named = named.into_iter().chain(list_batch::STATEMENTS);
     named.map(|(name, text)| (name.to_owned(), text)).chain(list::statements()).collect()
@@ -44,10 +43,42 @@ pub struct Todo {
     pub description: String,
     /// The workflow state.
     pub state: TodoState,
-    /// The time when the todo was last updated.
-    pub updated_at: OffsetDateTime,
-    /// The number of the current version, which increases with each update.
+    /// The version, by the clock of the owner: the time of the last change in microseconds since
+    /// 1970, or more if the owner had another change at that time. It is the etag, the update
+    /// time, and the position in the order of all changes of the owner.
     pub version: i64,
+}
+
+/// How long the content of a deleted todo is stored, in microseconds: 30 days.
+const CONTENT_RETENTION_MICROS: i64 = 30 * DAY_MICROS;
+
+/// How long a deleted todo leaves a tombstone, in microseconds: a day longer, so that the deletion
+/// can be read as long as its content could have been.
+const TOMBSTONE_RETENTION_MICROS: i64 = 31 * DAY_MICROS;
+
+const DAY_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
+
+/// A deleted todo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeletedTodo {
+    /// The ID of the todo.
+    pub id: TodoId,
+    /// The content, or `None` once it is purged.
+    pub content: Option<TodoContent>,
+    /// The version of the deletion, by the same clock as those of todos: the etag, and the time of
+    /// the deletion in microseconds since 1970.
+    pub version: i64,
+}
+
+/// What a deleted todo still has besides its ID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TodoContent {
+    /// The title.
+    pub title: String,
+    /// The description.
+    pub description: String,
+    /// The workflow state.
+    pub state: TodoState,
 }
 
 /// The workflow state of a todo. The API and the database use the same numbers.
@@ -193,109 +224,9 @@ impl TodoFilter {
     }
 }
 
-/// The order of a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OrderBy {
-    /// The time of creation.
-    CreateTime(SortDirection),
-    /// The time of the last update.
-    UpdateTime(SortDirection),
-    /// The case-folded title, then the code points of the title.
-    Title(SortDirection),
-}
-
-/// The direction of an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SortDirection {
-    /// The smallest value first.
-    Ascending,
-    /// The greatest value first.
-    Descending,
-}
-
-impl OrderBy {
-    /// Parses `order_by` (AIP-132).
-    pub fn parse(raw: &str) -> Result<Self, InvalidValue> {
-        use SortDirection::{Ascending, Descending};
-        let mut words = raw.split_ascii_whitespace();
-        let order = match (words.next(), words.next(), words.next()) {
-            (None | Some("create_time"), None, _) => Self::CreateTime(Ascending),
-            (Some("create_time"), Some("desc"), None) => Self::CreateTime(Descending),
-            (Some("update_time"), None, _) => Self::UpdateTime(Ascending),
-            (Some("update_time"), Some("desc"), None) => Self::UpdateTime(Descending),
-            (Some("title"), None, _) => Self::Title(Ascending),
-            (Some("title"), Some("desc"), None) => Self::Title(Descending),
-            _ => {
-                return Err(InvalidValue::new(
-                    "must be create_time, update_time or title, alone or followed by desc",
-                ));
-            }
-        };
-        Ok(order)
-    }
-
-    /// Returns the cursor of a todo in a list of this order.
-    #[must_use]
-    pub fn cursor(self, todo: &Todo) -> TodoCursor {
-        let key = match self {
-            Self::CreateTime(_) => SortKey::CreateTime,
-            Self::UpdateTime(_) => SortKey::UpdateTime(todo.updated_at),
-            Self::Title(_) => SortKey::Title(todo.title.clone()),
-        };
-        TodoCursor { id: todo.id, key }
-    }
-}
-
-/// A position in a list of todos: after the todo with this ID and sort key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TodoCursor {
-    /// The ID of the todo.
-    pub id: TodoId,
-    /// The sort key of the todo.
-    pub key: SortKey,
-}
-
-/// The sort key of a todo, without the ID, which breaks ties.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SortKey {
-    CreateTime,
-    UpdateTime(OffsetDateTime),
-    Title(String),
-}
-
-/// Encoded as one byte for the kind of the key, the ID, and the key.
-impl Cursor for TodoCursor {
-    fn to_bytes(&self) -> Vec<u8> {
-        let (kind, key) = match &self.key {
-            SortKey::CreateTime => (0, Vec::new()),
-            SortKey::UpdateTime(time) => (1, time.unix_timestamp_nanos().to_be_bytes().to_vec()),
-            SortKey::Title(title) => (2, title.as_bytes().to_vec()),
-        };
-        [&[kind], &self.id.as_uuid().as_bytes()[..], &key].concat()
-    }
-
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (kind, bytes) = bytes.split_first()?;
-        let (id, key) = bytes.split_at_checked(16)?;
-        let key = match kind {
-            0 => SortKey::CreateTime,
-            1 => {
-                let nanoseconds = i128::from_be_bytes(key.try_into().ok()?);
-                SortKey::UpdateTime(OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()?)
-            }
-            2 => SortKey::Title(String::from_utf8(key.to_vec()).ok()?),
-            _ => return None,
-        };
-        Some(Self { id: TodoId::from_uuid(uuid::Uuid::from_slice(id).ok()?), key })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::types::clock::Clock;
 
     #[test]
     fn states_have_the_numbers_of_the_api() {
@@ -319,70 +250,5 @@ mod tests {
         assert_eq!(TodoFilter::parse_states(&[]), Ok(None));
         assert_eq!(TodoFilter::parse_states(&[4, 1, 4, 4, 1]), Ok(Some(vec![1, 4])));
         assert!(TodoFilter::parse_states(&[4, 0]).is_err());
-    }
-
-    #[test]
-    fn orders_are_parsed() {
-        use SortDirection::{Ascending, Descending};
-        for (raw, order) in [
-            ("", OrderBy::CreateTime(Ascending)),
-            ("create_time", OrderBy::CreateTime(Ascending)),
-            ("create_time desc", OrderBy::CreateTime(Descending)),
-            ("update_time", OrderBy::UpdateTime(Ascending)),
-            ("  update_time   desc ", OrderBy::UpdateTime(Descending)),
-            ("title", OrderBy::Title(Ascending)),
-            ("title desc", OrderBy::Title(Descending)),
-        ] {
-            assert_eq!(OrderBy::parse(raw), Ok(order), "{raw}");
-        }
-        for invalid in ["desc", "id", "title asc", "title desc desc", "title, create_time", "Title"]
-        {
-            assert!(OrderBy::parse(invalid).is_err(), "{invalid}");
-        }
-    }
-
-    #[test]
-    fn cursors_are_encoded_and_decoded() {
-        let id = TodoId::any();
-        for key in [
-            SortKey::CreateTime,
-            SortKey::UpdateTime(Clock::default().now()),
-            SortKey::Title("Ação 🦀".into()),
-        ] {
-            let cursor = TodoCursor { id, key };
-            assert_eq!(TodoCursor::from_bytes(&cursor.to_bytes()), Some(cursor));
-        }
-        assert_eq!(TodoCursor::from_bytes(&[]), None);
-        assert_eq!(TodoCursor::from_bytes(&[3; 17]), None);
-    }
-
-    proptest! {
-        #[test]
-        fn orders_are_parsed_or_rejected(
-            raw in prop_oneof![any::<String>(), "(create_time|update_time|title|desc|,| |\t|\0){0,4}"]
-        ) {
-            if OrderBy::parse(&raw).is_ok() {
-                let words: Vec<_> = raw.split_ascii_whitespace().collect();
-                prop_assert!(words.len() <= 2 && words.get(1).is_none_or(|word| *word == "desc"));
-            }
-        }
-
-        #[test]
-        fn title_cursors_are_encoded_and_decoded(id: u128, title: String) {
-            let id = TodoId::from_uuid(uuid::Uuid::from_u128(id));
-            let cursor = TodoCursor { id, key: SortKey::Title(title) };
-            prop_assert_eq!(TodoCursor::from_bytes(&cursor.to_bytes()), Some(cursor));
-        }
-
-        #[test]
-        fn any_bytes_are_a_cursor_or_none(
-            kind in 0_u8..4, bytes in prop::collection::vec(any::<u8>(), 14..35)
-        ) {
-            let bytes = [&[kind], &bytes[..]].concat();
-            if let Some(cursor) = TodoCursor::from_bytes(&bytes) {
-                let decoded = TodoCursor::from_bytes(&cursor.to_bytes());
-                prop_assert_eq!(decoded, Some(cursor));
-            }
-        }
     }
 }

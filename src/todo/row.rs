@@ -1,31 +1,29 @@
 //! The columns of a todo, and the row that has them.
 
 use sqlx::{FromRow, Row, postgres::PgRow};
-use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Todo, TodoState};
+use super::{DeletedTodo, Todo, TodoContent, TodoState};
 use crate::{rpc::error::Error, types::id::TodoId};
 
 /// The columns of a todo, in the order in which [`TodoRow`] reads them.
 macro_rules! todo_columns {
     () => {
-        "id, title, description, state, updated_at, version"
+        "id, title, description, state, version"
     };
 }
 pub(super) use todo_columns;
 
 /// The number of columns of a todo: the index of the first further column of a row.
-pub(super) const TODO_COLUMN_COUNT: usize = 6;
+pub(super) const TODO_COLUMN_COUNT: usize = 5;
 
 /// A row with the columns of [`todo_columns`].
 pub(super) struct TodoRow {
-    id: Uuid,
-    title: String,
-    description: String,
-    state: i16,
-    updated_at: OffsetDateTime,
-    version: i64,
+    pub(super) id: Uuid,
+    pub(super) title: String,
+    pub(super) description: String,
+    pub(super) state: i16,
+    pub(super) version: i64,
 }
 
 /// By index and without a check of the type, as the macros of sqlx read rows: lookups by name and
@@ -38,8 +36,7 @@ impl<'r> FromRow<'r, PgRow> for TodoRow {
             title: row.try_get_unchecked(1)?,
             description: row.try_get_unchecked(2)?,
             state: row.try_get_unchecked(3)?,
-            updated_at: row.try_get_unchecked(4)?,
-            version: row.try_get_unchecked(5)?,
+            version: row.try_get_unchecked(4)?,
         })
     }
 }
@@ -48,15 +45,40 @@ impl TryFrom<TodoRow> for Todo {
     type Error = Error;
 
     fn try_from(row: TodoRow) -> Result<Self, Error> {
-        let state = TodoState::parse(row.state.into())
-            .map_err(|_| Error::internal(format!("a todo has the unknown state {}", row.state)))?;
         Ok(Self {
             id: TodoId::from_uuid(row.id),
             title: row.title,
             description: row.description,
-            state,
-            updated_at: row.updated_at,
+            state: parse_state(row.state)?,
             version: row.version,
         })
     }
+}
+
+/// A row of `todo_trash`.
+pub(super) struct DeletedTodoRow {
+    pub(super) id: Uuid,
+    pub(super) title: Option<String>,
+    pub(super) description: Option<String>,
+    pub(super) state: Option<i16>,
+    pub(super) version: i64,
+}
+
+impl TryFrom<DeletedTodoRow> for DeletedTodo {
+    type Error = Error;
+
+    fn try_from(row: DeletedTodoRow) -> Result<Self, Error> {
+        let content = match (row.title, row.description, row.state) {
+            (Some(title), Some(description), Some(state)) => {
+                Some(TodoContent { title, description, state: parse_state(state)? })
+            }
+            _ => None,
+        };
+        Ok(Self { id: TodoId::from_uuid(row.id), content, version: row.version })
+    }
+}
+
+fn parse_state(number: i16) -> Result<TodoState, Error> {
+    TodoState::parse(number.into())
+        .map_err(|_| Error::internal(format!("a todo has the unknown state {number}")))
 }

@@ -4,7 +4,9 @@ use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Description, NewTodo, OrderBy, Title, Todo, TodoCursor, TodoFilter, TodoPatch, TodoState,
+    CONTENT_RETENTION_MICROS, DeletedTodo, Description, NewTodo, Title, Todo, TodoContent,
+    TodoFilter, TodoPatch, TodoState,
+    order::{DeletedTodoCursor, OrderBy, TodoCursor},
     store::TodoStore,
 };
 use crate::{
@@ -13,7 +15,7 @@ use crate::{
         error::Error,
         etag::{self, Precondition},
         page_token::{PageParams, PageRequest, PageTokenCodec, PageTokenScope},
-        proto::{self, to_timestamp, todo::v1 as pb},
+        proto::{self, micros_to_timestamp, to_timestamp, todo::v1 as pb},
         update_mask::UpdateMask,
         validation::{FieldViolations, REQUIRED},
     },
@@ -75,7 +77,7 @@ impl pb::todo_service_server::TodoService for TodoService {
     ) -> Result<Response<pb::UpdateTodoResponse>, Status> {
         let owner_id = Caller::from_request(&request)?.user_id;
         let TodoUpdate { id, precondition, patch } = parse_update(request.into_inner())?;
-        let todo = self.store.update(owner_id, id, precondition, &patch).await?;
+        let todo = self.store.update(owner_id, id, precondition, patch).await?;
         Ok(Response::new(pb::UpdateTodoResponse { todo: Some(todo.into()) }))
     }
 
@@ -87,8 +89,40 @@ impl pb::todo_service_server::TodoService for TodoService {
         let request = request.into_inner();
         let id = parse_id(&request.id)?;
         let precondition = Precondition::parse(&request.etag);
-        self.store.delete(caller.user_id, id, precondition).await?;
-        Ok(Response::new(pb::DeleteTodoResponse {}))
+        let (owner_id, purge) = (caller.user_id, request.purge);
+        let deleted = self.store.delete(owner_id, id, precondition, purge).await?;
+        Ok(Response::new(pb::DeleteTodoResponse { deleted: Some(deleted.into()) }))
+    }
+
+    async fn undelete_todo(
+        &self,
+        request: Request<pb::UndeleteTodoRequest>,
+    ) -> Result<Response<pb::UndeleteTodoResponse>, Status> {
+        let caller = Caller::from_request(&request)?;
+        let id = parse_id(&request.into_inner().id)?;
+        let todo = self.store.undelete(caller.user_id, id).await?;
+        Ok(Response::new(pb::UndeleteTodoResponse { todo: Some(todo.into()) }))
+    }
+
+    async fn list_deleted_todos(
+        &self,
+        request: Request<pb::ListDeletedTodosRequest>,
+    ) -> Result<Response<pb::ListDeletedTodosResponse>, Status> {
+        let caller = Caller::from_request(&request)?;
+        let request = request.into_inner();
+        let scope =
+            PageTokenScope { list: "ListDeletedTodos", owner_id: caller.user_id, query: b"" };
+        let params = PageParams { size: request.page_size, skip: 0, token: &request.page_token };
+        let mut violations = FieldViolations::default();
+        let page = self.page_tokens.parse(&params, &scope, &mut violations);
+        let page = violations.finish(|| page)?;
+        let page = self.store.list_deleted(caller.user_id, page).await?;
+        let last = page.deleted_todos.last().filter(|_| page.has_more);
+        let next_page_token = last.map_or_else(String::new, |deleted| {
+            self.page_tokens.encode(&DeletedTodoCursor { version: deleted.version }, &scope)
+        });
+        let deleted_todos = page.deleted_todos.into_iter().map(pb::DeletedTodo::from).collect();
+        Ok(Response::new(pb::ListDeletedTodosResponse { deleted_todos, next_page_token }))
     }
 }
 
@@ -203,8 +237,22 @@ impl From<Todo> for proto::todo::v1::Todo {
             description: todo.description,
             state: todo.state.number().into(),
             create_time: Some(to_timestamp(todo.id.create_time())),
-            update_time: Some(to_timestamp(todo.updated_at)),
+            update_time: Some(micros_to_timestamp(todo.version)),
             etag: etag::encode(todo.version),
         }
+    }
+}
+
+impl From<DeletedTodo> for proto::todo::v1::DeletedTodo {
+    fn from(DeletedTodo { id, content, version }: DeletedTodo) -> Self {
+        let delete_time = Some(micros_to_timestamp(version));
+        let Some(TodoContent { title, description, state }) = content else {
+            let (id, etag) = (id.to_string(), etag::encode(version));
+            let todo = pb::Todo { id, etag, ..pb::Todo::default() };
+            return Self { todo: Some(todo), delete_time, purge_time: delete_time };
+        };
+        let todo = Todo { id, title, description, state, version };
+        let purge_time = Some(micros_to_timestamp(version + CONTENT_RETENTION_MICROS));
+        Self { todo: Some(todo.into()), delete_time, purge_time }
     }
 }

@@ -26,7 +26,7 @@ use super::{
     io::ConnectionIo,
     tls::ReloadingTls,
 };
-use crate::types::error_chain::BoxError;
+use crate::types::{error_chain::BoxError, jitter::with_jitter};
 
 /// `SETTINGS_MAX_HEADER_LIST_SIZE`: the largest metadata of a request.
 ///
@@ -232,14 +232,6 @@ async fn wait_until_idle(
     }
 }
 
-/// Returns a duration that differs by up to a tenth.
-fn with_jitter(duration: Duration) -> Duration {
-    // The last bits of a UUIDv7 are random.
-    let (_, random) = uuid::Uuid::now_v7().as_u64_pair();
-    let random = u16::try_from(random & 0xffff).unwrap_or_default();
-    duration.mul_f64(0.9 + 0.2 * f64::from(random) / 65_535.0)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{convert::Infallible, future::ready, net::Ipv4Addr};
@@ -311,13 +303,5 @@ mod tests {
         let error = ConnectionError::Http2("reset".into());
         assert_eq!(error.to_string(), "reset");
         assert!(std::error::Error::source(&error).is_none());
-    }
-
-    #[test]
-    fn the_jitter_is_at_most_a_tenth() {
-        for _ in 0..100 {
-            let age = with_jitter(Duration::from_secs(100)).as_secs_f64();
-            assert!((90.0..=110.0).contains(&age), "{age}");
-        }
     }
 }

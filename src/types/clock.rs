@@ -40,8 +40,14 @@ impl Clock {
     /// in a response equals the time that a later query returns.
     #[must_use]
     pub fn now(&self) -> OffsetDateTime {
-        let micros = self.0.start.load(Ordering::Relaxed) + self.elapsed_micros();
-        OffsetDateTime::UNIX_EPOCH + Duration::microseconds(micros)
+        OffsetDateTime::UNIX_EPOCH + Duration::microseconds(self.now_micros())
+    }
+
+    /// Returns the current time in microseconds since the Unix epoch, as the versions of todos
+    /// have it.
+    #[must_use]
+    pub fn now_micros(&self) -> i64 {
+        self.0.start.load(Ordering::Relaxed) + self.elapsed_micros()
     }
 
     /// Starts to read the clock that this one follows.
@@ -61,8 +67,7 @@ impl Clock {
     /// Returns how far the system clock is from this one.
     #[must_use]
     pub fn system_clock_error(&self) -> std::time::Duration {
-        let micros = self.0.start.load(Ordering::Relaxed) + self.elapsed_micros();
-        std::time::Duration::from_micros(micros.abs_diff(system_micros()))
+        std::time::Duration::from_micros(self.now_micros().abs_diff(system_micros()))
     }
 
     fn elapsed_micros(&self) -> i64 {

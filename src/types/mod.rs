@@ -5,5 +5,6 @@ pub mod email;
 pub mod error_chain;
 pub mod id;
 pub mod invalid;
+pub mod jitter;
 pub mod secret_text;
 pub mod text;

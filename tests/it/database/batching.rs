@@ -1,5 +1,7 @@
 //! Batches of queries.
 
+use std::collections::BTreeSet;
+
 use fast_zero::proto::todo::v1::{ListTodosRequest, Todo};
 use tonic::Code;
 
@@ -192,6 +194,114 @@ async fn the_deletion_of_an_owner_does_not_block_inserts_of_others() {
         added.await.expect("no panic").expect("added: the deletion was rolled back");
     }
     assert_eq!(bob.list_all_todos(ListTodosRequest::default()).await.len(), 2);
+}
+
+/// Writes that wait for the same clock share a statement, too.
+#[tokio::test]
+async fn inserts_of_one_owner_are_batched_and_each_gets_its_own_version() {
+    let app = App::start_with(config_with_metrics()).await;
+    let ana = app.signed_up("ana").await;
+    for lock in ["select from users for update", "select from todo_clocks for update"] {
+        let mut lock = app.hold_lock(lock).await;
+        let request_ids: Vec<_> = (0..48).map(|_| unique_name("one-owner-")).collect();
+        let calls = request_ids.iter().enumerate().map(|(number, request_id)| {
+            let ana = ana.clone().with_metadata("x-request-id", request_id);
+            async move {
+                let todo = ana.create_todo(&number.to_string()).await;
+                assert_eq!(todo.title, number.to_string());
+                assert_eq!(ana.get_todo(&todo.id).await, todo);
+                todo.etag
+            }
+        });
+        let calls = tokio::spawn(join_all(calls.collect::<Vec<_>>()));
+        app.wait_until_in_flight(48).await;
+        // Before its first todo, the owner has no clock, and the second write waits for it.
+        lock.wait_until_blocked_by(2).await;
+        lock.release().await;
+        let etags: BTreeSet<_> = calls.await.expect("no panic").into_iter().collect();
+        assert_eq!(etags.len(), 48);
+        let statements: usize = request_ids.iter().map(|id| statement_count(id)).sum();
+        // The reads are batched by themselves, and some may run alone.
+        assert!(statements <= 48, "{statements} statements for 48 inserts and 48 reads");
+    }
+}
+
+#[tokio::test]
+async fn concurrent_updates_are_batched_and_each_gets_its_own_result() {
+    for lock in [LOCK, "select from todo_clocks for update"] {
+        let app = App::start_with(config_with_metrics()).await;
+        let owners = [app.signed_up("ana").await, app.signed_up("bob").await];
+        let mut todos = Vec::new();
+        for number in 0..16 {
+            todos.push(
+                owners[number % 2].create_todo_with(Todo { state: 2, ..todo_titled("old") }).await,
+            );
+        }
+        let mut lock = app.hold_lock(lock).await;
+        let request_ids: Vec<_> = (0..48).map(|_| unique_name("updates-")).collect();
+        let calls = request_ids.iter().enumerate().map(|(call, request_id)| {
+            let (number, kind) = (call % 16, call / 16);
+            let client = owners[number % 2].clone().with_metadata("x-request-id", request_id);
+            let old = todos[number].clone();
+            let title = call.to_string();
+            async move {
+                let id = if kind == 1 { uuid::Uuid::now_v7().to_string() } else { old.id.clone() };
+                // A wrong etag, a missing todo, and another field without an etag.
+                let (etag, title) =
+                    if kind == 0 { ("1".into(), title) } else { (String::new(), title) };
+                let new = Todo { id, etag, title: title.clone(), ..Todo::default() };
+                let result = client.try_update_todo(Some(new), None).await;
+                match kind {
+                    0 => drop(assert_status(result, Code::Aborted, "ETAG_MISMATCH")),
+                    1 => drop(assert_status(result, Code::NotFound, "TODO_NOT_FOUND")),
+                    _ => {
+                        let updated = result.expect("updated").into_inner().todo.expect("a todo");
+                        assert_eq!((&updated.title, updated.state), (&title, 2));
+                        assert_eq!(client.get_todo(&old.id).await, updated);
+                        return Some(updated.etag);
+                    }
+                }
+                None
+            }
+        });
+        let calls = tokio::spawn(join_all(calls.collect::<Vec<_>>()));
+        app.wait_until_in_flight(48).await;
+        lock.wait_until_blocking().await;
+        lock.release().await;
+        let etags: Vec<_> = calls.await.expect("no panic").into_iter().flatten().collect();
+        assert_eq!(etags.len(), 16);
+        let newest = "select count(*) from todo_clocks as clock where version >= (
+            select max(version) from todos where owner_id = clock.owner_id
+        )";
+        assert_eq!(app.fetch_scalar::<i64>(newest).await, 2);
+        let statements: usize = request_ids.iter().map(|id| statement_count(id)).sum();
+        println!("{statements} statements");
+    }
+}
+
+/// A statement changes a row once, so updates of the same todo follow each other.
+#[tokio::test]
+async fn updates_of_one_todo_at_the_same_time_are_all_applied() {
+    let app = App::start_with(config_with_metrics()).await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("old").await;
+    let lock = app.hold_lock("select from todo_clocks for update").await;
+    let calls = (0..24).map(|number| {
+        let (ana, id) = (ana.clone(), todo.id.clone());
+        let mask: &[&str] = if number % 2 == 0 { &["title"] } else { &["description"] };
+        async move {
+            let new = Todo { id, description: "new".into(), ..todo_titled("new") };
+            ana.update_todo(new, Some(mask)).await.etag
+        }
+    });
+    let calls = tokio::spawn(join_all(calls.collect::<Vec<_>>()));
+    app.wait_until_in_flight(24).await;
+    lock.release().await;
+    let etags: BTreeSet<_> = calls.await.expect("no panic").into_iter().collect();
+    assert_eq!(etags.len(), 24);
+    let updated = ana.get_todo(&todo.id).await;
+    assert_eq!((&*updated.title, &*updated.description), ("new", "new"));
+    assert_eq!(etags.last(), Some(&updated.etag));
 }
 
 #[tokio::test]

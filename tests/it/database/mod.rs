@@ -3,5 +3,6 @@
 
 mod batching;
 mod counts;
+mod migrations;
 mod plans;
 mod statements;

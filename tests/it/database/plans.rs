@@ -24,15 +24,30 @@ const MAX_SORTED_ROWS: u32 = 1_001;
 /// four indexes and checks keys in two more.
 const MAX_ADDITIONAL_BUFFERS: u64 = 24;
 
+/// The time of the last write, in microseconds since 1970.
+const NOW: i64 = 1_800_000_000_000_000;
+
 /// The arguments of the statements that the compiler checks, by words that they contain: the
-/// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `NEW` and `NONE` are ids.
-const ARGUMENTS: [(&str, &str); 25] = [
+/// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `GONE`, `NEW` and
+/// `NONE` are ids, and `NOW` is a time.
+const ARGUMENTS: [(&str, &str); 32] = [
     // Todos.
-    ("delete from todos", "OWNER, TODO, null"),
     (
-        "insert into todos ( owner_id, id, title, title_folded, description, description_folded, state, updated_at, version ) select new",
-        "array[OWNER], array[NEW], array['a'], array['a'], array['b'], array['b'], array[1::smallint], array[now()], 1",
+        "for no key update skip locked ), clocks as",
+        "array[OWNER], array[NEW], array['a'], array['a'], array['b'], array['b'], array[1::smallint], NOW",
     ),
+    (
+        "from clock, unnest( $2::uuid[], $3::text[]",
+        "OWNER, array[NEW], array['a'], array['a'], array['b'], array['b'], array[1::smallint], NOW",
+    ),
+    // Deleted todos.
+    ("select distinct owner_id from", "NOW - 2000000000000, 1000"),
+    ("with removed as ( delete from todo_trash", "OWNER, 0, 1, 1000"),
+    ("update todo_trash set title = null", "OWNER, GONE, null, NOW"),
+    ("insert into todo_trash", "OWNER, TODO, null, NOW"),
+    ("insert into todos as restored", "OWNER, GONE, NOW"),
+    ("as \"is_deleted!\"", "OWNER, GONE"),
+    ("from todo_trash where owner_id = $1 and version <", "OWNER, NOW, 101, 1000000, 200"),
     // Users.
     ("from unnest($1::uuid[]) with ordinality as inputs (id", "array[OWNER]"),
     ("version from users where id = $1", "OWNER"),
@@ -85,13 +100,22 @@ async fn create_database(todos: u32) -> (TestDatabase, PgConnection) {
              from generate_series(0, {} - 1) as n, id(1, n)", todos / 10
         ),
         format!(
+            "insert into todo_clocks select id(1, n), {NOW} from generate_series(0, {} - 1) as n",
+            todos / 10
+        ),
+        format!(
             "insert into todos select id(1, n / {TODOS_PER_OWNER}), id(2, n), title, title, about, about,
-                 1 + n % 5, now() - n * interval '1 second', 1
+                 1 + n % 5, {NOW} - n * 1000000::bigint
              from generate_series(0, {todos} - 1) as n,
                  concat('title ', n * 7919::bigint % {todos}) as title, concat('all about ', n) as about"
         ),
+        format!(
+            "insert into todo_trash select id(1, n / {TODOS_PER_OWNER}), id(4, n), 'a', 'a', 'b', 'b', 1,
+                 {NOW} - n * 1000000::bigint - 1
+             from generate_series(0, {todos} - 1) as n"
+        ),
         "analyze".to_owned(),
-        "vacuum users, sessions, todos".to_owned(),
+        "vacuum users, sessions, todo_clocks, todos, todo_trash".to_owned(),
     ] {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect("inserted");
     }
@@ -125,7 +149,7 @@ fn checked_statements() -> Vec<(String, &'static str)> {
 /// their arguments.
 fn todo_statements() -> Vec<(String, String)> {
     let named = fast_zero::todo_statements();
-    assert_eq!(named.len(), 4 + 6 * 4 + 2, "the lists have six orders and four variants");
+    assert_eq!(named.len(), 6 + 6 * 6 + 2, "the lists have six orders and six variants");
     named.into_iter().map(|(name, text)| (on_one_line(text), todo_arguments(&name))).collect()
 }
 
@@ -133,8 +157,14 @@ fn todo_arguments(name: &str) -> String {
     let known = match name {
         "todo_get" => "OWNER, TODO",
         "todo_get_batch" => "array[OWNER], array[TODO]",
-        "todo_insert" => "OWNER, NEW, 'a', 'a', 'b', 'b', 1::smallint, now(), 1",
-        "todo_update" => "OWNER, TODO, null, 'a', 'a', null, null, 2::smallint, now()",
+        "todo_insert" => "OWNER, NEW, 'a', 'a', 'b', 'b', 1::smallint, NOW",
+        "todo_update" => "OWNER, TODO, null, 'a', 'a', null, null, 2::smallint, NOW",
+        "todo_update_batch" => {
+            "array[OWNER], array[TODO], array[null::bigint], array['a'], array['a'], array['b'], array['b'], array[1::smallint], NOW"
+        }
+        "todo_update_group" => {
+            "OWNER, array[TODO], array[null::bigint], array['a'], array['a'], array['b'], array['b'], array[1::smallint], NOW"
+        }
         "todo_list_batch" => "array[OWNER, OWNER], array[NONE, TODO], array[101, 11]",
         "todo_list_batch_measured" => {
             "array[OWNER, OWNER], array[NONE, TODO], array[101, 11], 1000000, 160"
@@ -144,15 +174,26 @@ fn todo_arguments(name: &str) -> String {
     known.to_owned()
 }
 
-/// Returns the arguments of a list: owner, filters, skip, limit, sort key, and byte budget.
+/// Returns the arguments of a list: owner, skip, limit, filters, sort key, and byte budget.
 fn list_arguments(name: &str) -> String {
     let (name, limit, budget) = match name.strip_suffix("_measured") {
         Some(name) => (name, 101, ", 1000000, 160"),
         None => (name, 25, ""),
     };
+    if let Some(key) = match name {
+        "create_time" => Some("NONE"),
+        "create_time_desc" => Some("TODO"),
+        "update_time" => Some("0"),
+        "update_time_desc" => Some("NOW"),
+        "title" => Some("'', '', NONE"),
+        "title_desc" => Some("'z', 'z', TODO"),
+        _ => None,
+    } {
+        return format!("OWNER, 0, {limit}, {key}{budget}");
+    }
     let (order, title_only) = match name.strip_suffix("_by_title") {
         Some(order) => (order, true),
-        None => (name, false),
+        None => (name.strip_suffix("_filtered").expect("a filter"), false),
     };
     // A title that no todo contains makes the statement read all titles of the owner.
     let (filters, key) = match (order, title_only) {
@@ -160,17 +201,17 @@ fn list_arguments(name: &str) -> String {
         ("create_time", false) => ("null, null, null", "NONE"),
         ("create_time_desc", true) => ("'title 1', null, null", "TODO"),
         ("create_time_desc", false) => ("null, null, null", "TODO"),
-        ("update_time", true) => ("'none', null, null", "'0001-01-01', NONE"),
-        ("update_time", false) => ("null, null, null", "'0001-01-01', NONE"),
-        ("update_time_desc", true) => ("'title 1', null, null", "'9999-01-01', TODO"),
-        ("update_time_desc", false) => ("null, null, null", "'9999-01-01', TODO"),
+        ("update_time", true) => ("'none', null, null", "0"),
+        ("update_time", false) => ("null, null, null", "0"),
+        ("update_time_desc", true) => ("'title 1', null, null", "NOW"),
+        ("update_time_desc", false) => ("null, null, null", "NOW"),
         ("title", true) => ("'title 1', null, null", "'', '', NONE"),
         ("title", false) => ("'title', null, '{1,2}'", "'', '', NONE"),
         ("title_desc", true) => ("'none', null, null", "'z', 'z', TODO"),
         ("title_desc", false) => ("null, 'about', null", "'z', 'z', TODO"),
         _ => panic!("no arguments for the order {order}"),
     };
-    format!("OWNER, {filters}, 0, {limit}, {key}{budget}")
+    format!("OWNER, 0, {limit}, {filters}, {key}{budget}")
 }
 
 /// Replaces the names of ids by those in the middle of the tables.
@@ -183,6 +224,8 @@ fn with_ids(arguments: &str, todos: u32) -> String {
         .replace("TODO", &id(2, todo))
         .replace("NEW", &id(3, 0))
         .replace("NONE", &id(0, 0))
+        .replace("GONE", &id(4, todo))
+        .replace("NOW", &NOW.to_string())
 }
 
 /// Runs a statement, rolls it back, and returns its plan.
@@ -233,7 +276,7 @@ async fn no_statement_reads_more_in_large_tables() {
             }
         }
         // The search of titles must not read the rows, which are scattered over the table.
-        if statement.contains("id = any(array(") {
+        if statement.contains("id = any(array( select id from todos") {
             let mut nodes = nodes(&plan).into_iter();
             let is_of_index = nodes.any(|node| node["Node Type"] == "Index Only Scan");
             assert!(is_of_index, "{statement}\n{plan:#}");

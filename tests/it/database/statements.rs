@@ -6,8 +6,8 @@ use fast_zero::proto::{
         RefreshTokenRequest,
     },
     todo::v1::{
-        CreateTodoRequest, DeleteTodoRequest, GetTodoRequest, ListTodosRequest, Todo,
-        UpdateTodoRequest,
+        CreateTodoRequest, DeleteTodoRequest, GetTodoRequest, ListDeletedTodosRequest,
+        ListTodosRequest, Todo, UpdateTodoRequest,
     },
     user::v1::{CreateUserRequest, GetUserRequest, ListUsersRequest, UpdateUserRequest, User},
 };
@@ -68,10 +68,29 @@ async fn a_call_with_a_cached_session_costs_one_statement() {
     assert_eq!(update.await, 1, "UpdateTodo");
 
     let delete = count(&ana, async |ana| {
-        let request = DeleteTodoRequest { id: todo.id.clone(), etag: String::new() };
+        let request = DeleteTodoRequest { id: todo.id.clone(), ..<_>::default() };
         ana.todos().delete_todo(request).await.expect("a response")
     });
     assert_eq!(delete.await, 1, "DeleteTodo");
+
+    let list_deleted = count(&ana, async |ana| {
+        let request = ListDeletedTodosRequest::default();
+        ana.todos().list_deleted_todos(request).await.expect("a response")
+    });
+    assert_eq!(list_deleted.await, 1, "ListDeletedTodos");
+
+    let undelete = count(&ana, async |ana| ana.undelete_todo(&todo.id).await);
+    assert_eq!(undelete.await, 1, "UndeleteTodo");
+
+    let purge = count(&ana, async |ana| ana.purge_todo(&todo.id).await);
+    assert_eq!(purge.await, 1, "DeleteTodo of a todo with purge");
+
+    let purge = count(&ana, async |ana| {
+        let deleted = ana.create_todo("deleted first").await;
+        ana.delete_todo(&deleted.id).await;
+        ana.purge_todo(&deleted.id).await
+    });
+    assert_eq!(purge.await, 3, "CreateTodo, DeleteTodo, and DeleteTodo with purge");
 
     let sessions = count(&ana, async |ana| {
         ana.auth().list_sessions(ListSessionsRequest {}).await.expect("a response")

@@ -7,7 +7,7 @@ use tonic::{Code, Response};
 use tonic_types::StatusExt;
 
 use crate::support::{
-    App,
+    App, Client,
     app::config,
     assert::{assert_hides_cause, assert_status},
     parallel::join_all,
@@ -132,23 +132,36 @@ async fn a_cancelled_call_does_not_affect_other_calls() {
 async fn a_call_waits_for_a_connection_for_a_part_of_its_deadline() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let todo = ana.create_todo("locked").await;
-    let unguarded = Todo { etag: String::new(), ..todo.clone() };
-    let mut lock = app.lock_todo(&todo.id).await;
-    let connections = config().limits.database_max_connections;
-    let updates: Vec<_> = (0..connections)
-        .map(|_| {
-            let (ana, todo) = (ana.clone(), unguarded.clone());
-            tokio::spawn(async move { ana.try_update_todo(Some(todo), Some(&["title"])).await })
+    let todos = two_todos_of_each_owner(&app, &ana).await;
+    let mut lock = app.hold_lock("select from todos for update").await;
+    let deletions: Vec<_> = todos
+        .iter()
+        .map(|(owner, todo)| {
+            let (owner, id) = (owner.clone(), todo.id.clone());
+            tokio::spawn(async move { owner.try_delete_todo(&id, "").await })
         })
         .collect();
-    lock.wait_until_blocked_by(connections.into()).await;
-    let refused = ana.try_get_todo(&todo.id).await;
+    lock.wait_until_blocked_by(config().limits.database_max_connections.into()).await;
+    let refused = ana.try_get_todo(&todos[0].1.id).await;
     assert_status(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
     lock.release().await;
-    for update in updates {
-        update.await.expect("no panic").expect("updated");
+    for deletion in deletions {
+        deletion.await.expect("no panic").expect("deleted");
     }
+}
+
+/// Creates a todo for each connection of the pool: two for each owner, because only two writes of
+/// one owner are in progress at once.
+async fn two_todos_of_each_owner(app: &App, ana: &Client) -> Vec<(Client, Todo)> {
+    let mut owners = vec![ana.clone()];
+    for number in 1..config().limits.database_max_connections / 2 {
+        owners.push(app.signed_up(&format!("other{number}")).await);
+    }
+    let mut todos = Vec::new();
+    for owner in owners.iter().chain(&owners) {
+        todos.push((owner.clone(), owner.create_todo("locked").await));
+    }
+    todos
 }
 
 #[tokio::test]
@@ -156,21 +169,20 @@ async fn a_cancelled_call_holds_its_connection_for_five_seconds_at_most() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("a").await;
-    let unguarded = Todo { etag: String::new(), ..todo.clone() };
+    let todos = two_todos_of_each_owner(&app, &ana).await;
     app.execute(
         "create function sleep() returns trigger language plpgsql as
          $$ begin perform pg_sleep(60); return null; end $$;
-         create trigger sleep before update on todos
+         create trigger sleep before delete on todos
          for each statement execute function sleep()",
     )
     .await;
     let started = Instant::now();
-    let hurried = ana.clone().with_metadata("grpc-timeout", "500m");
-    let updates = (0..config().limits.database_max_connections).map(|_| {
-        let (hurried, todo) = (hurried.clone(), unguarded.clone());
-        async move { hurried.try_update_todo(Some(todo), Some(&["title"])).await }
+    let deletions = todos.into_iter().map(|(owner, todo)| {
+        let hurried = owner.with_metadata("grpc-timeout", "500m");
+        async move { hurried.try_delete_todo(&todo.id, "").await }
     });
-    for ended in join_all(updates).await {
+    for ended in join_all(deletions).await {
         ended.expect_err("its statement takes longer");
     }
     wait_until("a connection is free", async || ana.try_get_todo(&todo.id).await.is_ok()).await;

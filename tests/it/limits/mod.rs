@@ -7,6 +7,7 @@ mod constants;
 mod flood;
 mod memory;
 mod messages;
+mod owner_writes;
 mod streams;
 
 use fast_zero::proto::todo::v1::{ListTodosRequest, Todo};

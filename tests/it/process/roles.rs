@@ -98,7 +98,7 @@ async fn a_role_without_a_privilege_is_rejected_or_not_ready() {
 
     execute(
         "grant select on all tables in schema public to ROLE;
-         grant insert, update, delete on users, sessions to ROLE",
+         grant insert, update, delete on users, sessions, todo_clocks, todo_trash to ROLE",
     )
     .await;
     let (code, output) = server().output().await;
@@ -113,6 +113,10 @@ async fn a_role_without_a_privilege_is_rejected_or_not_ready() {
     for (statement, status) in [
         ("revoke insert on todos from ROLE", ServingStatus::NotServing),
         ("grant insert on todos to ROLE", ServingStatus::Serving),
+        ("revoke update on todo_clocks from ROLE", ServingStatus::NotServing),
+        ("grant update on todo_clocks to ROLE", ServingStatus::Serving),
+        ("revoke delete on todo_trash from ROLE", ServingStatus::NotServing),
+        ("grant delete on todo_trash to ROLE", ServingStatus::Serving),
     ] {
         execute(statement).await;
         wait_until(statement, async || check_health(&channel, "").await == status).await;

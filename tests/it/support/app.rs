@@ -107,9 +107,9 @@ impl App {
 
     /// Starts a replica with other settings.
     pub async fn start_replica_with(&self, config: Config) -> Replica {
-        let RunningServer { address, shutdown, .. } =
+        let RunningServer { address, metrics_address, shutdown, .. } =
             spawn_server(self.database.options.clone(), config).await;
-        Replica { channel: connect(address).await, shutdown }
+        Replica { channel: connect(address).await, metrics_address, shutdown }
     }
 
     /// Returns a client without a token.
@@ -153,6 +153,8 @@ impl Drop for App {
 #[derive(Debug)]
 pub struct Replica {
     pub channel: Channel,
+    /// The address of the port for metrics, if the settings enable it.
+    pub metrics_address: Option<SocketAddr>,
     shutdown: CancellationToken,
 }
 

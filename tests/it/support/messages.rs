@@ -116,6 +116,7 @@ fn any_value(field: &FieldDescriptor, known: &KnownValues) -> BoxedStrategy<Valu
     match field.kind() {
         Kind::String => any_text(field, known).prop_map(Value::String).boxed(),
         Kind::Int32 => any_number().prop_map(Value::I32).boxed(),
+        Kind::Bool => any::<bool>().prop_map(Value::Bool).boxed(),
         Kind::Int64 => any::<i64>().prop_map(Value::I64).boxed(),
         Kind::Enum(kind) => {
             let numbers: Vec<_> = kind.values().map(|value| value.number()).collect();

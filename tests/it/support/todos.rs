@@ -1,9 +1,10 @@
 //! The RPCs of `TodoService`.
 
 use fast_zero::proto::todo::v1::{
-    CreateTodoRequest, CreateTodoResponse, DeleteTodoRequest, DeleteTodoResponse, GetTodoRequest,
-    GetTodoResponse, ListTodosRequest, ListTodosResponse, Todo, UpdateTodoRequest,
-    UpdateTodoResponse,
+    CreateTodoRequest, CreateTodoResponse, DeleteTodoRequest, DeleteTodoResponse, DeletedTodo,
+    GetTodoRequest, GetTodoResponse, ListDeletedTodosRequest, ListDeletedTodosResponse,
+    ListTodosRequest, ListTodosResponse, Todo, UndeleteTodoRequest, UndeleteTodoResponse,
+    UpdateTodoRequest, UpdateTodoResponse,
 };
 use prost_types::FieldMask;
 use tonic::Response;
@@ -86,7 +87,54 @@ impl Client {
     }
 
     pub async fn try_delete_todo(&self, id: &str, etag: &str) -> RpcResult<DeleteTodoResponse> {
-        let request = DeleteTodoRequest { id: id.to_owned(), etag: etag.to_owned() };
+        let request = DeleteTodoRequest { id: id.to_owned(), etag: etag.to_owned(), purge: false };
         self.todos().delete_todo(request).await
+    }
+
+    pub async fn delete_todo(&self, id: &str) -> DeletedTodo {
+        let response = self.try_delete_todo(id, "").await.expect("deleted");
+        response.into_inner().deleted.expect("a deleted todo")
+    }
+
+    pub async fn try_purge_todo(&self, id: &str, etag: &str) -> RpcResult<DeleteTodoResponse> {
+        let request = DeleteTodoRequest { id: id.to_owned(), etag: etag.to_owned(), purge: true };
+        self.todos().delete_todo(request).await
+    }
+
+    pub async fn purge_todo(&self, id: &str) -> DeletedTodo {
+        let response = self.try_purge_todo(id, "").await.expect("purged");
+        response.into_inner().deleted.expect("a deleted todo")
+    }
+
+    pub async fn try_undelete_todo(&self, id: &str) -> RpcResult<UndeleteTodoResponse> {
+        self.todos().undelete_todo(UndeleteTodoRequest { id: id.to_owned() }).await
+    }
+
+    pub async fn undelete_todo(&self, id: &str) -> Todo {
+        let response = self.try_undelete_todo(id).await.expect("restored");
+        response.into_inner().todo.expect("a todo")
+    }
+
+    pub async fn try_list_deleted_todos(
+        &self,
+        request: ListDeletedTodosRequest,
+    ) -> RpcResult<ListDeletedTodosResponse> {
+        self.todos().list_deleted_todos(request).await
+    }
+
+    /// Returns the deleted todos of all pages of this size.
+    pub async fn list_deleted_todos(&self, page_size: i32) -> Vec<DeletedTodo> {
+        let mut request = ListDeletedTodosRequest { page_size, ..<_>::default() };
+        let mut deleted = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let page = self.try_list_deleted_todos(request.clone()).await.expect("listed");
+            let page = page.into_inner();
+            deleted.extend(page.deleted_todos);
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
+                return deleted;
+            }
+        }
+        panic!("the list does not end");
     }
 }

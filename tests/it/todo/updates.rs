@@ -263,10 +263,14 @@ async fn concurrent_updates_without_an_etag_all_succeed() {
     let ana = app.signed_up("ana").await;
     let old = ana.create_todo("old").await;
     let unguarded = Todo { etag: String::new(), ..old.clone() };
-    let mut etags = BTreeSet::from([old.etag]);
+    let version = |etag: String| etag.parse::<i64>().expect("a version");
+    let mut versions = BTreeSet::from([version(old.etag)]);
     for response in update_at_once(&ana, &unguarded).await {
-        etags.insert(response.expect("updated").into_inner().todo.expect("a todo").etag);
+        let updated = response.expect("updated").into_inner().todo.expect("a todo");
+        versions.insert(version(updated.etag));
     }
-    assert_eq!(etags.len(), 33);
-    assert_eq!(app.fetch_scalar::<i64>("select version from todos").await, 33);
+    assert_eq!(versions.len(), 33);
+    let newest = versions.last().copied().expect("33 versions");
+    assert_eq!(app.fetch_scalar::<i64>("select version from todos").await, newest);
+    assert_eq!(app.fetch_scalar::<i64>("select version from todo_clocks").await, newest);
 }

@@ -1,7 +1,7 @@
 //! The user that makes the calls, and a bystander.
 
 use fast_zero::proto::{
-    todo::v1::{GetTodoRequest, GetTodoResponse, ListTodosRequest, Todo},
+    todo::v1::{GetTodoRequest, GetTodoResponse, ListDeletedTodosRequest, ListTodosRequest, Todo},
     user::v1::ListUsersRequest,
 };
 use prost::Message;
@@ -28,9 +28,17 @@ impl Caller {
         let mut client = anonymous.logged_in(&username, PASSWORD).await.expect("logged in");
         client.user = Some(user.clone());
         let (one, _) = (client.create_todo("one").await, client.create_todo("two").await);
+        let mut deleted = String::new();
+        for title in ["three", "four"] {
+            deleted = client.create_todo(title).await.id;
+            client.delete_todo(&deleted).await;
+        }
         let todos = ListTodosRequest { page_size: 1, ..<_>::default() };
         let users = ListUsersRequest { page_size: 1, ..<_>::default() };
+        let deleted_todos = ListDeletedTodosRequest { page_size: 1, ..<_>::default() };
+        let deleted_todos = client.try_list_deleted_todos(deleted_todos).await.expect("listed");
         let page_tokens = vec![
+            deleted_todos.into_inner().next_page_token,
             String::new(),
             client.list_todos(todos).await.next_page_token,
             client.list_users(users).await.next_page_token,
@@ -38,9 +46,19 @@ impl Caller {
         let tokens = client.tokens().clone();
         let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
         let known = KnownValues::from([
-            ("id", vec!["me".into(), user.id, one.id.clone(), one.id, Uuid::now_v7().to_string()]),
+            (
+                "id",
+                vec![
+                    "me".into(),
+                    user.id,
+                    one.id.clone(),
+                    one.id,
+                    deleted,
+                    Uuid::now_v7().to_string(),
+                ],
+            ),
             ("session_id", vec![tokens.session_id, Uuid::now_v7().to_string()]),
-            ("etag", owned(&["", "", "1", "2"])),
+            ("etag", vec![String::new(), String::new(), "1".into(), "2".into(), one.etag]),
             ("login", vec![username.clone(), email.clone()]),
             ("username", vec![username, unique_name("new"), unique_name("new")]),
             ("email", vec![email, format!("{}@example.com", unique_name("new"))]),

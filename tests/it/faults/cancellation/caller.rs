@@ -7,7 +7,7 @@ use std::{
 
 use fast_zero::proto::{
     auth::v1::{ListSessionsRequest, LogoutScope},
-    todo::v1::{ListTodosRequest, Todo},
+    todo::v1::{ListDeletedTodosRequest, ListTodosRequest, Todo},
     user::v1::ListUsersRequest,
 };
 use fastrand::Rng;
@@ -39,6 +39,8 @@ pub(super) struct Caller {
     pub(super) todo: Todo,
     /// Todos that calls may delete.
     pub(super) todos: Vec<Todo>,
+    /// The todo of the last call that deleted one.
+    pub(super) deleted: Option<Todo>,
 }
 
 impl Caller {
@@ -48,7 +50,7 @@ impl Caller {
         let todo = client.create_todo("0").await;
         let rng = Rng::with_seed(seed.wrapping_add(number as u64));
         let channel = app.channel.clone();
-        Self { client, channel, number, rng, refresh_token, todo, todos: Vec::new() }
+        Self { client, channel, number, rng, refresh_token, todo, todos: Vec::new(), deleted: None }
     }
 
     pub(super) async fn make_calls(mut self, state: Arc<SharedState>, calls: usize) {
@@ -154,8 +156,17 @@ impl Caller {
         let text = self.rng.u32(..).to_string();
         let changed = Todo { title: text.clone(), description: text.clone(), ..self.todo.clone() };
         let changed = Todo { etag: String::new(), ..changed };
-        let todo = if method == "DeleteTodo" { self.todos.pop() } else { None };
+        let todo = match method {
+            "DeleteTodo" => {
+                self.deleted = self.todos.pop();
+                self.deleted.clone()
+            }
+            "UndeleteTodo" => self.deleted.clone(),
+            _ => None,
+        };
         let todo = todo.unwrap_or_else(|| self.missing_todo());
+        // Every other deletion purges.
+        let purge = self.rng.bool();
         async move {
             match method {
                 "CreateUser" => {
@@ -187,7 +198,13 @@ impl Caller {
                     discard(client.try_list_todos(request).await)
                 }
                 "UpdateTodo" => discard(client.try_update_todo(Some(changed), None).await),
+                "DeleteTodo" if purge => discard(client.try_purge_todo(&todo.id, "").await),
                 "DeleteTodo" => discard(client.try_delete_todo(&todo.id, "").await),
+                "UndeleteTodo" => discard(client.try_undelete_todo(&todo.id).await),
+                "ListDeletedTodos" => {
+                    let request = ListDeletedTodosRequest { page_size: 10, ..<_>::default() };
+                    discard(client.try_list_deleted_todos(request).await)
+                }
                 _ => {
                     let (target, action) = target.expect("all other methods have a target");
                     perform(&client, &target, action).await

@@ -101,6 +101,9 @@ pub(super) async fn every_method_works(app: &App) {
             assert_eq!(user.get_todo(&todo.id).await.title, "b");
             assert_eq!(user.list_all_todos(<_>::default()).await.len(), 1);
             user.try_delete_todo(&todo.id, "").await.expect("deleted");
+            assert_eq!(user.list_deleted_todos(0).await.len(), 1);
+            user.undelete_todo(&todo.id).await;
+            user.purge_todo(&todo.id).await;
             user.log_out(LogoutScope::AllSessions).await;
             let user = anonymous.logged_in(&name, NEW_PASSWORD).await.expect("logged in");
             user.try_delete_user("me", "").await.expect("deleted");

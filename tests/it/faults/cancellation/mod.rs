@@ -51,7 +51,7 @@ const LOGIN_USERNAME: &str = "regular";
 const MAX_SESSIONS: i64 = 100;
 
 /// Every method of the API, with the codes of its allowed errors here.
-const METHODS: [(&str, &[Code]); 17] = [
+const METHODS: [(&str, &[Code]); 19] = [
     ("CreateUser", &[Code::ResourceExhausted]),
     ("GetUser", &[]),
     ("ListUsers", &[]),
@@ -70,6 +70,9 @@ const METHODS: [(&str, &[Code]); 17] = [
     ("UpdateTodo", &[]),
     // An earlier cancelled call may have deleted the todo.
     ("DeleteTodo", &[Code::NotFound]),
+    // An earlier cancelled call may not have deleted the todo, or have restored it.
+    ("UndeleteTodo", &[Code::NotFound, Code::AlreadyExists]),
+    ("ListDeletedTodos", &[]),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

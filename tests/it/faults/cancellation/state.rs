@@ -144,12 +144,14 @@ pub(super) async fn insert(app: &App, targets: &[TargetRow]) {
              )
              select u, unnest(array[session, other]), 0, now(), now() + interval '1 day', '', ''
              from targets
+         ), clocks as (
+             insert into todo_clocks select u, 2 from targets
          )
          insert into todos (
-             owner_id, id, title, title_folded, description, description_folded, state,
-             updated_at, version
+             owner_id, id, title, title_folded, description, description_folded, state, version
          )
-         select u, unnest(array[session, other]), 'a', 'a', '', '', 1, now(), 1 from targets",
+         select u, unnest(array[session, other]), 'a', 'a', '', '', 1, unnest(array[1, 2])
+         from targets",
     )
     .bind(column(|target| target.user))
     .bind(column(|target| target.session))

@@ -7,7 +7,7 @@ use std::{
 
 use fast_zero::proto::{
     auth::v1::LogoutScope,
-    todo::v1::{ListTodosRequest, Todo, TodoState},
+    todo::v1::{DeletedTodo, ListTodosRequest, Todo, TodoState},
 };
 use fastrand::Rng;
 use tokio::sync::mpsc::UnboundedSender;
@@ -30,6 +30,8 @@ pub(super) struct Worker {
     /// The refresh token of that session. `None` if the last refresh had no response.
     pub(super) refresh_token: Option<String>,
     pub(super) todos: BTreeMap<String, Todo>,
+    /// The deleted todos that are not purged.
+    pub(super) deleted: BTreeMap<String, DeletedTodo>,
     /// The other sessions by id, without a client if the login had no response.
     pub(super) others: BTreeMap<String, Option<Client>>,
     /// Revoked sessions.
@@ -45,6 +47,8 @@ pub(super) enum Call {
     Create(Todo),
     Update(Todo),
     Delete(String),
+    Undelete(String),
+    Purge(String),
     LogIn,
     Refresh(String),
     Revoke(String),
@@ -52,8 +56,14 @@ pub(super) enum Call {
     ChangePassword(String),
 }
 
-/// The data of a user: todos, and the ids of sessions.
-pub(super) type UserData = (BTreeMap<String, Todo>, BTreeSet<String>);
+/// The data of a user.
+#[derive(Debug, PartialEq)]
+pub(super) struct UserData {
+    pub(super) todos: BTreeMap<String, Todo>,
+    pub(super) deleted: BTreeMap<String, DeletedTodo>,
+    /// The ids of sessions.
+    pub(super) sessions: BTreeSet<String>,
+}
 
 impl Worker {
     pub(super) async fn new(service: &Service, number: usize, rng: Rng) -> Self {
@@ -68,6 +78,7 @@ impl Worker {
             refresh_token: Some(client.tokens().refresh_token.clone()),
             client,
             todos: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             others: BTreeMap::new(),
             revoked: Vec::new(),
             lost_call: None,
@@ -101,6 +112,7 @@ impl Worker {
 
     pub(super) fn random_call(&mut self) -> Call {
         let todo = self.rng.choice(self.todos.values()).cloned();
+        let deleted = self.rng.choice(self.deleted.keys()).cloned();
         let other = self.rng.choice(self.others.keys()).cloned();
         let text = format!("{:016x}", self.rng.u64(..));
         match (self.rng.u8(..40), todo, other, self.refresh_token.clone()) {
@@ -114,6 +126,8 @@ impl Worker {
             (26..28, .., Some(token)) => Call::Refresh(token),
             (28, ..) => Call::LogOutOthers,
             (29, ..) => Call::ChangePassword(text),
+            (30..33, ..) if deleted.is_some() => Call::Undelete(deleted.unwrap_or_default()),
+            (33, ..) if deleted.is_some() => Call::Purge(deleted.unwrap_or_default()),
             _ => Call::Create(Todo { state: self.random_state(), ..todo_titled(&text) }),
         }
     }
@@ -137,8 +151,19 @@ impl Worker {
                 self.insert_todo(todo, response.into_inner().todo.expect("a todo"));
             }
             Call::Delete(id) => {
-                client.try_delete_todo(id, "").await?;
+                let response = client.try_delete_todo(id, "").await?;
+                let deleted = response.into_inner().deleted.expect("a deleted todo");
                 self.todos.remove(id);
+                self.deleted.insert(id.clone(), deleted);
+            }
+            Call::Undelete(id) => {
+                let response = client.try_undelete_todo(id).await?;
+                self.deleted.remove(id);
+                self.todos.insert(id.clone(), response.into_inner().todo.expect("a todo"));
+            }
+            Call::Purge(id) => {
+                client.try_purge_todo(id, "").await?;
+                self.deleted.remove(id);
             }
             Call::LogIn => {
                 let session = client.logged_in(&self.name, &self.password).await?;
@@ -230,14 +255,23 @@ impl Worker {
 
     pub(super) fn model_data(&self) -> UserData {
         let own = self.client.tokens().session_id.clone();
-        (self.todos.clone(), self.others.keys().cloned().chain([own]).collect())
+        UserData {
+            todos: self.todos.clone(),
+            deleted: self.deleted.clone(),
+            sessions: self.others.keys().cloned().chain([own]).collect(),
+        }
     }
 
     pub(super) async fn read_data(&self) -> UserData {
         let todos = self.client.list_all_todos(ListTodosRequest::default()).await;
         let sessions = self.client.list_sessions().await;
-        let todos = todos.into_iter().map(|todo| (todo.id.clone(), todo));
-        (todos.collect(), sessions.into_iter().map(|session| session.id).collect())
+        let deleted = self.client.list_deleted_todos(0).await;
+        let id = |deleted: &DeletedTodo| deleted.todo.as_ref().expect("a todo").id.clone();
+        UserData {
+            todos: todos.into_iter().map(|todo| (todo.id.clone(), todo)).collect(),
+            deleted: deleted.into_iter().map(|deleted| (id(&deleted), deleted)).collect(),
+            sessions: sessions.into_iter().map(|session| session.id).collect(),
+        }
     }
 
     /// Returns `true` if the login succeeds, and logs out again.
@@ -256,7 +290,8 @@ impl Worker {
     }
 
     /// Applies a call without a response, but with a visible outcome, to the model.
-    pub(super) fn apply(&mut self, call: Call, (todos, sessions): &UserData) {
+    pub(super) fn apply(&mut self, call: Call, data: &UserData) {
+        let UserData { todos, deleted, sessions } = data;
         match call {
             Call::Create(sent) => {
                 let made = todos.values().find(|todo| todo.title == sent.title);
@@ -266,9 +301,19 @@ impl Worker {
                 let made = todos.get(&sent.id).expect("the updated todo");
                 self.insert_todo(&sent, made.clone());
             }
-            Call::Delete(id) => drop(self.todos.remove(&id)),
+            Call::Delete(id) => {
+                self.todos.remove(&id);
+                let made = deleted.get(&id).expect("the deleted todo").clone();
+                self.deleted.insert(id, made);
+            }
+            Call::Undelete(id) => {
+                self.deleted.remove(&id);
+                let made = todos.get(&id).expect("the restored todo").clone();
+                self.todos.insert(id, made);
+            }
+            Call::Purge(id) => drop(self.deleted.remove(&id)),
             Call::LogIn => {
-                let (_, known) = self.model_data();
+                let known = self.model_data().sessions;
                 self.others
                     .extend(sessions.difference(&known).map(|id| (id.clone(), None)).take(1));
             }

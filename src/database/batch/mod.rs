@@ -3,17 +3,25 @@
 //! If a permit is free, a call runs its query alone; otherwise it joins the next batch. The
 //! busier the server, the larger the batches, and the more calls share one round trip and,
 //! for writes, one commit. Each query has its own result.
+//!
+//! Writes take the clock of their owner. A batch takes only clocks that are free; the writes of an
+//! owner whose clock is not wait for it together, in a statement of their own.
 
-use std::{fmt, sync::Arc, time::Duration};
+mod worker;
+
+use std::{fmt, pin::pin, time::Duration};
 
 use sqlx::PgConnection;
-use tokio::{
-    sync::{Mutex, Semaphore, mpsc, oneshot},
-    time::timeout,
-};
+use tokio::{sync::oneshot, time::timeout};
 
+use self::worker::{Job, Queue, Responder};
 use super::Database;
-use crate::{rpc::error::Error, telemetry::traces::TraceContext};
+use crate::{
+    limits::owner_writes::{OwnerWrites, WritePermit},
+    rpc::error::Error,
+    telemetry::traces::TraceContext,
+    types::id::UserId,
+};
 
 /// Statements of one kind in progress: one runs while the results of the other are delivered.
 ///
@@ -31,6 +39,12 @@ const MAX_BATCH_LEN: usize = 32;
 /// Test: `dropped_calls_leave_a_bounded_number_of_queries`.
 const MAX_QUEUED: usize = MAX_CONCURRENT_BATCHES * MAX_BATCH_LEN;
 
+/// How long a write that runs alone counts among the statements in progress. If it takes longer,
+/// it most likely waits for the clock of its owner, and those of other owners must not wait, too.
+///
+/// Test: `a_write_that_waits_for_a_clock_delays_no_other_owner`.
+const CLOCK_WAIT_THRESHOLD: Duration = Duration::from_millis(20);
+
 /// A kind of query that can run alone or in a batch.
 pub(crate) trait BatchQuery: fmt::Debug + 'static {
     /// The parameters of one query.
@@ -45,29 +59,33 @@ pub(crate) trait BatchQuery: fmt::Debug + 'static {
     ) -> impl Future<Output = Result<Self::Output, Error>> + Send;
 
     /// Runs several queries with one statement, and returns their results in order. `None`
-    /// asks for a query to run alone, because it would block or fail the others.
+    /// asks for a query to run without the others, because it would block or fail them.
     fn run_batch(
         connection: &mut PgConnection,
         inputs: &[Self::Input],
     ) -> impl Future<Output = Result<Vec<Option<Self::Output>>, Error>> + Send;
+
+    /// Returns the owner to whose todos the query writes, or `None` if it reads.
+    fn writer(_input: &Self::Input) -> Option<UserId> {
+        None
+    }
+
+    /// Does the same as [`Self::run_batch`] for writes of one owner, and may wait for another
+    /// write of the owner. `None` asks for a query to run alone.
+    fn run_group(
+        connection: &mut PgConnection,
+        inputs: &[Self::Input],
+    ) -> impl Future<Output = Result<Vec<Option<Self::Output>>, Error>> + Send {
+        Self::run_batch(connection, inputs)
+    }
 }
 
 /// Runs queries of one kind, batched or not.
 pub(crate) struct QueryBatcher<Q: BatchQuery> {
     database: Database,
+    writes: OwnerWrites,
     /// `None` if batching is disabled.
     queue: Option<Queue<Q>>,
-}
-
-struct Queue<Q: BatchQuery> {
-    permits: Arc<Semaphore>,
-    jobs: mpsc::Sender<Job<Q>>,
-}
-
-/// A queued query.
-struct Job<Q: BatchQuery> {
-    input: Q::Input,
-    responder: Responder<Q::Output>,
 }
 
 impl<Q: BatchQuery> fmt::Debug for QueryBatcher<Q> {
@@ -81,22 +99,58 @@ impl<Q: BatchQuery> QueryBatcher<Q> {
     /// fails: no call waits for longer.
     #[must_use]
     pub(crate) fn new(database: Database, enabled: bool, deadline: Duration) -> Self {
-        let queue = enabled.then(|| Queue::start(&database, deadline));
-        Self { database, queue }
+        Self::with_writes(database, OwnerWrites::default(), enabled, deadline)
+    }
+
+    /// Does the same as [`Self::new`] for writes, which `writes` limits.
+    #[must_use]
+    pub(crate) fn with_writes(
+        database: Database,
+        writes: OwnerWrites,
+        enabled: bool,
+        deadline: Duration,
+    ) -> Self {
+        let queue = enabled.then(|| Queue::start(&database, &writes, deadline));
+        Self { database, writes, queue }
     }
 
     /// Runs one query. A call that is dropped before its batch starts runs none.
     pub(crate) async fn run(&self, input: Q::Input) -> Result<Q::Output, Error> {
+        let writer = Q::writer(&input);
         let Some(Queue { permits, jobs }) = &self.queue else {
-            return run_single::<Q>(&self.database, &input).await;
+            let permit = match writer {
+                Some(owner_id) => Some(self.writes.acquire(owner_id).await),
+                None => None,
+            };
+            return self.run_single(permit, &input).await;
         };
-        if let Ok(_permit) = permits.try_acquire() {
-            return run_single::<Q>(&self.database, &input).await;
+        if let Ok(batch_permit) = permits.try_acquire() {
+            let Some(owner_id) = writer else {
+                return self.run_single(None, &input).await;
+            };
+            // Without a permit, it waits with other writes of its owner.
+            if let Some(permit) = self.writes.try_acquire(owner_id) {
+                let mut running = pin!(self.run_single(Some(permit), &input));
+                if let Ok(output) = timeout(CLOCK_WAIT_THRESHOLD, &mut running).await {
+                    return output;
+                }
+                drop(batch_permit);
+                return running.await;
+            }
         }
         let (sender, receiver) = oneshot::channel();
         let responder = Responder { sender, trace: TraceContext::current() };
         jobs.send(Job { input, responder }).await.map_err(|_| reply_dropped())?;
         receiver.await.map_err(|_| reply_dropped())?
+    }
+
+    async fn run_single(
+        &self,
+        permit: Option<WritePermit>,
+        input: &Q::Input,
+    ) -> Result<Q::Output, Error> {
+        let work = async |connection: &mut PgConnection| Q::run_one(connection, input).await;
+        self.database.run_guarded(permit, work).await
     }
 }
 
@@ -122,151 +176,14 @@ fn reply_dropped() -> Error {
     Error::internal("a batch ended without the result of a query")
 }
 
-impl<Q: BatchQuery> Queue<Q> {
-    /// Starts one worker for each permit. They run as long as the batcher exists.
-    fn start(database: &Database, deadline: Duration) -> Self {
-        let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_BATCHES));
-        let (jobs, receiver) = mpsc::channel(MAX_QUEUED);
-        let receiver = Arc::new(Mutex::new(receiver));
-        for _ in 0..MAX_CONCURRENT_BATCHES {
-            let worker = Worker {
-                database: database.clone(),
-                permits: permits.clone(),
-                receiver: receiver.clone(),
-                deadline,
-            };
-            tokio::spawn(async move {
-                // A panic fails one batch, not the worker.
-                while tokio::spawn(worker.clone().run()).await.is_err() {}
-            });
-        }
-        Self { permits, jobs }
-    }
-}
-
-/// Runs the queued queries in batches.
-struct Worker<Q: BatchQuery> {
-    database: Database,
-    permits: Arc<Semaphore>,
-    receiver: Arc<Mutex<mpsc::Receiver<Job<Q>>>>,
-    deadline: Duration,
-}
-
-impl<Q: BatchQuery> Clone for Worker<Q> {
-    fn clone(&self) -> Self {
-        Self {
-            database: self.database.clone(),
-            permits: self.permits.clone(),
-            receiver: self.receiver.clone(),
-            deadline: self.deadline,
-        }
-    }
-}
-
-impl<Q: BatchQuery> Worker<Q> {
-    async fn run(self) {
-        let mut batch = Vec::with_capacity(MAX_BATCH_LEN);
-        loop {
-            // Held until the permit is there, so that all queries queued by then join the batch.
-            let mut receiver = self.receiver.lock().await;
-            let Some(first) = receiver.recv().await else {
-                return;
-            };
-            let Ok(_permit) = self.permits.acquire().await else {
-                return;
-            };
-            batch.push(first);
-            while batch.len() < MAX_BATCH_LEN
-                && let Ok(next) = receiver.try_recv()
-            {
-                batch.push(next);
-            }
-            drop(receiver);
-            self.run_batch(batch.drain(..)).await;
-        }
-    }
-
-    async fn run_batch(&self, jobs: impl Iterator<Item = Job<Q>>) {
-        let live = jobs.filter(|job| !job.responder.sender.is_closed());
-        let (inputs, responders): (Vec<_>, Vec<_>) =
-            live.map(|job| (job.input, job.responder)).unzip();
-        // The first call of the batch has its spans and log lines.
-        let Some(trace) = responders.first().map(|responder| responder.trace.clone()) else {
-            return;
-        };
-        let outputs = self.database.run(async |connection| match &*inputs {
-            [input] => Ok(vec![Some(Q::run_one(connection, input).await?)]),
-            inputs => Q::run_batch(connection, inputs).await,
-        });
-        let outputs = timeout(self.deadline, trace.in_context(outputs)).await;
-        match outputs.unwrap_or(Err(Error::DeadlineExceeded)) {
-            Ok(outputs) => {
-                for ((input, responder), output) in inputs.into_iter().zip(responders).zip(outputs)
-                {
-                    match output {
-                        Some(output) => responder.send(Ok(output)),
-                        // In a task of its own: the next batch does not wait for it.
-                        None => drop(tokio::spawn(responder.run_alone::<Q>(
-                            self.database.clone(),
-                            input,
-                            self.deadline,
-                        ))),
-                    }
-                }
-            }
-            Err(error) => {
-                // The first call that still waits logs the source.
-                let waiting = |responder: &Responder<_>| !responder.sender.is_closed();
-                let mut responders = responders.into_iter().filter(waiting);
-                let first = responders.next();
-                responders.for_each(|responder| responder.send(Err(error.duplicate())));
-                if let Some(first) = first {
-                    first.send(Err(error));
-                }
-            }
-        }
-    }
-}
-
-/// Sends the result to the call that waits for it.
-struct Responder<T> {
-    sender: oneshot::Sender<Result<T, Error>>,
-    trace: TraceContext,
-}
-
-impl<T> Responder<T> {
-    fn send(self, output: Result<T, Error>) {
-        // Fails if the call was dropped.
-        let _ = self.sender.send(output);
-    }
-
-    async fn run_alone<Q: BatchQuery<Output = T>>(
-        mut self,
-        database: Database,
-        input: Q::Input,
-        deadline: Duration,
-    ) {
-        let output = self.trace.clone().in_context(run_single::<Q>(&database, &input));
-        let output = tokio::select! {
-            output = timeout(deadline, output) => output,
-            () = self.sender.closed() => return,
-        };
-        self.send(output.unwrap_or(Err(Error::DeadlineExceeded)));
-    }
-}
-
-async fn run_single<Q: BatchQuery>(
-    database: &Database,
-    input: &Q::Input,
-) -> Result<Q::Output, Error> {
-    database.run(async |connection| Q::run_one(connection, input).await).await
-}
-
 #[cfg(test)]
 mod tests {
-    use sqlx::postgres::PgConnectOptions;
+    use std::sync::Arc;
 
-    use super::*;
+    use sqlx::postgres::PgConnectOptions;
+    use tokio::sync::{Mutex, Semaphore, mpsc};
+
+    use super::{worker::Worker, *};
 
     /// A query that never gets a permit.
     #[derive(Debug)]
@@ -305,6 +222,7 @@ mod tests {
         let nowhere = PgConnectOptions::new_without_pgpass().socket("/nowhere");
         let worker = Worker::<TestQuery> {
             database: Database::new(nowhere, 1).expect("a pool without connections"),
+            writes: OwnerWrites::default(),
             permits: Arc::new(Semaphore::new(1)),
             receiver: Arc::new(Mutex::new(mpsc::channel(1).1)),
             deadline: Duration::from_secs(5),
