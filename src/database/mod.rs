@@ -5,6 +5,7 @@ mod clock_skew;
 pub(crate) mod connect;
 pub(crate) mod errors;
 mod health;
+pub(crate) mod incarnation;
 pub(crate) mod migrate;
 mod pool;
 pub(crate) mod url;

@@ -22,7 +22,10 @@ use crate::{
         admission::{MemoryReservation, StreamPermit},
         client_quota::ClientQuota,
     },
-    rpc::{caller::ClientIp, error::Error, policy::Method, validation::FieldViolations},
+    rpc::{
+        caller::ClientIp, error::Error, open_stream::OpenStream, policy::Method,
+        validation::FieldViolations,
+    },
     transport::{ConnectionState, Inbound},
     types::invalid::InvalidValue,
 };
@@ -61,6 +64,8 @@ pub(super) struct Call<B = Incoming> {
     pub(super) stream_guards: Option<StreamGuards>,
     /// The credential behind a stream, which ends with it.
     pub(super) stream_credential: Option<StreamCredential>,
+    /// What the layers share with the handler of a stream of the API.
+    pub(super) open_stream: Option<OpenStream>,
 }
 
 /// The call's entries in the trackers that a shutdown and a draining connection wait for.
@@ -105,6 +110,12 @@ impl Call {
         };
         let method = context.methods.get(request.uri().path());
         request.extensions_mut().insert(ClientIp(client_ip));
+        let is_api_stream =
+            method.is_some_and(|method| method.server_streaming && method.system.is_none());
+        let open_stream = is_api_stream.then(OpenStream::default);
+        if let Some(stream) = &open_stream {
+            request.extensions_mut().insert(stream.clone());
+        }
         Self {
             context,
             request,
@@ -118,6 +129,7 @@ impl Call {
             in_flight: Some(in_flight),
             stream_guards: None,
             stream_credential: None,
+            open_stream,
         }
     }
 }
@@ -138,6 +150,7 @@ impl<B> Call<B> {
             in_flight: self.in_flight,
             stream_guards: self.stream_guards,
             stream_credential: self.stream_credential,
+            open_stream: self.open_stream,
         }
     }
 

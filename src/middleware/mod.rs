@@ -11,7 +11,8 @@
 //! deadline ──────── unary: the shorter of grpc-timeout and the default; DEADLINE_EXCEEDED
 //! load shedding ─── memory, quotas, a permit, the whole request; RESOURCE_EXHAUSTED
 //! authentication ── the caller from the metadata; UNAUTHENTICATED
-//! stream ────────── ends a stream: deadline, token, session, connection age, shutdown
+//! stream ────────── ends a stream: deadline, token, session, connection age, shutdown, a client
+//!                   that does not read it
 //!     │
 //!     ▼
 //! routes: health and reflection from the start, the API once the database is ready
@@ -33,6 +34,8 @@ mod policy;
 mod request_id;
 mod routes;
 mod stream;
+mod stream_progress;
+mod streaming_body;
 mod telemetry;
 
 use std::{

@@ -22,6 +22,7 @@ use self::{
 };
 use super::{
     DeletedTodo, NewTodo, Todo, TodoFilter, TodoPatch,
+    changes::hub::WatchHub,
     list::{self, TodoPage},
     list_batch::{BatchablePage, ListBatchablePages},
     order::{DeletedTodoCursor, OrderBy, TodoCursor},
@@ -67,6 +68,7 @@ pub(super) const GET_BATCH: &str = concat!(
 pub(crate) struct TodoStore {
     database: Database,
     writes: OwnerWrites,
+    watches: WatchHub,
     find: QueryBatcher<FindTodos>,
     list: QueryBatcher<ListBatchablePages>,
     insert: QueryBatcher<InsertTodos>,
@@ -74,8 +76,14 @@ pub(crate) struct TodoStore {
 }
 
 impl TodoStore {
-    /// Creates the store. `deadline` is the longest time for which a batched query waits.
-    pub(crate) fn new(database: Database, batching: bool, deadline: Duration) -> Self {
+    /// Creates the store, whose writes wake `watches`. `deadline` is the longest time for which a
+    /// batched query waits.
+    pub(crate) fn new(
+        database: Database,
+        watches: WatchHub,
+        batching: bool,
+        deadline: Duration,
+    ) -> Self {
         let writes = OwnerWrites::default();
         Self {
             find: QueryBatcher::new(database.clone(), batching, deadline),
@@ -84,6 +92,7 @@ impl TodoStore {
             update: QueryBatcher::with_writes(database.clone(), writes.clone(), batching, deadline),
             database,
             writes,
+            watches,
         }
     }
 
@@ -97,7 +106,10 @@ impl TodoStore {
         todo: NewTodo,
         now: OffsetDateTime,
     ) -> Result<Todo, Error> {
-        self.insert.run(Insert { owner_id, todo, now: clock::to_micros(now) }).await
+        let created =
+            self.insert.run(Insert { owner_id, todo, now: clock::to_micros(now) }).await?;
+        self.watches.wake(owner_id, created.version);
+        Ok(created)
     }
 
     /// Gets a todo.
@@ -138,7 +150,9 @@ impl TodoStore {
         now: OffsetDateTime,
     ) -> Result<Todo, Error> {
         let update = Update { owner_id, id, precondition, patch, now: clock::to_micros(now) };
-        self.update.run(update).await
+        let updated = self.update.run(update).await?;
+        self.watches.wake(owner_id, updated.version);
+        Ok(updated)
     }
 
     /// Deletes a todo. With `purge`, also its content, even if it is deleted already.
@@ -154,14 +168,16 @@ impl TodoStore {
         now: OffsetDateTime,
     ) -> Result<DeletedTodo, Error> {
         let target = Target { owner_id, id, precondition, now: clock::to_micros(now) };
-        self.write(owner_id, async |connection| {
+        let write = async |connection: &mut PgConnection| {
             if purge {
                 trash::purge(connection, target).await
             } else {
                 trash::delete(connection, target).await
             }
-        })
-        .await
+        };
+        let deleted = self.write(owner_id, write).await?;
+        self.watches.wake(owner_id, deleted.version);
+        Ok(deleted)
     }
 
     /// Restores a deleted todo.
@@ -175,10 +191,12 @@ impl TodoStore {
         now: OffsetDateTime,
     ) -> Result<Todo, Error> {
         let now = clock::to_micros(now);
-        self.write(owner_id, async |connection| {
+        let write = async |connection: &mut PgConnection| {
             trash::undelete(connection, owner_id, id, now).await
-        })
-        .await
+        };
+        let restored = self.write(owner_id, write).await?;
+        self.watches.wake(owner_id, restored.version);
+        Ok(restored)
     }
 
     /// Lists the deleted todos that are not purged, the newest deletion first.
