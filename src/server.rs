@@ -45,7 +45,12 @@ use crate::{
         metrics::{Metrics, ScrapeSources},
         traces::{self, CallTracer},
     },
-    todo::{service::TodoService, store::TodoStore, sweep::TrashSweeper},
+    todo::{
+        changes::{cursor::CursorCodec, hub::WatchHub, service::ChangeService},
+        service::TodoService,
+        store::TodoStore,
+        sweep::TrashSweeper,
+    },
     transport::{accept::Acceptor, failures::FailureLog, tls},
     types::error_chain::{BoxError, ErrorChain},
     user::{service::UserService, sign_up_limit::SignUpLimiter, store::UserStore},
@@ -99,12 +104,13 @@ impl Server {
             ReadinessReporter::new(&READINESS_SERVICES, metrics.database_up.clone());
         let max_calls = usize::from(config.limits.max_concurrent_calls);
         let max_connections = config.limits.max_connections_per_peer as usize;
-        let quotas = ClientQuotas::new(client_limits(max_calls, max_connections));
+        let max_streams = config.limits.max_watches_per_peer as usize;
+        let quotas = ClientQuotas::new(client_limits(max_calls, max_connections, max_streams));
         let context = Arc::new(Context {
             methods,
             metrics: metrics.clone(),
             tracer: CallTracer::new(collector_channel(config)?)?,
-            admission: Admission::new(max_calls),
+            admission: Admission::new(max_calls, config.limits.max_watches as usize),
             quotas: quotas.clone(),
             trusted_proxies: config.listen.trusted_proxies.clone(),
             calls: <_>::default(),
@@ -366,9 +372,11 @@ fn build_api(
         invalidate_sessions: Arc::new(move |user_id| sessions.invalidate(user_id)),
         page_tokens: page_tokens.clone(),
     };
+    let watches = WatchHub::new(config.limits.max_watches_per_user.into(), metrics.watches.clone());
     let todo = TodoService {
-        store: TodoStore::new(database.clone(), batching, MAX_CALL_TIMEOUT),
+        store: TodoStore::new(database.clone(), watches.clone(), batching, MAX_CALL_TIMEOUT),
         page_tokens,
+        changes: ChangeService::new(database.clone(), CursorCodec::new(keyring), watches),
     };
     let routes =
         Routes::new(AuthServiceServer::new(auth).max_decoding_message_size(MAX_REQUEST_BYTES))

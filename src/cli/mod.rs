@@ -1,5 +1,6 @@
 //! The command line: arguments, one file for each subcommand, and exit codes.
 
+mod after_restore;
 #[cfg(feature = "embedded")]
 mod embedded;
 mod healthcheck;
@@ -28,7 +29,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use self::{healthcheck::HealthcheckArgs, migrate::MigrateArgs};
+use self::{after_restore::AfterRestoreArgs, healthcheck::HealthcheckArgs, migrate::MigrateArgs};
 use crate::{
     config::{Config, ConfigError, LogConfig, dotenv},
     database::url,
@@ -60,6 +61,8 @@ enum Command {
     Serve(Box<Config>),
     /// Apply schema migrations, and exit
     Migrate(Box<MigrateArgs>),
+    /// Make clients that follow changes start over, after a restore of the database, and exit
+    AfterRestore(Box<AfterRestoreArgs>),
     /// Check the health of a server: exits with 0 if it is SERVING, 2 if it cannot connect, 3 if the RPC fails, 4 if it is not SERVING
     Healthcheck(Box<HealthcheckArgs>),
     /// Print the methods of the API, and who may call them
@@ -167,6 +170,9 @@ fn try_run() -> Result<ExitCode, ExitError> {
     match command.unwrap_or_else(|| Command::Serve(Box::new(config))) {
         Command::Serve(config) => with_log(config.log.clone(), || block_on(serve::run(*config))),
         Command::Migrate(args) => with_log(args.log.clone(), || block_on(migrate::run(*args))),
+        Command::AfterRestore(args) => {
+            with_log(args.log.clone(), || block_on(after_restore::run(*args)))
+        }
         Command::Healthcheck(args) => {
             with_log(args.log.clone(), || block_on(healthcheck::run(*args)))
         }

@@ -22,6 +22,11 @@ const MAX_DATABASE_CONNECTIONS: i64 = 1_000;
 /// Test: `settings_are_rejected_above_their_maximum`.
 const MAX_CONNECTIONS: i64 = 100_000;
 
+/// The maximum number of open watches of todos: a poll names all of their owners.
+///
+/// Test: `settings_are_rejected_above_their_maximum`.
+const MAX_WATCHES: i64 = 100_000;
+
 /// The longest lifetime of a connection, in seconds: a day.
 ///
 /// Test: `settings_are_rejected_above_their_maximum`.
@@ -50,6 +55,18 @@ pub struct LimitConfig {
     /// Maximum age of a connection, with a jitter of a tenth, in seconds
     #[arg(long, env, default_value_t = 1_800, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTION_SECONDS))]
     pub connection_max_age_seconds: u32,
+
+    /// Open watches of todos
+    #[arg(long, env, default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..=MAX_WATCHES))]
+    pub max_watches: u32,
+
+    /// Open watches of todos per client IP address (IPv6: per /64)
+    #[arg(long, env, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=MAX_WATCHES))]
+    pub max_watches_per_peer: u32,
+
+    /// Open watches of todos per user
+    #[arg(long, env, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_watches_per_user: u16,
 
     /// Sign-ups, and rejected changes of a username or email, per client IP address (IPv6: per /64) and minute
     #[arg(long, env, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]

@@ -352,6 +352,8 @@ mod tests {
             ("--database-max-connections", 1_000),
             ("--max-connections", 100_000),
             ("--max-connections-per-peer", 100_000),
+            ("--max-watches", 100_000),
+            ("--max-watches-per-peer", 100_000),
             ("--connection-idle-seconds", 86_400),
             ("--connection-max-age-seconds", 86_400),
             ("--database-wait-seconds", 3_600),

@@ -4,6 +4,7 @@ pub(crate) mod batch;
 pub(crate) mod connect;
 pub(crate) mod errors;
 mod health;
+pub(crate) mod incarnation;
 pub(crate) mod migrate;
 mod pool;
 mod state;

@@ -42,8 +42,10 @@ impl DatabaseState {
                  current_setting('transaction_read_only')::boolean,
                  array(
                      select privilege || ' on ' || name
-                     from unnest(array['users', 'sessions', 'todos', 'todo_clocks', 'todo_trash'])
-                             as name,
+                     from unnest(array[
+                             'users', 'sessions', 'todos', 'todo_clocks', 'todo_trash',
+                             'database_incarnation'
+                         ]) as name,
                          unnest(array['select', 'insert', 'update', 'delete']) as privilege
                      where not has_table_privilege(to_regclass(name), privilege)
                  ),

@@ -43,15 +43,15 @@ const MAX_LARGE_RESPONSES_PER_CLIENT: usize = MAX_LARGE_RESPONSES / 4 * 3;
 /// Test: `health_calls_are_limited_per_client`.
 const MAX_HEALTH_CALLS_PER_CLIENT: usize = 256;
 
-/// Server streams at once, reflection included. Each may hold one message of its handler.
+/// Reflection streams at once. Settings limit the streams of the API.
 ///
 /// Test: `streams_are_limited_in_total`.
-const MAX_STREAMS: usize = 1_024;
+const MAX_REFLECTION_STREAMS: usize = 1_024;
 
-/// Server streams of one client: as many as half of a connection's concurrent streams.
+/// Reflection streams of one client: as many as half of a connection's concurrent streams.
 ///
-/// Test: `streams_are_limited_per_client`.
-const MAX_STREAMS_PER_CLIENT: usize = 64;
+/// Test: `streams_are_limited_in_total`.
+const MAX_REFLECTION_STREAMS_PER_CLIENT: usize = 64;
 
 /// The server is overloaded and sheds the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +64,7 @@ pub(crate) struct Admission {
     calls: Semaphore,
     queue: Semaphore,
     streams: Arc<Semaphore>,
+    reflection_streams: Arc<Semaphore>,
     large_responses: Arc<Semaphore>,
     memory_kib: Arc<Semaphore>,
 }
@@ -101,16 +102,21 @@ pub(crate) struct StreamPermit {
     _quota: Arc<ClientQuota>,
 }
 
-/// Returns the limits of each client, for `max_calls` calls in flight and `max_connections`
-/// open connections.
+/// Returns the limits of each client, for `max_calls` calls in flight, `max_connections` open
+/// connections of the client, and its `max_streams` open streams of the API.
 ///
 /// One client may hold all call permits, but only half of the queue.
-pub(crate) fn client_limits(max_calls: usize, max_connections: usize) -> ClientLimits {
+pub(crate) fn client_limits(
+    max_calls: usize,
+    max_connections: usize,
+    max_streams: usize,
+) -> ClientLimits {
     ClientLimits {
         connections: max_connections,
         calls: max_calls + max_calls.div_ceil(2),
         health_calls: MAX_HEALTH_CALLS_PER_CLIENT,
-        streams: MAX_STREAMS_PER_CLIENT,
+        streams: max_streams,
+        reflection_streams: MAX_REFLECTION_STREAMS_PER_CLIENT,
         large_responses: MAX_LARGE_RESPONSES_PER_CLIENT,
     }
 }
@@ -120,13 +126,15 @@ fn memory_budget_kib(max_calls: usize) -> usize {
 }
 
 impl Admission {
-    /// Creates permits for `max_calls` calls in flight, and a queue of the same length.
+    /// Creates permits for `max_calls` calls in flight, a queue of the same length, and
+    /// `max_streams` open streams of the API.
     #[must_use]
-    pub(crate) fn new(max_calls: usize) -> Self {
+    pub(crate) fn new(max_calls: usize, max_streams: usize) -> Self {
         Self {
             calls: Semaphore::new(max_calls),
             queue: Semaphore::new(max_calls),
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            streams: Arc::new(Semaphore::new(max_streams)),
+            reflection_streams: Arc::new(Semaphore::new(MAX_REFLECTION_STREAMS)),
             large_responses: Arc::new(Semaphore::new(MAX_LARGE_RESPONSES)),
             memory_kib: Arc::new(Semaphore::new(memory_budget_kib(max_calls))),
         }
@@ -192,18 +200,20 @@ impl Admission {
         Ok(CallPermit { _client_permit: client_permit, _global_permit: global_permit })
     }
 
-    /// Acquires a permit for one server stream.
+    /// Acquires a permit for one stream of the API.
     pub(crate) fn acquire_stream(
         &self,
         quota: &Arc<ClientQuota>,
     ) -> Result<StreamPermit, Overloaded> {
-        let client = quota.streams.clone().try_acquire_owned().map_err(|_| Overloaded)?;
-        let global = self.streams.clone().try_acquire_owned().map_err(|_| Overloaded)?;
-        Ok(StreamPermit {
-            _client_permit: client,
-            _global_permit: Some(global),
-            _quota: quota.clone(),
-        })
+        StreamPermit::acquire(&quota.streams, &self.streams, quota)
+    }
+
+    /// Acquires a permit for one reflection stream.
+    pub(crate) fn acquire_reflection(
+        &self,
+        quota: &Arc<ClientQuota>,
+    ) -> Result<StreamPermit, Overloaded> {
+        StreamPermit::acquire(&quota.reflection_streams, &self.reflection_streams, quota)
     }
 
     /// Acquires a permit for one call of the health service, unary or a stream. Only the
@@ -226,6 +236,18 @@ impl Admission {
             quota.release_memory(kib);
         }
         memory
+    }
+}
+
+impl StreamPermit {
+    fn acquire(
+        client: &Arc<Semaphore>,
+        global: &Arc<Semaphore>,
+        quota: &Arc<ClientQuota>,
+    ) -> Result<Self, Overloaded> {
+        let client = client.clone().try_acquire_owned().map_err(|_| Overloaded)?;
+        let global = global.clone().try_acquire_owned().map_err(|_| Overloaded)?;
+        Ok(Self { _client_permit: client, _global_permit: Some(global), _quota: quota.clone() })
     }
 }
 
@@ -269,7 +291,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn large_responses_are_limited_in_total_and_per_client() {
-        let (admission, quotas) = (Admission::new(1), ClientQuotas::new(client_limits(1, 1)));
+        let (admission, quotas) = (Admission::new(1, 1), ClientQuotas::new(client_limits(1, 1, 1)));
         let mut permits = Vec::new();
         for (client, total) in [(1, 12), (2, 16)] {
             let quota = quota(&quotas, client);
@@ -282,14 +304,20 @@ mod tests {
 
     #[test]
     fn streams_are_limited_in_total() {
-        let (admission, quotas) = (Admission::new(1), ClientQuotas::new(client_limits(1, 1)));
+        let (admission, quotas) =
+            (Admission::new(1, 100), ClientQuotas::new(client_limits(1, 1, 7)));
         let mut permits = Vec::new();
         for client in 0..32 {
             let quota = quota(&quotas, client);
             while let Ok(permit) = admission.acquire_stream(&quota) {
                 permits.push(permit);
             }
+            let open = permits.len();
+            while let Ok(permit) = admission.acquire_reflection(&quota) {
+                permits.push(permit);
+            }
+            assert!(permits.len() - open <= 64, "client {client}");
         }
-        assert_eq!(permits.len(), 1_024);
+        assert_eq!(permits.len(), 100 + 1_024);
     }
 }

@@ -31,8 +31,10 @@ pub(crate) struct ClientLimits {
     pub(crate) calls: usize,
     /// Calls of the health service, streams included.
     pub(crate) health_calls: usize,
-    /// Server streams.
+    /// Streams of the API.
     pub(crate) streams: usize,
+    /// Reflection streams.
+    pub(crate) reflection_streams: usize,
     /// Large responses that are being produced or sent.
     pub(crate) large_responses: usize,
 }
@@ -65,6 +67,7 @@ impl ClientQuotas {
             calls: Semaphore::new(self.limits.calls),
             health_calls: semaphore(self.limits.health_calls),
             streams: semaphore(self.limits.streams),
+            reflection_streams: semaphore(self.limits.reflection_streams),
             large_responses: semaphore(self.limits.large_responses),
             memory_kib: AtomicUsize::new(0),
             key,
@@ -89,6 +92,7 @@ pub(crate) struct ClientQuota {
     pub(crate) calls: Semaphore,
     pub(crate) health_calls: Arc<Semaphore>,
     pub(crate) streams: Arc<Semaphore>,
+    pub(crate) reflection_streams: Arc<Semaphore>,
     pub(crate) large_responses: Arc<Semaphore>,
     /// Memory reserved for the client's calls and their messages.
     memory_kib: AtomicUsize,

@@ -9,8 +9,8 @@ use tonic::{Code, Status, body::Body};
 use super::{
     call::Call,
     compression::{
-        Encoding, GRPC_ENCODING, GZIP, MESSAGE_PREFIX_LEN, MIN_COMPRESSED_BYTES, compress,
-        declared_len, failed_body, is_compressed,
+        Encoding, GRPC_ENCODING, GZIP, MIN_COMPRESSED_BYTES, compress, declared_len, failed_body,
+        is_compressed,
     },
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     },
     rpc::{
         error::{self, Error},
-        protocol::ProtocolError,
+        protocol::{MESSAGE_PREFIX_LEN, ProtocolError},
     },
 };
 
@@ -198,7 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_response_is_compressed_if_the_budget_allows_it() {
-        let (admission, quotas) = (Admission::new(1), ClientQuotas::new(client_limits(1, 1)));
+        let (admission, quotas) = (Admission::new(1, 1), ClientQuotas::new(client_limits(1, 1, 1)));
         let quota = |client| quotas.get(Ipv4Addr::from_bits(client).into());
         for len in [20_000, 200_000] {
             let mut message = vec![0; len];

@@ -22,7 +22,10 @@ use crate::{
         admission::{MemoryReservation, StreamPermit},
         client_quota::ClientQuota,
     },
-    rpc::{caller::ClientIp, error::Error, policy::Method, validation::FieldViolations},
+    rpc::{
+        caller::ClientIp, error::Error, open_stream::OpenStream, policy::Method,
+        validation::FieldViolations,
+    },
     transport::{ConnectionState, Inbound},
     types::invalid::InvalidValue,
 };
@@ -63,6 +66,8 @@ pub(super) struct Call<B = Incoming> {
     pub(super) compressed: Option<Vec<u8>>,
     /// The credential behind a stream, which ends with it.
     pub(super) stream_credential: Option<StreamCredential>,
+    /// What the layers share with the handler of a stream of the API.
+    pub(super) open_stream: Option<OpenStream>,
 }
 
 /// The call's entries in the trackers that a shutdown and a draining connection wait for.
@@ -119,6 +124,12 @@ impl Call {
         let method = context.methods.get(uri.path()).filter(|_| uri.query().is_none());
         let via_trusted_proxy = is_trusted(connection.peer_ip, &context.trusted_proxies);
         request.extensions_mut().insert(ClientIp { ip: client_ip, via_trusted_proxy });
+        let is_api_stream =
+            method.is_some_and(|method| method.server_streaming && method.system.is_none());
+        let open_stream = is_api_stream.then(OpenStream::default);
+        if let Some(stream) = &open_stream {
+            request.extensions_mut().insert(stream.clone());
+        }
         Self {
             context,
             request,
@@ -133,6 +144,7 @@ impl Call {
             stream_guards: None,
             compressed: None,
             stream_credential: None,
+            open_stream,
         }
     }
 }
@@ -154,6 +166,7 @@ impl<B> Call<B> {
             stream_guards: self.stream_guards,
             compressed: self.compressed,
             stream_credential: self.stream_credential,
+            open_stream: self.open_stream,
         }
     }
 

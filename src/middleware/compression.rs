@@ -16,7 +16,10 @@ use hyper::body::Bytes;
 use tonic::{Status, body::Body};
 
 use crate::{
-    rpc::{error::Error, protocol::ProtocolError},
+    rpc::{
+        error::Error,
+        protocol::{MESSAGE_PREFIX_LEN, ProtocolError},
+    },
     types::error_chain::BoxError,
 };
 
@@ -28,9 +31,6 @@ pub(super) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encod
 
 /// The value of [`GRPC_ENCODING`] for gzip.
 pub(super) const GZIP: HeaderValue = HeaderValue::from_static("gzip");
-
-/// The prefix of a length-prefixed message (gRPC over HTTP/2): a compression flag and the length.
-pub(super) const MESSAGE_PREFIX_LEN: usize = 5;
 
 /// The compression flag in the prefix of a message.
 const COMPRESSED: u8 = 1;

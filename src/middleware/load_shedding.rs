@@ -8,7 +8,7 @@
 //!   stream permit. The permit stands for the memory of the open stream.
 //! - A call of the health service acquires a permit of the client only: load never fails a
 //!   probe.
-//! - A reflection stream acquires a stream permit, and memory for what it may buffer.
+//! - A reflection stream acquires a permit of its own kind, and memory for what it may buffer.
 
 use std::{
     future::{Ready, ready},
@@ -86,7 +86,7 @@ fn pre_admit(call: &mut Call) -> Result<Admitted, Error> {
             let overhead = CALL_OVERHEAD_KIB + REFLECTION_STREAM_KIB + headers();
             let memory = admission.reserve(&call.quota, overhead)?;
             Admitted::System(StreamGuards {
-                _permit: admission.acquire_stream(&call.quota)?,
+                _permit: admission.acquire_reflection(&call.quota)?,
                 _memory: Some(memory),
                 _in_flight: call.in_flight.take(),
             })

@@ -12,7 +12,8 @@
 //! load shedding ─── memory, quotas, a permit, the whole request; RESOURCE_EXHAUSTED
 //! authentication ── the caller from the metadata; UNAUTHENTICATED
 //! decompression ─── the message, within the limits; OUT_OF_RANGE, RESOURCE_EXHAUSTED
-//! stream ────────── ends a stream: deadline, token, session, connection age, shutdown
+//! stream ────────── ends a stream: deadline, token, session, connection age, shutdown, a client
+//!                   that does not read it
 //!     │
 //!     ▼
 //! routes: health and reflection from the start, the API once the database is ready
@@ -36,6 +37,8 @@ mod request_id;
 mod routes;
 mod single_message;
 mod stream;
+mod stream_progress;
+mod streaming_body;
 mod telemetry;
 
 use std::{

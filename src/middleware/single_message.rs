@@ -9,9 +9,12 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Bytes;
 use tonic::Status;
 
-use super::compression::{MESSAGE_PREFIX_LEN, declared_len};
+use super::compression::declared_len;
 use crate::{
-    rpc::{error::Error, protocol::ProtocolError},
+    rpc::{
+        error::Error,
+        protocol::{MESSAGE_PREFIX_LEN, ProtocolError},
+    },
     types::error_chain::BoxError,
 };
 

@@ -18,7 +18,10 @@ use tracing::{Instrument, field, instrument::Instrumented};
 
 use super::call::Call;
 use crate::{
-    rpc::error::status_code,
+    rpc::{
+        error::status_code,
+        open_stream::{OpenStream, Sent},
+    },
     telemetry::{
         metrics::{self, GaugeGuard, MethodMetrics},
         traces::{self, CallSpan, InContext},
@@ -69,6 +72,7 @@ fn start(call: &Call) -> (CallRecorder, tracing::Span) {
         call_span,
         span: span.clone(),
         code: Code::Cancelled,
+        stream: call.open_stream.clone(),
         _in_flight: GaugeGuard::new(&call.context.metrics.calls_in_flight),
     };
     (recorder, span)
@@ -151,6 +155,7 @@ struct CallRecorder {
     span: tracing::Span,
     /// The status, CANCELLED until the response ends.
     code: Code,
+    stream: Option<OpenStream>,
     _in_flight: GaugeGuard,
 }
 
@@ -170,9 +175,14 @@ impl Drop for CallRecorder {
         self.metrics.observe(self.code, duration);
         self.call_span.end(self.code, code);
         let _entered = self.span.enter();
+        let stream = self.stream.as_ref();
         // Probes come every few seconds.
         if self.is_system {
             tracing::debug!(code, duration_ms, "call");
+        } else if let Some((stream, sent)) = stream.and_then(|it| Some((it, it.sent()?))) {
+            let Sent { messages, changes, bytes } = sent;
+            let reason = stream.reason();
+            tracing::info!(code, duration_ms, messages, changes, bytes, reason, "call");
         } else {
             tracing::info!(code, duration_ms, "call");
         }

@@ -10,11 +10,20 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use super::{proto::error::v1::ErrorReason, protocol::ProtocolError, validation::FieldViolations};
+use super::{
+    error_hint::hint,
+    expired_cursor::{ExpiredCursor, MAX_CURSOR_AGE_DAYS},
+    proto::error::v1::ErrorReason,
+    protocol::ProtocolError,
+    validation::FieldViolations,
+};
 use crate::{
     crypto::hashing::HashingError,
     limits::admission::Overloaded,
-    types::error_chain::{BoxError, ErrorChain},
+    types::{
+        error_chain::{BoxError, ErrorChain},
+        jitter::random_fraction,
+    },
 };
 
 /// The domain of all reasons (`google.rpc.ErrorInfo`).
@@ -27,6 +36,11 @@ const OVERLOADED_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// The delay after which a client may repeat a call that found no database: about the interval
 /// of the health check.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// The longest delay after which a client whose connection closes may reconnect.
+///
+/// Test: `a_shutdown_ends_watches_with_a_last_cursor`.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
 /// Why a call fails. The text is the message that the client gets; each variant is documented
 /// with its namesake in `fastzero.error.v1.ErrorReason`.
@@ -63,6 +77,8 @@ pub enum Error {
     TodoNotFound,
     #[error("Task is not deleted.")]
     TodoNotDeleted,
+    #[error("The cursor has expired. Sync again without a cursor.")]
+    CursorExpired(ExpiredCursor),
     #[error("Username already exists")]
     UsernameExists,
     #[error("Email already exists")]
@@ -172,6 +188,7 @@ impl Error {
             Self::SessionNotFound => (Code::NotFound, ErrorReason::SessionNotFound),
             Self::TodoNotFound => (Code::NotFound, ErrorReason::TodoNotFound),
             Self::TodoNotDeleted => (Code::AlreadyExists, ErrorReason::TodoNotDeleted),
+            Self::CursorExpired(_) => (Code::OutOfRange, ErrorReason::CursorExpired),
             Self::UsernameExists => (Code::AlreadyExists, ErrorReason::UsernameExists),
             Self::EmailExists => (Code::AlreadyExists, ErrorReason::EmailExists),
             Self::EtagMismatch { .. } => (Code::Aborted, ErrorReason::EtagMismatch),
@@ -188,11 +205,16 @@ impl Error {
             Self::Overloaded => Some(OVERLOADED_RETRY_DELAY),
             Self::TooManyAttempts { retry_after } => Some(*retry_after),
             Self::DatabaseUnavailable(_) => Some(DATABASE_RETRY_DELAY),
-            // Another replica answers at once.
-            Self::Stopping => Some(Duration::ZERO),
+            // Spread, because all clients of the replica reconnect.
+            Self::Stopping => Some(MAX_RECONNECT_DELAY.mul_f64(random_fraction())),
             _ => None,
         };
         Spec { code, reason, retry_after }
+    }
+
+    /// Returns the name of the reason.
+    pub(crate) fn reason(&self) -> &'static str {
+        reason_name(self.spec().reason)
     }
 
     /// Returns the error of a conditional write that changed nothing: the version that the
@@ -206,42 +228,6 @@ impl Error {
             Some(current_etag) => Self::EtagMismatch { resource, current_etag },
             None => not_found,
         }
-    }
-}
-
-/// Returns what a client should do next, the same for every error with the reason.
-fn hint(reason: ErrorReason) -> &'static str {
-    match reason {
-        ErrorReason::Unspecified | ErrorReason::Internal => {
-            "report the request ID to the operator of the service"
-        }
-        ErrorReason::NotAuthenticated => "send authorization: Bearer <token>",
-        ErrorReason::TokenInvalid
-        | ErrorReason::SessionRevoked
-        | ErrorReason::RefreshTokenInvalid
-        | ErrorReason::RefreshTokenExpired
-        | ErrorReason::RefreshTokenReused => "call Login",
-        ErrorReason::TokenExpired => "call RefreshToken",
-        ErrorReason::IncorrectCredentials => "correct the login or the password",
-        ErrorReason::InvalidRequest => "correct the fields that BadRequest names",
-        ErrorReason::NotEnoughPermissions => "use your own user ID, or me",
-        ErrorReason::UserNotFound => "find the ID with ListUsers",
-        ErrorReason::SessionNotFound => "find the ID with ListSessions",
-        ErrorReason::TodoNotFound => "find the ID with ListTodos",
-        ErrorReason::TodoNotDeleted => "read the todo with GetTodo",
-        ErrorReason::UsernameExists => "choose another username",
-        ErrorReason::EmailExists => "use another email, or call Login",
-        ErrorReason::EtagMismatch => "read the resource again and retry with its etag",
-        ErrorReason::Overloaded
-        | ErrorReason::TooManyAttempts
-        | ErrorReason::DatabaseUnavailable => "retry after the delay in RetryInfo",
-        ErrorReason::DeadlineExceeded => "read what a write would change before you retry it",
-        ErrorReason::Unimplemented => {
-            "check the name of the method, and compress messages with gzip only"
-        }
-        ErrorReason::MessageTooLarge => "send a smaller message",
-        ErrorReason::ServiceUnknown => "list the services with server reflection",
-        ErrorReason::Stopping => "reconnect and retry",
     }
 }
 
@@ -354,8 +340,6 @@ pub(crate) fn complete_error_details(headers: &mut HeaderMap, request_id: &str) 
 }
 
 fn set_error_info(details: &mut ErrorDetails, reason: ErrorReason, error: Option<&Error>) {
-    let name = reason.as_str_name();
-    let name = name.strip_prefix("ERROR_REASON_").unwrap_or(name);
     let mut hint = Cow::Borrowed(hint(reason));
     let mut metadata = HashMap::new();
     match error {
@@ -368,10 +352,21 @@ fn set_error_info(details: &mut ErrorDetails, reason: ErrorReason, error: Option
             hint = format!("read the {resource} again and retry with its etag").into();
             metadata.insert("current_etag".to_owned(), current_etag.clone());
         }
+        Some(Error::CursorExpired(expired)) => {
+            metadata.insert("retention_days".to_owned(), MAX_CURSOR_AGE_DAYS.to_string());
+            let cause = expired.cause().map(|cause| ("cause".to_owned(), cause.to_owned()));
+            metadata.extend(cause);
+        }
         _ => {}
     }
     metadata.insert("hint".to_owned(), hint.into_owned());
-    details.set_error_info(name, DOMAIN, metadata);
+    details.set_error_info(reason_name(reason), DOMAIN, metadata);
+}
+
+/// Returns the name of a reason as clients get it.
+fn reason_name(reason: ErrorReason) -> &'static str {
+    let name = reason.as_str_name();
+    name.strip_prefix("ERROR_REASON_").unwrap_or(name)
 }
 
 /// Returns the reason of an error that this crate did not make.

@@ -3,7 +3,10 @@
 
 pub(crate) mod caller;
 pub(crate) mod error;
+mod error_hint;
 pub(crate) mod etag;
+pub(crate) mod expired_cursor;
+pub(crate) mod open_stream;
 pub(crate) mod page_token;
 pub(crate) mod policy;
 pub mod proto;

@@ -123,7 +123,8 @@ impl PageTokenCodec {
     }
 }
 
-fn parse_size(size: i32) -> Result<i64, InvalidValue> {
+/// Parses the field `page_size`.
+pub fn parse_size(size: i32) -> Result<i64, InvalidValue> {
     match size {
         ..0 => Err(InvalidValue::new("must not be negative")),
         0 => Ok(DEFAULT_PAGE_SIZE.into()),

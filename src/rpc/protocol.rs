@@ -4,6 +4,9 @@
 use http::{HeaderMap, HeaderValue, StatusCode, header::ALLOW};
 use tonic::{Code, Status, metadata::MetadataValue};
 
+/// The prefix of a length-prefixed message (gRPC over HTTP/2): a compression flag and the length.
+pub(crate) const MESSAGE_PREFIX_LEN: usize = 5;
+
 /// The compressions of requests that the server accepts.
 const ACCEPTED_ENCODINGS: &str = "gzip,identity";
 

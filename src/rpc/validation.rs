@@ -24,6 +24,11 @@ impl FieldViolations {
         self.0.push((field, invalid));
     }
 
+    /// Adds other violations.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     /// Assembles the values, which are all there if no field is invalid.
     ///
     /// # Errors

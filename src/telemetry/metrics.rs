@@ -18,6 +18,8 @@ use prometheus_client::{
 };
 use tonic::Code;
 
+use super::watch_metrics::WatchMetrics;
+
 pub(crate) use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
 /// The media type of [`Metrics::encode`].
@@ -93,6 +95,7 @@ pub(crate) struct Metrics {
     pub(crate) database_up: Gauge,
     pub(crate) password_failures: Counter,
     pub(crate) session_cache: SessionCacheMetrics,
+    pub(crate) watches: WatchMetrics,
     pub(crate) todos_purged: Counter,
     pub(crate) tombstones_removed: Counter,
     connection_failures: Family<ReasonLabel, Counter>,
@@ -179,6 +182,7 @@ impl Metrics {
         let connection_failures = Family::<ReasonLabel, Counter>::default();
         let help = "Connections that failed before their first call, by reason";
         own.register("connection_failures", help, connection_failures.clone());
+        let watches = WatchMetrics::register(own);
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             own.register(name, help, gauge.clone());
@@ -207,6 +211,7 @@ impl Metrics {
             database_up,
             password_failures: counter("password_failures", "Password checks that failed"),
             session_cache: SessionCacheMetrics { hits: result("hit"), misses: result("miss") },
+            watches,
             todos_purged: counter("todos_purged", "Deleted todos that the sweep purged"),
             tombstones_removed: counter("tombstones_removed", "Tombstones that the sweep removed"),
             connection_failures,

@@ -10,3 +10,4 @@ pub(crate) mod health;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod traces;
+pub(crate) mod watch_metrics;

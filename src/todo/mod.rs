@@ -8,6 +8,7 @@ use crate::types::{
     text::{self, LineMode},
 };
 
+pub(crate) mod changes;
 mod list;
 mod list_batch;
 mod order;

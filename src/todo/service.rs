@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 use super::{
     CONTENT_RETENTION_MICROS, DeletedTodo, Description, NewTodo, Title, Todo, TodoContent,
     TodoFilter, TodoPatch, TodoState,
+    changes::service::{ChangeService, WatchMessages},
     order::{DeletedTodoCursor, OrderBy, TodoCursor},
     store::TodoStore,
 };
@@ -14,6 +15,7 @@ use crate::{
         caller::Caller,
         error::Error,
         etag::{self, Precondition},
+        open_stream::OpenStream,
         page_token::{PageParams, PageRequest, PageTokenCodec, PageTokenScope},
         proto::{self, micros_to_timestamp, to_timestamp, todo::v1 as pb},
         update_mask::UpdateMask,
@@ -29,10 +31,14 @@ pub(crate) struct TodoService {
     pub(crate) store: TodoStore,
     /// Encodes the page tokens of lists.
     pub(crate) page_tokens: PageTokenCodec,
+    /// Follows changes.
+    pub(crate) changes: ChangeService,
 }
 
 #[tonic::async_trait]
 impl pb::todo_service_server::TodoService for TodoService {
+    type WatchTodosStream = WatchMessages;
+
     async fn create_todo(
         &self,
         request: Request<pb::CreateTodoRequest>,
@@ -123,6 +129,25 @@ impl pb::todo_service_server::TodoService for TodoService {
         });
         let deleted_todos = page.deleted_todos.into_iter().map(pb::DeletedTodo::from).collect();
         Ok(Response::new(pb::ListDeletedTodosResponse { deleted_todos, next_page_token }))
+    }
+
+    async fn sync_todos(
+        &self,
+        request: Request<pb::SyncTodosRequest>,
+    ) -> Result<Response<pb::SyncTodosResponse>, Status> {
+        let caller = Caller::from_request(&request)?;
+        let response = self.changes.sync(caller.user_id, request.into_inner()).await?;
+        Ok(Response::new(response))
+    }
+
+    async fn watch_todos(
+        &self,
+        request: Request<pb::WatchTodosRequest>,
+    ) -> Result<Response<WatchMessages>, Status> {
+        let caller = Caller::from_request(&request)?;
+        let stream = OpenStream::from_request(&request)?;
+        let watch = self.changes.watch(caller.user_id, request.get_ref(), stream)?;
+        Ok(Response::new(watch))
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
@@ -24,6 +24,7 @@ use super::{
     ConnectionState, Inbound, InboundService,
     failures::{ConnectionFailure, HandshakeError},
     io::ConnectionIo,
+    stream_reset::StreamExecutor,
     tls::ReloadingTls,
 };
 use crate::types::{error_chain::BoxError, jitter::with_jitter};
@@ -131,7 +132,7 @@ async fn serve_http2<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             service.clone().call(Inbound { request, connection: connection.clone() })
         })
     };
-    let http2 = http2::Builder::new(TokioExecutor::new())
+    let http2 = http2::Builder::new(StreamExecutor)
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)

@@ -5,6 +5,7 @@
 //! - [`failures`]: connections that fail before their first call
 //! - [`io`]: reads and writes of a connection, with a read budget and stall detection
 //! - [`stall`]: detects responses and writes that a client does not read
+//! - [`stream_reset`]: resets a stream that a client does not read
 //! - [`tls`]: certificates, and their reload
 
 pub(crate) mod accept;
@@ -12,6 +13,7 @@ pub(crate) mod connection;
 pub(crate) mod failures;
 mod io;
 pub(crate) mod stall;
+pub(crate) mod stream_reset;
 pub(crate) mod tls;
 
 use std::{convert::Infallible, net::IpAddr, sync::Arc};

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 /// connection drains: otherwise a few slow readers would hold all memory.
 ///
 /// Test: `a_stalled_connection_drains_its_other_calls_before_it_closes`.
-pub(super) const RESPONSE_READ_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const RESPONSE_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Detects operations that outlive a period. It counts their starts in two alternating epochs,
 /// so it needs no timer per operation, and reports one after one to two periods.

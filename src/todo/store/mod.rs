@@ -21,6 +21,7 @@ use self::{
 };
 use super::{
     DeletedTodo, NewTodo, Todo, TodoFilter, TodoPatch,
+    changes::hub::WatchHub,
     list::{self, TodoPage},
     list_batch::{BatchablePage, ListBatchablePages},
     order::{DeletedTodoCursor, OrderBy, TodoCursor},
@@ -66,6 +67,7 @@ pub(super) const GET_BATCH: &str = concat!(
 pub(crate) struct TodoStore {
     database: Database,
     writes: OwnerWrites,
+    watches: WatchHub,
     find: QueryBatcher<FindTodos>,
     list: QueryBatcher<ListBatchablePages>,
     insert: QueryBatcher<InsertTodos>,
@@ -73,8 +75,14 @@ pub(crate) struct TodoStore {
 }
 
 impl TodoStore {
-    /// Creates the store. `deadline` is the longest time for which a batched query waits.
-    pub(crate) fn new(database: Database, batching: bool, deadline: Duration) -> Self {
+    /// Creates the store, whose writes wake `watches`. `deadline` is the longest time for which a
+    /// batched query waits.
+    pub(crate) fn new(
+        database: Database,
+        watches: WatchHub,
+        batching: bool,
+        deadline: Duration,
+    ) -> Self {
         let writes = OwnerWrites::default();
         Self {
             find: QueryBatcher::new(database.clone(), batching, deadline),
@@ -83,6 +91,7 @@ impl TodoStore {
             update: QueryBatcher::with_writes(database.clone(), writes.clone(), batching, deadline),
             database,
             writes,
+            watches,
         }
     }
 
@@ -96,7 +105,10 @@ impl TodoStore {
     /// # Errors
     /// [`Error::SessionRevoked`] if the owner was deleted concurrently.
     pub(super) async fn create(&self, owner_id: UserId, todo: NewTodo) -> Result<Todo, Error> {
-        self.insert.run(Insert { owner_id, todo, now: self.clock().now_micros() }).await
+        let created =
+            self.insert.run(Insert { owner_id, todo, now: self.clock().now_micros() }).await?;
+        self.watches.wake(owner_id, created.version);
+        Ok(created)
     }
 
     /// Gets a todo.
@@ -136,7 +148,9 @@ impl TodoStore {
         patch: TodoPatch,
     ) -> Result<Todo, Error> {
         let update = Update { owner_id, id, precondition, patch, now: self.clock().now_micros() };
-        self.update.run(update).await
+        let updated = self.update.run(update).await?;
+        self.watches.wake(owner_id, updated.version);
+        Ok(updated)
     }
 
     /// Deletes a todo. With `purge`, also its content, even if it is deleted already.
@@ -151,14 +165,16 @@ impl TodoStore {
         purge: bool,
     ) -> Result<DeletedTodo, Error> {
         let target = Target { owner_id, id, precondition, now: self.clock().now_micros() };
-        self.write(owner_id, async |connection| {
+        let write = async |connection: &mut PgConnection| {
             if purge {
                 trash::purge(connection, target).await
             } else {
                 trash::delete(connection, target).await
             }
-        })
-        .await
+        };
+        let deleted = self.write(owner_id, write).await?;
+        self.watches.wake(owner_id, deleted.version);
+        Ok(deleted)
     }
 
     /// Restores a deleted todo.
@@ -167,10 +183,12 @@ impl TodoStore {
     /// [`Error::TodoNotDeleted`] or [`Error::TodoNotFound`].
     pub(super) async fn undelete(&self, owner_id: UserId, id: TodoId) -> Result<Todo, Error> {
         let now = self.clock().now_micros();
-        self.write(owner_id, async |connection| {
+        let write = async |connection: &mut PgConnection| {
             trash::undelete(connection, owner_id, id, now).await
-        })
-        .await
+        };
+        let restored = self.write(owner_id, write).await?;
+        self.watches.wake(owner_id, restored.version);
+        Ok(restored)
     }
 
     /// Lists the deleted todos that are not purged, the newest deletion first.

@@ -30,7 +30,7 @@ const NOW: i64 = 1_800_000_000_000_000;
 /// The arguments of the statements that the compiler checks, by words that they contain: the
 /// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `GONE`, `NEW` and
 /// `NONE` are ids, and `NOW` is a time.
-const ARGUMENTS: [(&str, &str); 32] = [
+const ARGUMENTS: [(&str, &str); 35] = [
     // Todos.
     (
         "for no key update skip locked ), clocks as",
@@ -48,6 +48,10 @@ const ARGUMENTS: [(&str, &str); 32] = [
     ("insert into todos as restored", "OWNER, GONE, NOW"),
     ("as \"is_deleted!\"", "OWNER, GONE"),
     ("from todo_trash where owner_id = $1 and version <", "OWNER, NOW, 101, 1000000, 200"),
+    // Changes.
+    ("from database_incarnation as incarnation left join", "array[OWNER]"),
+    ("update database_incarnation", "NEW"),
+    ("select id from database_incarnation", "OWNER, 0, 101, 1000000, 208"),
     // Users.
     ("from unnest($1::uuid[]) with ordinality as inputs (id", "array[OWNER]"),
     ("version from users where id = $1", "OWNER"),
@@ -268,7 +272,8 @@ async fn no_statement_reads_more_in_large_tables() {
         let plan = explain(&mut large, &statement, &with_ids(&arguments, LARGE)).await;
         for node in nodes(&plan) {
             let kind = node["Node Type"].as_str().expect("a kind");
-            assert_ne!(kind, "Seq Scan", "{statement}\n{plan:#}");
+            let is_of_one_row = node["Relation Name"] == "database_incarnation";
+            assert!(kind != "Seq Scan" || is_of_one_row, "{statement}\n{plan:#}");
             let sorted = node["Plans"].as_array().filter(|_| kind.contains("Sort"));
             for below in sorted.into_iter().flatten() {
                 let rows = below["Actual Rows"].as_f64().expect("a number");

@@ -7,12 +7,14 @@ use fast_zero::proto::{
     },
     todo::v1::{
         CreateTodoRequest, DeleteTodoRequest, GetTodoRequest, ListDeletedTodosRequest,
-        ListTodosRequest, Todo, UpdateTodoRequest,
+        ListTodosRequest, SyncTodosRequest, Todo, UpdateTodoRequest, WatchTodosRequest,
     },
     user::v1::{CreateUserRequest, GetUserRequest, ListUsersRequest, UpdateUserRequest, User},
 };
 
-use crate::support::{App, Client, PASSWORD, app::unique_name, statements::statement_count};
+use crate::support::{
+    App, Client, PASSWORD, app::unique_name, changes::next_message, statements::statement_count,
+};
 
 /// Makes a call with its own request id, and returns the number of its statements.
 async fn count<T>(client: &Client, call: impl AsyncFnOnce(Client) -> T) -> usize {
@@ -78,6 +80,15 @@ async fn a_call_with_a_cached_session_costs_one_statement() {
         ana.todos().list_deleted_todos(request).await.expect("a response")
     });
     assert_eq!(list_deleted.await, 1, "ListDeletedTodos");
+
+    let sync = count(&ana, async |ana| ana.sync_todos(SyncTodosRequest::default()).await);
+    assert_eq!(sync.await, 1, "SyncTodos");
+
+    let watch = count(&ana, async |ana| {
+        let mut stream = ana.watch_todos(WatchTodosRequest::default()).await;
+        next_message(&mut stream).await
+    });
+    assert_eq!(watch.await, 1, "WatchTodos, for each message");
 
     let undelete = count(&ana, async |ana| ana.undelete_todo(&todo.id).await);
     assert_eq!(undelete.await, 1, "UndeleteTodo");

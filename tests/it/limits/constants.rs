@@ -9,10 +9,12 @@ use crate::support::sources::files;
 const LIMIT_WORDS: [&str; 8] = ["BYTES", "KIB", "LEN", "LIMIT", "MAX", "MIN", "TIMEOUT", "TTL"];
 
 /// Constants that have such a word and limit nothing.
-const PLAIN_DATA: [&str; 8] = [
+const PLAIN_DATA: [&str; 10] = [
     // Lengths that a format fixes.
+    "BODY_BYTES",
     "GENERATION_BYTES",
     "ID_BYTES",
+    "KEY_ID_BYTES",
     "MAC_BYTES",
     "MESSAGE_PREFIX_LEN",
     "OUTPUT_BYTES",

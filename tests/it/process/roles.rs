@@ -98,7 +98,8 @@ async fn a_role_without_a_privilege_is_rejected_or_not_ready() {
 
     execute(
         "grant select on all tables in schema public to ROLE;
-         grant insert, update, delete on users, sessions, todo_clocks, todo_trash to ROLE",
+         grant insert, update, delete on users, sessions, todo_clocks, todo_trash,
+             database_incarnation to ROLE",
     )
     .await;
     let (code, output) = server().output().await;

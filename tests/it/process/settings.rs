@@ -109,6 +109,8 @@ async fn invalid_usage_and_invalid_values_have_distinct_exit_codes() {
         ("HASHING_THREADS", "many", "invalid digit"),
         ("DATABASE_MAX_CONNECTIONS", "70000", "1..="),
         ("SIGN_UPS_PER_PEER_PER_MINUTE", "0", "1.."),
+        ("MAX_WATCHES", "0", "1..="),
+        ("MAX_WATCHES_PER_USER", "0", "1.."),
         ("MIGRATE_ON_START", "perhaps", "true, false"),
         ("REFLECTION", "2", "true, false"),
         ("DATABASE_WAIT_SECONDS", "99999", "0..="),

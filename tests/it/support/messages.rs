@@ -19,6 +19,7 @@ use prost_reflect::{
 pub struct Method {
     pub name: String,
     pub path: String,
+    pub is_stream: bool,
     pub request: MessageDescriptor,
     pub response: MessageDescriptor,
 }
@@ -47,6 +48,7 @@ fn decode_methods(descriptors: &[u8]) -> Vec<Method> {
         methods.extend(service.methods().map(|method| Method {
             name: method.name().to_owned(),
             path: format!("/{}/{}", service.full_name(), method.name()),
+            is_stream: method.is_server_streaming(),
             request: method.input(),
             response: method.output(),
         }));

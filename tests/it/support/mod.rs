@@ -5,6 +5,7 @@ pub mod app;
 pub mod assert;
 pub mod auth;
 pub mod certificates;
+pub mod changes;
 pub mod client;
 pub mod collector;
 pub mod compose;

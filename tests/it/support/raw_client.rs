@@ -119,13 +119,40 @@ impl RawClient {
 
     /// Makes a unary call.
     pub async fn call(&self, path: &str, message: &[u8]) -> RpcResult<Vec<u8>> {
+        let request = self.request(message);
+        self.grpc().await.unary(request, path.parse().expect("a path"), RawCodec).await
+    }
+
+    /// Opens a server stream, and returns its first message. The metadata of an error includes that
+    /// of the response.
+    pub async fn first_message(&self, path: &str, message: &[u8]) -> RpcResult<Vec<u8>> {
+        let (mut grpc, request) = (self.grpc().await, self.request(message));
+        let response = grpc.server_streaming(request, path.parse().expect("a path"), RawCodec);
+        let (metadata, mut stream, _) = response.await?.into_parts();
+        match stream.message().await {
+            Ok(Some(message)) => Ok(Response::new(message)),
+            Ok(None) => Err(Status::unknown("no message")),
+            Err(mut status) => {
+                if let Some(id) = metadata.get("x-request-id") {
+                    status.metadata_mut().insert("x-request-id", id.clone());
+                }
+                Err(status)
+            }
+        }
+    }
+
+    fn request(&self, message: &[u8]) -> Request<Vec<u8>> {
         let mut request = Request::new(message.to_vec());
         for (key, value) in &self.metadata {
             request.metadata_mut().append(MetadataKey::from_static(key), value.clone());
         }
+        request
+    }
+
+    async fn grpc(&self) -> Grpc<Connection> {
         let mut grpc = Grpc::with_origin(self.connection.clone(), self.origin.clone());
         grpc.ready().await.expect("an open connection");
-        grpc.unary(request, path.parse().expect("a path"), RawCodec).await
+        grpc
     }
 }
 

@@ -1,5 +1,6 @@
 //! Todos.
 
+mod changes;
 mod clocks;
 mod creation;
 mod deletion;

@@ -175,6 +175,9 @@ impl Call {
                 raw = raw.with_metadata_value(key, value.clone());
             }
         }
+        if self.method.is_stream {
+            return raw.first_message(&self.method.path, &self.bytes).await;
+        }
         raw.call(&self.method.path, &self.bytes).await
     }
 

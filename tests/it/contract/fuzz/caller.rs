@@ -68,6 +68,7 @@ impl Caller {
             ("access_token", vec![tokens.access_token]),
             ("refresh_token", vec![tokens.refresh_token]),
             ("page_token", page_tokens),
+            ("cursor", vec![String::new(), client.cursor().await]),
             ("order_by", owned(&["", "title", "update_time desc", "create_time desc"])),
             ("title", owned(&["one", "o", "Ação"])),
             ("description", owned(&["", "two\nlines"])),
@@ -78,8 +79,9 @@ impl Caller {
 
     /// Returns `true` if the user and its data still exist.
     pub(super) async fn is_intact(&self, call: &Call, result: &RpcResult<Vec<u8>>) -> bool {
-        let is_read =
-            ["Get", "List", "Introspect"].iter().any(|read| call.method.name.starts_with(read));
+        let is_read = ["Get", "List", "Introspect", "Sync", "Watch"]
+            .iter()
+            .any(|read| call.method.name.starts_with(read));
         let has_new_password = call.method.name == "ChangePassword" && result.is_ok();
         let todo = &self.known["id"][2];
         is_read

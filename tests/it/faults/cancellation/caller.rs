@@ -205,6 +205,11 @@ impl Caller {
                     let request = ListDeletedTodosRequest { page_size: 10, ..<_>::default() };
                     discard(client.try_list_deleted_todos(request).await)
                 }
+                "SyncTodos" => discard(client.try_sync_todos(<_>::default()).await),
+                "WatchTodos" => {
+                    let stream = client.try_watch_todos(<_>::default()).await;
+                    stream?.into_inner().message().await.map(drop)
+                }
                 _ => {
                     let (target, action) = target.expect("all other methods have a target");
                     perform(&client, &target, action).await

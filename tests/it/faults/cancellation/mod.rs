@@ -51,7 +51,7 @@ const LOGIN_USERNAME: &str = "regular";
 const MAX_SESSIONS: i64 = 100;
 
 /// Every method of the API, with the codes of its allowed errors here.
-const METHODS: [(&str, &[Code]); 19] = [
+const METHODS: [(&str, &[Code]); 21] = [
     ("CreateUser", &[Code::ResourceExhausted]),
     ("GetUser", &[]),
     ("ListUsers", &[]),
@@ -73,6 +73,8 @@ const METHODS: [(&str, &[Code]); 19] = [
     // An earlier cancelled call may not have deleted the todo, or have restored it.
     ("UndeleteTodo", &[Code::NotFound, Code::AlreadyExists]),
     ("ListDeletedTodos", &[]),
+    ("SyncTodos", &[]),
+    ("WatchTodos", &[]),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

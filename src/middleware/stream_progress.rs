@@ -1,0 +1,166 @@
+//! How far a client has read a stream of the API.
+//!
+//! A stream is sent in chunks. HTTP/2 takes the next one when the flow-control window has space for
+//! a part of it, and holds it until the window has space for the rest. So at most one chunk of a
+//! stream is outside of the stream's own memory, and one that stays unsent means that the window is
+//! shut.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use hyper::body::Bytes;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+use super::buffer::hold_until_sent;
+use crate::transport::stall::RESPONSE_READ_TIMEOUT;
+
+/// The size of a chunk, in bytes: small, so that a slow client makes progress.
+///
+/// Test: `a_slow_client_of_a_watch_costs_one_page`.
+const MAX_CHUNK_BYTES: usize = 4 * 1024;
+
+/// How long the flow-control window of a stream may be shut while a message waits.
+///
+/// Test: `a_stream_whose_window_stays_shut_is_reset_alone`.
+const SHUT_WINDOW_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// The chunks of a stream that are not sent yet.
+#[derive(Debug)]
+pub(super) struct Progress {
+    state: Mutex<State>,
+    /// Notified when a timeout starts.
+    started: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    unsent: usize,
+    /// The last progress.
+    since: Instant,
+    /// Whether the stream has ended, and the client has to read what is left.
+    has_ended: bool,
+    /// Waits until everything is sent.
+    waker: Option<Waker>,
+}
+
+impl Progress {
+    pub(super) fn new() -> Arc<Self> {
+        let state = State { unsent: 0, since: Instant::now(), has_ended: false, waker: None };
+        Arc::new(Self { state: Mutex::new(state), started: Notify::new() })
+    }
+
+    /// Takes the next chunk of a message. `held` lives until the chunk is sent.
+    pub(super) fn next_chunk(
+        self: &Arc<Self>,
+        message: &mut Bytes,
+        held: impl Send + 'static,
+    ) -> Bytes {
+        let chunk = message.split_to(message.len().min(MAX_CHUNK_BYTES));
+        let mut state = self.lock();
+        state.unsent += 1;
+        if state.unsent == 1 {
+            state.since = Instant::now();
+            self.started.notify_one();
+        }
+        drop(state);
+        hold_until_sent(chunk, (Unsent(self.clone()), held))
+    }
+
+    /// Waits until everything is sent. So the end of the stream, which needs no window, follows
+    /// nothing that the client has not read.
+    pub(super) fn poll_sent(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if state.unsent == 0 {
+            return Poll::Ready(());
+        }
+        state.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// Ends the stream: from now on, the client has as long as for any response.
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        state.has_ended = true;
+        state.since = Instant::now();
+        self.started.notify_one();
+    }
+
+    /// Waits until the client has read nothing for too long.
+    pub(super) async fn stalled(&self) {
+        loop {
+            let deadline = self.lock().deadline();
+            match deadline {
+                Some(deadline) if deadline <= Instant::now() => return,
+                Some(deadline) => tokio::select! {
+                    () = sleep_until(deadline) => {}
+                    () = self.started.notified() => {}
+                },
+                None => self.started.notified().await,
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn deadline(&self) -> Option<Instant> {
+        if self.has_ended {
+            return Some(self.since + RESPONSE_READ_TIMEOUT);
+        }
+        (self.unsent > 0).then(|| self.since + SHUT_WINDOW_TIMEOUT)
+    }
+}
+
+/// A chunk that is not sent yet.
+struct Unsent(Arc<Progress>);
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.unsent -= 1;
+        state.since = Instant::now();
+        let waker = if state.unsent == 0 { state.waker.take() } else { None };
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_stalls_after_a_minute_without_progress() {
+        let progress = Progress::new();
+        let mut message = Bytes::from(vec![0; 5_000]);
+        let hour = Duration::from_hours(1);
+        assert!(timeout(hour, progress.stalled()).await.is_err(), "nothing is unsent");
+        let first = progress.next_chunk(&mut message, ());
+        assert_eq!((first.len(), message.len()), (4_096, 904));
+        assert!(timeout(SHUT_WINDOW_TIMEOUT / 2, progress.stalled()).await.is_err());
+        let second = progress.next_chunk(&mut message, ());
+        drop(first);
+        let started = Instant::now();
+        progress.stalled().await;
+        assert_eq!(started.elapsed(), SHUT_WINDOW_TIMEOUT);
+        drop(second);
+        assert!(timeout(hour, progress.stalled()).await.is_err(), "everything is sent");
+        progress.end();
+        let started = Instant::now();
+        progress.stalled().await;
+        assert_eq!(started.elapsed(), RESPONSE_READ_TIMEOUT);
+    }
+}
