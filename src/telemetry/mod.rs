@@ -10,4 +10,3 @@ pub(crate) mod health;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod traces;
-pub(crate) mod watch_metrics;

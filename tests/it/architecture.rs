@@ -87,8 +87,7 @@ const ALLOWED_USERS: [MayUse; 13] = [
     (
         "prometheus_client",
         &[
-            ("telemetry/metrics.rs", "prometheus_client"),
-            ("telemetry/watch_metrics.rs", "prometheus_client"),
+            ("telemetry/metrics", "prometheus_client"),
         ],
     ),
     ("opentelemetry", &[("telemetry/traces", "opentelemetry")]),

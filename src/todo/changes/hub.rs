@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     rpc::error::Error,
-    telemetry::watch_metrics::WatchMetrics,
+    telemetry::metrics::WatchMetrics,
     types::{error_chain::ErrorChain, id::UserId, jitter::with_jitter},
 };
 
