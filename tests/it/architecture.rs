@@ -84,12 +84,7 @@ const ALLOWED_USERS: [MayUse; 13] = [
             ("database/errors.rs", "tokio_rustls::rustls::Error"),
         ],
     ),
-    (
-        "prometheus_client",
-        &[
-            ("telemetry/metrics", "prometheus_client"),
-        ],
-    ),
+    ("prometheus_client", &[("telemetry/metrics", "prometheus_client")]),
     ("opentelemetry", &[("telemetry/traces", "opentelemetry")]),
     ("opentelemetry_otlp", &[("telemetry/traces", "opentelemetry_otlp")]),
     ("opentelemetry_sdk", &[("telemetry/traces", "opentelemetry_sdk")]),
