@@ -28,7 +28,7 @@ type BodyError = <Body as http_body::Body>::Error;
 type PolledFrame = Option<Result<Frame<Bytes>, BodyError>>;
 
 /// What a response holds until HTTP/2 has sent its last frame: HTTP/2 takes a whole frame when
-/// the client has room for a part of it, and then drops the body.
+/// the client has space for a part of it, and then drops the body.
 #[derive(Debug)]
 pub(super) struct HeldUntilSent {
     _guards: StreamGuards,
@@ -72,7 +72,7 @@ struct Shared {
     state: Mutex<State>,
     held: Arc<HeldUntilSent>,
     connection: Arc<ConnectionState>,
-    /// Of a stream of the API.
+    /// `None` for a stream of a system service.
     api: Option<ApiStream>,
 }
 
@@ -133,7 +133,6 @@ async fn supervise(shared: Arc<Shared>, end: impl Future<Output = Error>) {
     };
     tokio::select! {
         reason = end => {
-            api.open.set_reason(&reason);
             shared.terminate(reason);
             api.progress.stalled().await;
         }
@@ -152,6 +151,9 @@ impl Shared {
         let mut state = self.lock();
         match std::mem::replace(&mut *state, State::Done) {
             State::Open { body, message, waker } => {
+                if let Some(api) = &self.api {
+                    api.open.set_reason(&reason);
+                }
                 *state = self.ending(message, true, End::Error(reason));
                 drop(state);
                 drop(body);
@@ -201,6 +203,10 @@ impl Shared {
             return Some(Poll::Ready(Some(Ok(self.next_frame(message)))));
         }
         let polled = trace.enter(|| http_body::Body::poll_frame(Pin::new(body), context));
+        if let Some(sent) = self.api.as_ref().and_then(|api| api.open.take_message()) {
+            *message = sent;
+            return None;
+        }
         let frame = match polled {
             Poll::Pending => {
                 *waker = Some(context.waker().clone());

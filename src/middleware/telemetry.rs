@@ -73,7 +73,8 @@ fn start(call: &Call) -> (CallRecorder, tracing::Span) {
         span: span.clone(),
         code: Code::Cancelled,
         stream: call.open_stream.clone(),
-        _in_flight: GaugeGuard::new(&call.context.metrics.calls_in_flight),
+        _in_flight: (call.open_stream.is_none())
+            .then(|| GaugeGuard::new(&call.context.metrics.calls_in_flight)),
     };
     (recorder, span)
 }
@@ -156,7 +157,8 @@ struct CallRecorder {
     /// The status, CANCELLED until the response ends.
     code: Code,
     stream: Option<OpenStream>,
-    _in_flight: GaugeGuard,
+    /// `None` for a stream of the API, which may be open for as long as its connection.
+    _in_flight: Option<GaugeGuard>,
 }
 
 impl CallRecorder {
@@ -175,12 +177,11 @@ impl Drop for CallRecorder {
         self.metrics.observe(self.code, duration);
         self.call_span.end(self.code, code);
         let _entered = self.span.enter();
-        let stream = self.stream.as_ref();
         // Probes come every few seconds.
         if self.is_system {
             tracing::debug!(code, duration_ms, "call");
-        } else if let Some((stream, sent)) = stream.and_then(|it| Some((it, it.sent()?))) {
-            let Sent { messages, changes, bytes } = sent;
+        } else if let Some(stream) = &self.stream {
+            let Sent { messages, changes, bytes } = stream.sent();
             let reason = stream.reason();
             tracing::info!(code, duration_ms, messages, changes, bytes, reason, "call");
         } else {

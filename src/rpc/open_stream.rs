@@ -1,36 +1,33 @@
 //! What the handler of a server stream and the layers around it share, as an extension of the
 //! request.
+//!
+//! The messages go from the handler to the body here, and not through tonic: its encoder holds on
+//! to a buffer as large as the largest message, for as long as the stream is open.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::{Message, bytes::Bytes};
 use tonic::Request;
 
 use super::{error::Error, protocol::MESSAGE_PREFIX_LEN};
 
-/// An open stream: what it has sent, and what it sends at its end. A handler that does not use it
-/// has no last message.
+/// An open stream: its next message, what it has sent, and what it sends at its end.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct OpenStream(Arc<State>);
+pub(crate) struct OpenStream(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether the handler counts what it sends.
-    is_counted: AtomicBool,
-    messages: AtomicU64,
-    changes: AtomicU64,
-    bytes: AtomicU64,
-    /// The message that the stream ends with, if a layer ends it. Encoded with its prefix.
-    last_message: Mutex<Option<Bytes>>,
+    /// The message that the body sends next. Encoded with its prefix.
+    next: Option<Bytes>,
+    /// The message that the stream ends with, if it ends with an error. Encoded with its prefix.
+    last: Option<Bytes>,
+    sent: Sent,
     /// The reason of the error at the end.
-    reason: Mutex<Option<&'static str>>,
+    reason: Option<&'static str>,
 }
 
-/// What a stream has sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a stream has passed on to HTTP/2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
     /// Messages.
     pub(crate) messages: u64,
@@ -50,59 +47,67 @@ impl OpenStream {
         stream.ok_or_else(|| Error::internal("a method that is unary has no stream"))
     }
 
-    /// Counts a message, and sets the one with which the stream ends, if it ends now.
-    pub(crate) fn record(&self, message: &impl Message, changes: usize, last: &impl Message) {
-        self.0.is_counted.store(true, Ordering::Relaxed);
-        self.0.changes.fetch_add(changes as u64, Ordering::Relaxed);
-        self.count(message.encoded_len());
-        *lock(&self.0.last_message) = Some(encode(last));
+    /// Sends a message, and sets the one with which the stream ends, if it ends now. The body polls
+    /// the handler again when HTTP/2 has taken the message.
+    pub(crate) fn send(&self, message: &impl Message, changes: usize, last: &impl Message) {
+        let (message, last) = (encode(message), encode(last));
+        let mut state = self.lock();
+        state.sent.changes += changes as u64;
+        state.next = Some(message);
+        state.last = Some(last);
+    }
+
+    /// Returns the message that the handler has sent, once, and counts it.
+    pub(crate) fn take_message(&self) -> Option<Bytes> {
+        let mut state = self.lock();
+        let message = state.next.take()?;
+        state.sent.count(&message);
+        Some(message)
     }
 
     /// Returns the message that the stream ends with, once, and counts it.
     pub(crate) fn take_last_message(&self) -> Option<Bytes> {
-        let message = lock(&self.0.last_message).take()?;
-        self.count(message.len() - MESSAGE_PREFIX_LEN);
+        let mut state = self.lock();
+        let message = state.last.take()?;
+        state.sent.count(&message);
         Some(message)
     }
 
     /// Makes the stream end without a last message.
     pub(crate) fn clear_last_message(&self) {
-        *lock(&self.0.last_message) = None;
+        self.lock().last = None;
     }
 
     /// Sets the reason of the error with which the stream ends.
     pub(crate) fn set_reason(&self, error: &Error) {
-        *lock(&self.0.reason) = Some(error.reason());
+        self.lock().reason = Some(error.reason());
     }
 
     /// Sets the reason of a stream that the client does not read.
     pub(crate) fn set_unread(&self) {
-        *lock(&self.0.reason) = Some("NOT_READ");
+        self.lock().reason = Some("NOT_READ");
     }
 
     /// Returns the reason of the error with which the stream ended.
     pub(crate) fn reason(&self) -> Option<&'static str> {
-        *lock(&self.0.reason)
+        self.lock().reason
     }
 
-    /// Returns what the stream has sent, if its handler counts.
-    pub(crate) fn sent(&self) -> Option<Sent> {
-        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        self.0.is_counted.load(Ordering::Relaxed).then(|| Sent {
-            messages: load(&self.0.messages),
-            changes: load(&self.0.changes),
-            bytes: load(&self.0.bytes),
-        })
+    /// Returns what the stream has sent.
+    pub(crate) fn sent(&self) -> Sent {
+        self.lock().sent
     }
 
-    fn count(&self, bytes: usize) {
-        self.0.messages.fetch_add(1, Ordering::Relaxed);
-        self.0.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+impl Sent {
+    fn count(&mut self, message: &Bytes) {
+        self.messages += 1;
+        self.bytes += (message.len() - MESSAGE_PREFIX_LEN) as u64;
+    }
 }
 
 /// Encodes a message with its prefix, not compressed.
@@ -111,6 +116,6 @@ fn encode(message: &impl Message) -> Bytes {
     let mut bytes = Vec::with_capacity(MESSAGE_PREFIX_LEN + len);
     bytes.push(0);
     bytes.extend(u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
-    bytes.extend(message.encode_to_vec());
+    message.encode_raw(&mut bytes);
     bytes.into()
 }

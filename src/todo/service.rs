@@ -146,8 +146,8 @@ impl pb::todo_service_server::TodoService for TodoService {
     ) -> Result<Response<WatchMessages>, Status> {
         let caller = Caller::from_request(&request)?;
         let stream = OpenStream::from_request(&request)?;
-        let watch = self.changes.watch(caller.user_id, request.get_ref(), stream)?;
-        Ok(Response::new(watch))
+        let watch = self.changes.watch(caller.user_id, request.get_ref(), stream.clone());
+        Ok(Response::new(watch.inspect_err(|error| stream.set_reason(error))?))
     }
 }
 

@@ -44,6 +44,9 @@ pub(super) const OUTAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Test: `watches_read_two_pages_at_once`.
 const MAX_CONCURRENT_READS: usize = 2;
 
+/// The number of owners whose poll is passed on before writes get the lock.
+const MAX_OWNERS_PER_LOCK: usize = 1_000;
+
 /// What is known of the clock of an owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Signal {
@@ -71,7 +74,9 @@ struct State {
     max_watches_per_owner: usize,
     /// Notified when the first watch starts, and when the hub is dropped.
     first_watch: Arc<Notify>,
-    /// Whether the database has been unavailable for [`OUTAGE_TIMEOUT`].
+    /// The last time at which the database responded, or the first watch started.
+    last_success: Mutex<Instant>,
+    /// Whether that was [`OUTAGE_TIMEOUT`] ago.
     outage: watch::Sender<bool>,
     reads: Semaphore,
     metrics: WatchMetrics,
@@ -99,6 +104,7 @@ impl WatchHub {
             owners: Mutex::default(),
             max_watches_per_owner,
             first_watch: Arc::default(),
+            last_success: Mutex::new(Instant::now()),
             outage: watch::Sender::new(false),
             reads: Semaphore::new(MAX_CONCURRENT_READS),
             metrics,
@@ -151,6 +157,11 @@ impl WatchHub {
         self.0.reads.acquire().await.ok()
     }
 
+    /// Ends an outage: a read of a watch has succeeded.
+    pub(super) fn record_read(&self) {
+        self.0.record_success(Instant::now());
+    }
+
     /// Returns the metrics of watches.
     pub(super) fn metrics(&self) -> &WatchMetrics {
         &self.0.metrics
@@ -186,20 +197,39 @@ impl State {
         self.owners().keys().map(|id| id.as_uuid()).collect()
     }
 
+    /// Records that the database responded to what was sent to it then.
+    fn record_success(&self, sent_at: Instant) {
+        let mut last_success = self.last_success.lock().unwrap_or_else(PoisonError::into_inner);
+        *last_success = sent_at.max(*last_success);
+        drop(last_success);
+        self.check_outage();
+    }
+
+    /// Notifies watches when an outage begins or ends. Returns whether there is one.
+    fn check_outage(&self) -> bool {
+        let last_success = self.last_success.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_outage = last_success.elapsed() >= OUTAGE_TIMEOUT;
+        self.outage.send_if_modified(|outage| std::mem::replace(outage, is_outage) != is_outage);
+        is_outage
+    }
+
     /// Passes the result of a poll on to the watches of the owners that it named. An owner without
     /// a clock has no changes.
     fn set_polled(&self, owner_ids: &[Uuid], poll: &Poll) {
         let versions: HashMap<_, _> = poll.clocks.iter().copied().collect();
-        let owners = self.owners();
-        for id in owner_ids {
-            let version = versions.get(id).copied().unwrap_or_default();
-            let present = Present { version, incarnation: poll.incarnation };
-            if let Some(owner) = owners.get(&UserId::from_uuid(*id)) {
-                owner.signal.send_if_modified(|signal| {
-                    let before = signal.polled.replace(Polled { present, at: poll.at });
-                    // An idle watch reads the time of the poll when its checkpoint is due.
-                    before.is_none_or(|before| before.present != present)
-                });
+        // In parts, because every write needs the lock, too.
+        for ids in owner_ids.chunks(MAX_OWNERS_PER_LOCK) {
+            let owners = self.owners();
+            for id in ids {
+                let version = versions.get(id).copied().unwrap_or_default();
+                let present = Present { version, incarnation: poll.incarnation };
+                if let Some(owner) = owners.get(&UserId::from_uuid(*id)) {
+                    owner.signal.send_if_modified(|signal| {
+                        let before = signal.polled.replace(Polled { present, at: poll.at });
+                        // An idle watch reads the time of the poll when its checkpoint is due.
+                        before.is_none_or(|before| before.present != present)
+                    });
+                }
             }
         }
     }
@@ -217,8 +247,6 @@ async fn poll_until_dropped<F>(state: Weak<State>, poll: impl Fn(Vec<Uuid>) -> F
 where
     F: Future<Output = Result<Poll, Error>>,
 {
-    // The start of the outage, or of the wait for the first watch.
-    let mut last_success = Instant::now();
     loop {
         let Some(hub) = state.upgrade() else { return };
         let owner_ids = hub.owner_ids();
@@ -226,7 +254,9 @@ where
             let first_watch = hub.first_watch.clone();
             drop(hub);
             first_watch.notified().await;
-            last_success = Instant::now();
+            if let Some(hub) = state.upgrade() {
+                hub.record_success(Instant::now());
+            }
             continue;
         }
         let started = Instant::now();
@@ -234,18 +264,17 @@ where
         hub.metrics.poll_duration.observe(started.elapsed().as_secs_f64());
         let error = match polled {
             Ok(Ok(polled)) => {
-                last_success = started;
+                hub.record_success(started);
                 hub.set_polled(&owner_ids, &polled);
                 None
             }
             Ok(Err(error)) => Some(ErrorChain(&error).to_string()),
             Err(elapsed) => Some(elapsed.to_string()),
         };
-        let is_outage = last_success.elapsed() >= OUTAGE_TIMEOUT;
         if let Some(error) = error {
+            let is_outage = hub.check_outage();
             tracing::debug!(error, is_outage, "failed to poll the clocks of watched todos");
         }
-        hub.outage.send_if_modified(|outage| std::mem::replace(outage, is_outage) != is_outage);
         drop(hub);
         sleep(with_jitter(POLL_INTERVAL)).await;
     }

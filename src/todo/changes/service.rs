@@ -82,16 +82,8 @@ impl ChangeService {
         };
         let watch = Watch::new(owner_id, self.store.clone(), self.hub.watch(owner_id)?, start);
         let encoder = Encoder { cursors: self.cursors.clone(), owner_id, stream };
-        Ok(WatchMessages { next: Next::Step(Box::pin(step(watch))), encoder })
+        Ok(WatchMessages { step: Some(Box::pin(step(watch))), encoder })
     }
-}
-
-/// The next message.
-enum Next {
-    /// The last one is not sent yet. tonic polls for the next one at once, to send both together.
-    AfterSent(Watch),
-    Step(Step),
-    None,
 }
 
 type Step = Pin<Box<dyn Future<Output = (Watch, Result<ChangePage, Error>)> + Send>>;
@@ -101,9 +93,11 @@ async fn step(mut watch: Watch) -> (Watch, Result<ChangePage, Error>) {
     (watch, page)
 }
 
-/// The messages of a watch. Each is read when the client has taken the one before.
+/// The messages of a watch. They go through [`OpenStream`], whose body polls for the next one when
+/// HTTP/2 has taken the one before. As a stream, it only has the error at the end.
 pub(crate) struct WatchMessages {
-    next: Next,
+    /// `None` after the end.
+    step: Option<Step>,
     encoder: Encoder,
 }
 
@@ -111,30 +105,22 @@ impl Stream for WatchMessages {
     type Item = Result<pb::WatchTodosResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let polled = match &mut self.next {
-            Next::Step(step) => step.as_mut().poll(context),
-            Next::None => return Poll::Ready(None),
-            Next::AfterSent(_) => {
-                if let Next::AfterSent(watch) = std::mem::replace(&mut self.next, Next::None) {
-                    self.next = Next::Step(Box::pin(step(watch)));
-                }
-                // HTTP/2 polls again when it can send.
-                context.waker().wake_by_ref();
-                return Poll::Pending;
-            }
+        let Some(next) = &mut self.step else {
+            return Poll::Ready(None);
         };
-        let (watch, page) = ready!(polled);
-        self.next = Next::None;
-        Poll::Ready(Some(match page {
+        let (watch, page) = ready!(next.as_mut().poll(context));
+        match page {
             Ok(page) => {
-                self.next = Next::AfterSent(watch);
-                Ok(self.encoder.encode(page))
+                self.step = Some(Box::pin(step(watch)));
+                self.encoder.send(page);
+                Poll::Pending
             }
             Err(error) => {
+                self.step = None;
                 self.encoder.end(&error);
-                Err(error.into())
+                Poll::Ready(Some(Err(error.into())))
             }
-        }))
+        }
     }
 }
 
@@ -146,7 +132,7 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn encode(&self, page: ChangePage) -> pb::WatchTodosResponse {
+    fn send(&self, page: ChangePage) {
         let ChangePage { changes, cursor, caught_up, full } = page;
         let message = pb::WatchTodosResponse {
             changes: changes.into_iter().map(pb::TodoChange::from).collect(),
@@ -155,8 +141,7 @@ impl Encoder {
             full,
         };
         let last = last_message(&message, &cursor);
-        self.stream.record(&message, message.changes.len(), &last);
-        message
+        self.stream.send(&message, message.changes.len(), &last);
     }
 
     /// Ends the stream with an error of its own.

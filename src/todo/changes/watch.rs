@@ -19,16 +19,26 @@ use crate::{
 };
 
 /// The interval of messages without changes: shorter than the idle timeouts of proxies.
+///
+/// Test: `an_idle_watch_sends_a_checkpoint_every_thirty_seconds`.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The pause before a checkpoint that is due, but has no poll that proves it, is tried again.
 const CHECKPOINT_RETRY_DELAY: Duration = Duration::from_millis(500);
 
+/// The maximum age of the poll that proves a checkpoint. Polls come every second, unless the
+/// database is unavailable: then there is no checkpoint.
+///
+/// Test: `watches_end_thirty_seconds_after_the_last_poll`.
+const MAX_POLL_AGE_MICROS: i64 = 3_000_000;
+
 /// The pause after a read that found no database.
 const READ_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// How long a watch whose owner has lost the clock waits for the end of its session: the user was
-/// deleted. Longer than it takes to notice that.
+/// deleted. Other replicas notice that within 5 seconds.
+///
+/// Test: `the_watches_of_a_deleted_user_end`.
 const DELETED_USER_DELAY: Duration = Duration::from_secs(6);
 
 /// A watch of the changes of an owner.
@@ -40,8 +50,12 @@ pub(super) struct Watch {
     start: StartAt,
     /// Whether the last page has caught up.
     caught_up: bool,
+    /// Whether a page was read.
+    has_read: bool,
     /// Whether a page has caught up: changes from then on are new.
     is_live: bool,
+    /// What was known before the last read, whose page includes it.
+    known: Signal,
     checkpoint_at: Instant,
 }
 
@@ -52,8 +66,17 @@ impl Watch {
         hub: OwnerWatch,
         start: StartAt,
     ) -> Self {
-        let checkpoint_at = Instant::now();
-        Self { owner_id, store, hub, start, caught_up: false, is_live: false, checkpoint_at }
+        Self {
+            owner_id,
+            store,
+            hub,
+            start,
+            caught_up: false,
+            has_read: false,
+            is_live: false,
+            known: Signal::default(),
+            checkpoint_at: Instant::now(),
+        }
     }
 
     /// Waits for the next page. Without changes, it is a checkpoint.
@@ -71,6 +94,7 @@ impl Watch {
         self.observe_lag(&page);
         self.start = StartAt::Cursor(page.cursor);
         self.caught_up = page.caught_up;
+        self.has_read = true;
         self.is_live |= page.caught_up;
         self.checkpoint_at = Instant::now() + with_jitter(CHECKPOINT_INTERVAL);
         Ok(page)
@@ -87,7 +111,7 @@ impl Watch {
     /// Waits until there are changes after the cursor, or until a checkpoint is due, and returns it.
     async fn wait(&mut self, cursor: ChangeCursor) -> Result<Option<ChangePage>, Error> {
         loop {
-            if has_changes(*self.hub.signal.borrow_and_update(), cursor) {
+            if has_changes(*self.hub.signal.borrow_and_update(), self.known, cursor) {
                 return Ok(None);
             }
             tokio::select! {
@@ -98,7 +122,7 @@ impl Watch {
                 }
                 () = sleep_until(self.checkpoint_at) => {
                     let signal = *self.hub.signal.borrow();
-                    if let Some(cursor) = checkpoint(signal, cursor) {
+                    if let Some(cursor) = checkpoint(signal, self.known, cursor, self.store.now()) {
                         let changes = Vec::new();
                         return Ok(Some(ChangePage { changes, cursor, caught_up: true, full: false }));
                     }
@@ -108,15 +132,24 @@ impl Watch {
         }
     }
 
-    /// Reads the next page. While the database is unavailable, it tries again.
-    async fn read(&self) -> Result<ChangePage, Error> {
+    /// Reads the next page. While the database is unavailable, it tries again. A statement that
+    /// takes too long, for example behind the lock of a migration, is the same to a watch.
+    async fn read(&mut self) -> Result<ChangePage, Error> {
         let started = Instant::now();
         loop {
+            self.known = *self.hub.signal.borrow();
             let error = match self.try_read().await {
                 Err(error @ Error::DatabaseUnavailable(_)) => error,
-                Err(error @ Error::CursorExpired(ExpiredCursor::Future)) if self.is_live => {
+                Err(Error::DeadlineExceeded) => {
+                    Error::DatabaseUnavailable("a read has timed out".into())
+                }
+                Err(error @ Error::CursorExpired(ExpiredCursor::Future)) if self.has_read => {
                     sleep(DELETED_USER_DELAY).await;
                     return Err(error);
+                }
+                Ok(page) => {
+                    self.hub.hub().record_read();
+                    return Ok(page);
                 }
                 result => return result,
             };
@@ -158,20 +191,33 @@ impl Watch {
 }
 
 /// Returns `true` if a watch at this cursor has to read: there is a change, or the database has
-/// another history. A poll that is older than the cursor says nothing.
-fn has_changes(signal: Signal, cursor: ChangeCursor) -> bool {
+/// another history. `known` is what was known before the cursor was read: after a failover that has
+/// lost writes, the cursor stays behind it.
+fn has_changes(signal: Signal, known: Signal, cursor: ChangeCursor) -> bool {
     let present = Present { version: cursor.version, incarnation: cursor.incarnation };
-    signal.written > cursor.version
+    let is_written = signal.written > cursor.version.max(known.written);
+    is_written
         || signal.polled.is_some_and(|polled| {
-            polled.present.version > cursor.version
-                || polled.at > cursor.made_at && polled.present != present
+            // An older poll may have seen more than the read, if it took longer.
+            let is_later = polled.at > cursor.made_at;
+            let is_news = is_later || signal.polled != known.polled;
+            is_news && polled.present.version > cursor.version
+                || is_later && polled.present != present
         })
 }
 
-/// Returns the cursor with the time of the last poll, which proves that there are no changes.
-fn checkpoint(signal: Signal, cursor: ChangeCursor) -> Option<ChangeCursor> {
+/// Returns the cursor with the time of the last poll, which proves that there are no changes. `now`
+/// is in microseconds since 1970.
+fn checkpoint(
+    signal: Signal,
+    known: Signal,
+    cursor: ChangeCursor,
+    now: i64,
+) -> Option<ChangeCursor> {
     let polled = signal.polled.filter(|polled| polled.at > cursor.made_at)?;
-    (!has_changes(signal, cursor)).then_some(ChangeCursor { made_at: polled.at, ..cursor })
+    let is_recent = now.saturating_sub(polled.at) <= MAX_POLL_AGE_MICROS;
+    let has_none = is_recent && !has_changes(signal, known, cursor);
+    has_none.then_some(ChangeCursor { made_at: polled.at, ..cursor })
 }
 
 #[cfg(test)]
@@ -205,21 +251,47 @@ mod tests {
             (signal(0, Some((99, 1, 51))), true),
             (signal(0, Some((100, 2, 51))), true),
         ] {
-            assert_eq!(has_changes(signal, CURSOR), reads, "{signal:?}");
+            let known = Signal::default();
+            assert_eq!(has_changes(signal, known, CURSOR), reads, "{signal:?}");
         }
     }
 
+    /// Otherwise the watch would read again and again until the clock has caught up.
     #[test]
-    fn a_checkpoint_has_the_time_of_a_poll_without_changes() {
+    fn a_watch_reads_once_for_changes_that_the_database_has_lost() {
+        let known = signal(200, Some((200, 1, 40)));
+        assert!(!has_changes(known, known, CURSOR), "the page was read after it");
+        assert!(has_changes(signal(201, Some((200, 1, 40))), known, CURSOR));
+        assert!(
+            has_changes(signal(200, Some((200, 1, 41))), known, CURSOR),
+            "a poll that ended later"
+        );
+        assert!(
+            has_changes(signal(200, Some((99, 1, 51))), known, CURSOR),
+            "a poll that began later"
+        );
+        assert!(!has_changes(signal(200, Some((100, 1, 51))), known, CURSOR));
+    }
+
+    #[test]
+    fn a_checkpoint_has_the_time_of_a_recent_poll_without_changes() {
+        let checkpoint = |signal, now| checkpoint(signal, Signal::default(), CURSOR, now);
         let later = ChangeCursor { made_at: 51, ..CURSOR };
-        assert_eq!(checkpoint(signal(0, Some((100, 1, 51))), CURSOR), Some(later));
+        let poll = signal(0, Some((100, 1, 51)));
+        assert_eq!(checkpoint(poll, 60), Some(later));
+        assert_eq!(checkpoint(poll, 51 + MAX_POLL_AGE_MICROS), Some(later));
+        assert_eq!(
+            checkpoint(poll, 52 + MAX_POLL_AGE_MICROS),
+            None,
+            "the database may be unavailable"
+        );
         for signal in [
             signal(0, None),
             signal(0, Some((100, 1, 50))),
             signal(0, Some((101, 1, 51))),
             signal(101, Some((100, 1, 51))),
         ] {
-            assert_eq!(checkpoint(signal, CURSOR), None, "{signal:?}");
+            assert_eq!(checkpoint(signal, 60), None, "{signal:?}");
         }
     }
 }
