@@ -3,7 +3,8 @@
 //! A stream is sent in chunks. HTTP/2 takes the next one when the flow-control window has space for
 //! a part of it, and holds it until the window has space for the rest. So at most one chunk of a
 //! stream is outside of the stream's own memory, and one that stays unsent means that the window is
-//! shut.
+//! shut. The size of the chunks follows the speed of the client: the slowest has small ones, each of
+//! which is progress, and a fast one has few.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,10 +21,26 @@ use tokio::{
 use super::buffer::hold_until_sent;
 use crate::transport::stall::RESPONSE_READ_TIMEOUT;
 
-/// The size of a chunk, in bytes: small, so that a slow client makes progress.
+/// The size of the first chunk, in bytes: a client that reads a byte a second makes progress within
+/// [`SHUT_WINDOW_TIMEOUT`].
+///
+/// Test: `readers_of_one_byte_a_second_cost_one_page_each`.
+const MIN_CHUNK_BYTES: usize = 32;
+
+/// The maximum size of a chunk, in bytes.
 ///
 /// Test: `a_slow_client_of_a_watch_costs_one_page`.
 const MAX_CHUNK_BYTES: usize = 4 * 1024;
+
+/// The time below which a chunk is sent fast: the next one is twice as large.
+///
+/// Test: `chunks_grow_while_the_client_reads_fast`.
+const FAST_CHUNK: Duration = Duration::from_secs(1);
+
+/// The time beyond which a chunk is sent slowly: the next one has the minimum size.
+///
+/// Test: `chunks_grow_while_the_client_reads_fast`.
+const SLOW_CHUNK: Duration = Duration::from_secs(10);
 
 /// How long the flow-control window of a stream may be shut while a message waits.
 ///
@@ -41,6 +58,8 @@ pub(super) struct Progress {
 #[derive(Debug)]
 struct State {
     unsent: usize,
+    /// The size of the next chunk.
+    chunk_bytes: usize,
     /// The last progress.
     since: Instant,
     /// Whether the stream has ended, and the client has to read what is left.
@@ -51,7 +70,13 @@ struct State {
 
 impl Progress {
     pub(super) fn new() -> Arc<Self> {
-        let state = State { unsent: 0, since: Instant::now(), has_ended: false, waker: None };
+        let state = State {
+            unsent: 0,
+            chunk_bytes: MIN_CHUNK_BYTES,
+            since: Instant::now(),
+            has_ended: false,
+            waker: None,
+        };
         Arc::new(Self { state: Mutex::new(state), started: Notify::new() })
     }
 
@@ -61,8 +86,8 @@ impl Progress {
         message: &mut Bytes,
         held: impl Send + 'static,
     ) -> Bytes {
-        let chunk = message.split_to(message.len().min(MAX_CHUNK_BYTES));
         let mut state = self.lock();
+        let chunk = message.split_to(message.len().min(state.chunk_bytes));
         state.unsent += 1;
         if state.unsent == 1 {
             state.since = Instant::now();
@@ -112,6 +137,15 @@ impl Progress {
 }
 
 impl State {
+    /// Adapts the size of the next chunk to how long one took.
+    fn adapt_chunk_size(&mut self, took: Duration) {
+        if took < FAST_CHUNK {
+            self.chunk_bytes = (self.chunk_bytes * 2).min(MAX_CHUNK_BYTES);
+        } else if took > SLOW_CHUNK {
+            self.chunk_bytes = MIN_CHUNK_BYTES;
+        }
+    }
+
     fn deadline(&self) -> Option<Instant> {
         if self.has_ended {
             return Some(self.since + RESPONSE_READ_TIMEOUT);
@@ -127,6 +161,8 @@ impl Drop for Unsent {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.unsent -= 1;
+        let took = state.since.elapsed();
+        state.adapt_chunk_size(took);
         state.since = Instant::now();
         let waker = if state.unsent == 0 { state.waker.take() } else { None };
         drop(state);
@@ -149,7 +185,7 @@ mod tests {
         let hour = Duration::from_hours(1);
         assert!(timeout(hour, progress.stalled()).await.is_err(), "nothing is unsent");
         let first = progress.next_chunk(&mut message, ());
-        assert_eq!((first.len(), message.len()), (4_096, 904));
+        assert_eq!((first.len(), message.len()), (32, 4_968));
         assert!(timeout(SHUT_WINDOW_TIMEOUT / 2, progress.stalled()).await.is_err());
         let second = progress.next_chunk(&mut message, ());
         drop(first);
@@ -162,5 +198,19 @@ mod tests {
         let started = Instant::now();
         progress.stalled().await;
         assert_eq!(started.elapsed(), RESPONSE_READ_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn chunks_grow_while_the_client_reads_fast() {
+        let progress = Progress::new();
+        let mut message = Bytes::from(vec![0; 100_000]);
+        let mut sizes = Vec::new();
+        for seconds in [0, 0, 0, 0, 0, 0, 0, 0, 5, 11, 5, 0] {
+            let chunk = progress.next_chunk(&mut message, ());
+            sizes.push(chunk.len());
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+        }
+        let full = [32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 4_096, 4_096, 32, 32];
+        assert_eq!(sizes, full);
     }
 }

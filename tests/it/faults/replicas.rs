@@ -1,4 +1,4 @@
-//! Two replicas behind a proxy.
+//! Two replicas behind a load balancer.
 
 use std::{
     collections::BTreeSet,
@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 use crate::support::{
     Client, RpcResult,
     app::connect,
+    follower::follow,
     load_balancer::LoadBalancer,
     postgres::TestDatabase,
     process::{Binary, Process},
@@ -156,4 +157,64 @@ async fn a_rolling_restart_fails_no_call_that_is_retried_once() {
     }
     let lost: Vec<_> = acknowledged.difference(&stored).collect();
     assert!(lost.is_empty(), "{lost:?}");
+}
+
+/// The watches of each user, on one connection.
+const WATCHES_PER_USER: usize = 8;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_resume_on_the_other_replica_and_miss_nothing() {
+    const USERS: usize = 4;
+    let database = TestDatabase::create().await;
+    let mut replicas = [start(&database), start(&database)];
+    let balancer = LoadBalancer::start().await;
+    for replica in &replicas {
+        join(&balancer, replica).await;
+    }
+    let (totals, end) = (Arc::<Totals>::default(), CancellationToken::new());
+    let (mut users, mut working, mut following) = (Vec::new(), JoinSet::new(), JoinSet::new());
+    for user in 0..USERS {
+        let client = Client::new(connect(balancer.address).await);
+        let client = client.signed_up(&format!("user{user}")).await;
+        let (writer, totals, end) = (client.clone(), totals.clone(), end.clone());
+        working.spawn(async move { totals.work(&writer, user, end).await });
+        for _ in 0..WATCHES_PER_USER {
+            let follower = client.clone();
+            following.spawn(async move { (user, follow(follower, "the last todo").await) });
+        }
+        users.push(client);
+    }
+    for replica in &mut replicas {
+        // Both have open watches, because the load balancer takes them in turn.
+        replica.wait_for_line(CREATE_TODO).await;
+        replica.signal(Signal::SIGTERM);
+        assert_eq!(replica.wait().await.code(), Some(0));
+        assert!(!replica.output().contains("grace period expired"), "{}", replica.output());
+        *replica = start(&database);
+        join(&balancer, replica).await;
+    }
+    end.cancel();
+    for ended in working.join_all().await {
+        ended.expect("one retry is enough");
+    }
+    let mut todos = Vec::new();
+    for user in &users {
+        user.create_todo("the last todo").await;
+        todos.push(user.list_all_todos(ListTodosRequest::default()).await);
+    }
+    let (mut resumed, mut broken, mut changes) = (0, 0, 0);
+    for (user, followed) in following.join_all().await {
+        let copied: Vec<_> = followed.copy.todos.clone().into_values().collect();
+        assert_eq!(copied, todos[user]);
+        assert_eq!(followed.full_syncs, 1, "a watch resumes at its cursor");
+        let stopped = followed.ends_with_reason("STOPPING");
+        (resumed, changes) = (resumed + stopped, changes + copied.len());
+        broken += followed.ends.len() - stopped;
+    }
+    println!(
+        "two replicas restarted: {} watches, {resumed} resumed, {broken} broken, {changes} todos",
+        USERS * WATCHES_PER_USER
+    );
+    // Each of the watches is at one of the replicas when it stops, and later at the other one.
+    assert!(resumed >= USERS * WATCHES_PER_USER && broken == 0, "{resumed}, {broken}");
 }

@@ -14,6 +14,7 @@ pub mod container;
 pub mod database;
 #[cfg(feature = "embedded")]
 pub mod embedded;
+pub mod follower;
 pub mod health;
 pub mod http2;
 pub mod load_balancer;
@@ -31,6 +32,7 @@ pub mod readme;
 pub mod row_lock;
 pub mod scheduling_delay;
 pub mod sources;
+pub mod statement_proxy;
 pub mod statements;
 #[cfg(target_os = "linux")]
 pub mod system_clock;

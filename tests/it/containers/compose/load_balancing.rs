@@ -2,15 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
+use tokio::{task::JoinSet, time::sleep};
 use tonic::Code;
 
 use super::{APP, BASE, DATABASE, REPLICAS, docker_logs, timed};
 use crate::support::{
     Client,
     assert::assert_status,
-    compose::{DATABASE_PASSWORD, Stack, docker, is_engine_available},
+    compose::{DATABASE_PASSWORD, Stack, docker, inspect, is_engine_available},
+    follower::follow,
     parallel::join_all,
+    todos::todo_titled,
     wait::wait_until,
 };
 
@@ -81,6 +83,56 @@ async fn calls_are_balanced_across_two_replicas() {
 
 #[tokio::test]
 #[ignore = "needs a Docker engine"]
+async fn open_watches_resume_when_replicas_restart() {
+    const WATCHES: usize = 12;
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::started(&[BASE, REPLICAS]).await;
+    let replicas = stack.containers(APP).await;
+    let ana = stack.anonymous().await.signed_up("ana").await;
+    ana.create_todo("0").await;
+    let mut following = JoinSet::new();
+    for _ in 0..WATCHES {
+        following.spawn(follow(ana.clone(), "the last todo"));
+    }
+    // The line of a watch is logged at its end.
+    let ended = async |replica: &str| docker_logs(replica).await.matches("WatchTodos").count();
+    let mut number = 0;
+    for replica in &replicas {
+        let before = ended(replica).await;
+        let restarting = tokio::spawn({
+            let replica = replica.clone();
+            async move { docker(&["restart", &replica]).await }
+        });
+        while !restarting.is_finished() {
+            number += 1;
+            create_with_retry(&ana, &number.to_string()).await;
+            sleep(Duration::from_millis(20)).await;
+        }
+        restarting.await.expect("no panic");
+        assert!(ended(replica).await > before, "watches were open at each replica");
+        let pause = Duration::from_millis(200);
+        wait_until("the replica is healthy", async || {
+            sleep(pause).await;
+            inspect(replica, "{{.State.Health.Status}}").await == "healthy"
+        })
+        .await;
+    }
+    create_with_retry(&ana, "the last todo").await;
+    let todos = ana.list_all_todos(<_>::default()).await;
+    let mut resumed = 0;
+    for followed in following.join_all().await {
+        assert!(followed.copy.todos.into_values().eq(todos.iter().cloned()), "nothing is missed");
+        assert_eq!(followed.full_syncs, 1, "a watch resumes at its cursor");
+        resumed += followed.ends.len();
+    }
+    println!("{WATCHES} watches, {resumed} resumed, {} todos", todos.len());
+    assert!(resumed >= WATCHES, "{resumed}");
+}
+
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
 async fn a_replica_that_is_not_ready_gets_no_calls() {
     if !is_engine_available() {
         return;
@@ -136,6 +188,16 @@ async fn a_replica_that_is_not_ready_gets_no_calls() {
     let pooler = stack.container("fastzero_pgbouncer").await;
     let log = docker_logs(&pooler).await;
     assert!(!log.contains("no such user") && !log.contains("no such database"), "{log}");
+}
+
+/// Creates a todo, with one retry as a client should do after UNAVAILABLE.
+async fn create_with_retry(client: &Client, title: &str) {
+    let create = || client.try_create_todo(Some(todo_titled(title)));
+    let response = match create().await {
+        Err(status) if status.code() == Code::Unavailable => create().await,
+        response => response,
+    };
+    response.expect("one retry is enough");
 }
 
 /// Gets a todo, with one retry as a client should do after UNAVAILABLE.

@@ -29,7 +29,8 @@ impl Attackers {
         let (stop, steps) = <(CancellationToken, Arc<AtomicU64>)>::default();
         let token = Arc::from(&*service.client.tokens().access_token);
         let (address, client_ip) = (service.address, OTHER_CLIENT_IP);
-        let target = Target { address, token, worker: 0, client_ip, steps: steps.clone() };
+        let (watchers, steps_of_all) = (service.watchers.clone(), steps.clone());
+        let target = Target { address, token, watchers, worker: 0, client_ip, steps: steps_of_all };
         let until = stop.clone();
         let thread = thread::spawn(move || {
             priority::set_lowest();

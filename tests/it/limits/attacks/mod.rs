@@ -8,6 +8,7 @@ mod headers;
 mod messages;
 mod readers;
 mod service;
+mod watches;
 
 use std::{
     io,
@@ -36,6 +37,7 @@ use self::{
     },
     readers::{slow_readers, unread_errors, unread_reflection, unread_responses},
     service::Service,
+    watches::{slow_watches, unread_watches, watch_resets},
 };
 use crate::support::{
     http2::{self, RawHttp2},
@@ -76,6 +78,8 @@ struct Target {
     address: SocketAddr,
     /// An access token of a user with a list of 1 MiB.
     token: Arc<str>,
+    /// Access tokens of other users with the same list: the server limits the watches of each.
+    watchers: Arc<[Arc<str>]>,
     /// The number of the attacker.
     worker: u32,
     /// The address of the attacker.
@@ -130,6 +134,9 @@ attacks! {
     settings: 2,
     empty_window_updates: 4,
     calls_without_a_body: 40,
+    unread_watches: 8,
+    watch_resets: 4,
+    slow_watches: 8,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

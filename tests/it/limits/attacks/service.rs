@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,7 @@ use crate::support::{
     postgres::TestDatabase,
     process::{Binary, Process},
     todos::todo_titled,
+    tokens::Jwt,
     wait::wait_until,
 };
 
@@ -28,6 +30,8 @@ pub(super) struct Service {
     pub(super) metrics: SocketAddr,
     pub(super) client: Client,
     pub(super) todo: Todo,
+    /// Access tokens of users with the same list as the client.
+    pub(super) watchers: Arc<[Arc<str>]>,
     pub(super) _database: TestDatabase,
     pub(super) _secret: Option<TlsSecret>,
 }
@@ -54,8 +58,17 @@ impl Service {
         };
         let (client, todo) = user_of_other_replica(&database).await;
         let client = client.with_channel(&channel);
-        let service =
-            Self { server, address, metrics, client, todo, _database: database, _secret: secret };
+        let watchers = copy_user(&database).await;
+        let service = Self {
+            server,
+            address,
+            metrics,
+            client,
+            todo,
+            watchers,
+            _database: database,
+            _secret: secret,
+        };
         service.client.list_todos(largest_batchable_page()).await;
         // Warm-up: the first calls open connections and fill caches.
         service.p99(Duration::from_millis(500)).await;
@@ -84,7 +97,7 @@ impl Service {
         fs::write(path, "5").expect("the parent process may write it");
     }
 
-    /// Asserts that the service works, has no calls or connections of the attack, and logged no
+    /// Asserts that the service works, has no calls, watches or connections of the attack, and logged no
     /// error.
     pub(super) async fn assert_recovered(&self) {
         wait_until("only the client is connected", async || {
@@ -92,6 +105,7 @@ impl Service {
             let gauge = |name| scrape.get(name);
             gauge("fastzero_calls_in_flight") == Some(0.0)
                 && gauge("fastzero_connections") == Some(1.0)
+                && gauge("fastzero_watches") == Some(0.0)
         })
         .await;
         self.client.list_todos(largest_batchable_page()).await;
@@ -117,4 +131,35 @@ pub(super) async fn user_of_other_replica(database: &TestDatabase) -> (Client, T
             .await;
     }
     (client, todo)
+}
+
+/// As many users as can have all watches of one client: four times `MAX_WATCHES_PER_USER` are
+/// `MAX_WATCHES_PER_PEER`.
+const WATCHERS: u32 = 4;
+
+/// Creates users with the todos of the first one, and returns their access tokens.
+async fn copy_user(database: &TestDatabase) -> Arc<[Arc<str>]> {
+    const COPY: &str = "
+        with ana as (select id as owner_id from users limit 1), copied as (
+            insert into users
+            select cast($1::text as uuid), $1, $1, $1, $1, 'x', 1, now(), 1 returning id
+        ), session as (
+            insert into sessions
+            select id, id, 0, now(), now() + interval '1 day', '', '' from copied
+        ), clock as (
+            insert into todo_clocks
+            select id, version from copied, todo_clocks join ana using (owner_id)
+        )
+        insert into todos
+        select copied.id, todos.id, title, title_folded, description, description_folded, state,
+            version
+        from copied, todos join ana using (owner_id)";
+    let mut connection = database.connect().await;
+    let mut tokens = Vec::new();
+    for number in 0..WATCHERS {
+        let id = format!("01890000-0000-7000-8000-{number:012}");
+        sqlx::query(COPY).bind(&id).execute(&mut connection).await.expect("copied");
+        tokens.push(Jwt::for_session(&id, &id).signed().into());
+    }
+    tokens.into()
 }

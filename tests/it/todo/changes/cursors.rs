@@ -5,10 +5,11 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::support::{
-    App, Client,
-    app::config_with,
+    App, Client, PASSWORD,
+    app::{config, config_with},
     assert::{assert_has_error_details, assert_invalid, assert_status},
     changes::{described, next_message},
+    postgres::TestDatabase,
     process::Binary,
     wait::with_timeout,
 };
@@ -116,6 +117,50 @@ async fn a_cursor_ahead_of_the_clock_has_expired() {
     assert_expired(&ana, &cursor, Some("FUTURE")).await;
 }
 
+/// A clock of the database that a table moves on: the service calls the function without a schema.
+const MOVED_CLOCK: &str = "
+    create schema moved;
+    create table moved.clock (seconds double precision not null);
+    insert into moved.clock values (0);
+    create function moved.clock_timestamp() returns timestamptz volatile language sql as
+        'select pg_catalog.clock_timestamp() + make_interval(secs => seconds) from moved.clock';
+    do $$ begin
+        execute format(
+            'alter database %I set search_path to moved, pg_catalog, public', current_database()
+        );
+    end $$";
+
+#[tokio::test]
+async fn a_cursor_expires_after_thirty_days() {
+    const DAY: u32 = 24 * 60 * 60;
+    let database = TestDatabase::create().await;
+    let mut sql = database.connect().await;
+    sqlx::raw_sql(MOVED_CLOCK).execute(&mut sql).await.expect("a clock");
+    let app = App::start_on(database, config()).await;
+    let ana = app.signed_up("ana").await;
+    let deleted = ana.create_todo("deleted").await;
+    let cursor = ana.cursor().await;
+    ana.delete_todo(&deleted.id).await;
+    ana.create_todo("after").await;
+    for (seconds, is_expired) in [(29 * DAY, false), (30 * DAY + 1, true)] {
+        let moved = sqlx::query("update moved.clock set seconds = $1").bind(f64::from(seconds));
+        moved.execute(&mut sql).await.expect("updated");
+        // A replica reads the clock when it starts. The first session has expired, too.
+        let replica = app.start_replica().await;
+        let ana = Client::new(replica.channel.clone()).logged_in("ana", PASSWORD).await;
+        let ana = ana.expect("logged in");
+        if is_expired {
+            assert_expired(&ana, &cursor, None).await;
+            ana.sync_todos(sync_from(&ana.cursor().await)).await;
+        } else {
+            let synced = ana.sync_todos(sync_from(&cursor)).await;
+            assert_eq!(described(&synced.changes), ["-deleted", "after"]);
+            let mut stream = ana.watch_todos(watch_from(&cursor)).await;
+            assert_eq!(next_message(&mut stream).await.changes, synced.changes);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_cursor_under_an_unknown_key_has_expired() {
     let app = App::start().await;
@@ -127,7 +172,7 @@ async fn a_cursor_under_an_unknown_key_has_expired() {
     }));
     let other = other.await;
     let anonymous = Client::new(other.channel.clone());
-    let ana = anonymous.logged_in("ana", crate::support::PASSWORD).await.expect("logged in");
+    let ana = anonymous.logged_in("ana", PASSWORD).await.expect("logged in");
     assert_expired(&ana, &cursor, Some("KEY")).await;
 }
 

@@ -1,8 +1,13 @@
 //! Many watches: what they cost when nothing happens, and when all of them read at once.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use fast_zero::proto::todo::v1::WatchTodosRequest;
+use fast_zero::proto::todo::v1::{WatchTodosRequest, WatchTodosResponse};
+use sqlx::PgConnection;
+use tonic::Streaming;
 
 use crate::support::{
     App, Client,
@@ -12,6 +17,8 @@ use crate::support::{
     parallel::join_all,
     postgres::TestDatabase,
     process::Binary,
+    statement_proxy::{StatementProxy, count},
+    tokens::Jwt,
     wait::wait_until,
 };
 
@@ -81,27 +88,132 @@ async fn watches_read_two_pages_at_once() {
     }
 }
 
+/// Watches that reconnect together, while the statement of their pages waits.
 #[tokio::test]
-async fn a_thousand_idle_watches_take_at_most_40_mib() {
-    const MAX_KIB: u64 = 40 * 1024;
-    let database = TestDatabase::create().await;
-    let server = Binary::server(&database.url())
-        .env("MAX_WATCHES_PER_PEER", "2000")
-        .env("MAX_WATCHES_PER_USER", "1000")
-        .start();
-    let address = server.address().await.parse().expect("an address");
-    let ana = Client::new(connect(address).await).signed_up("ana").await;
-    let mut streams = vec![ana.watch_from_now().await];
-    let before = server.memory_kib("VmRSS");
-    for _ in 0..10 {
-        let ana = ana.clone().with_channel(&connect(address).await);
-        for _ in 0..100 {
-            if streams.len() < 1_000 {
-                streams.push(ana.watch_from_now().await);
-            }
-        }
+async fn a_herd_of_watches_leaves_connections_to_other_calls() {
+    const WATCHES: usize = 200;
+    const CALLS: usize = 200;
+    let app = App::start_with(config_with(|config| {
+        config.limits.max_watches_per_peer = 1_000;
+        config.limits.max_watches_per_user = 100;
+    }))
+    .await;
+    let users = [app.signed_up("ana").await, app.signed_up("bob").await];
+    let todo = users[0].create_todo("ana's").await;
+    users[1].create_todo("bob's").await;
+    // Pages read the deleted todos, and GetTodo does not.
+    let mut lock = app.hold_lock("lock table todo_trash in access exclusive mode").await;
+    let mut channels = Vec::new();
+    for _ in 0..4 {
+        channels.push(connect(app.address).await);
     }
+    let opened = (0..WATCHES).map(|number| {
+        let user = users[number % users.len()].clone().with_channel(&channels[number % 4]);
+        tokio::spawn(async move {
+            let mut stream = user.watch_todos(WatchTodosRequest::default()).await;
+            next_message(&mut stream).await
+        })
+    });
+    let opened: Vec<_> = opened.collect();
+    lock.wait_until_blocked_by(2).await;
+    let ana = users[0].clone().with_metadata("grpc-timeout", "2S");
+    let (started, mut latencies) = (Instant::now(), Vec::new());
+    for _ in 0..CALLS {
+        let called = Instant::now();
+        assert_eq!(ana.get_todo(&todo.id).await, todo);
+        latencies.push(called.elapsed());
+    }
+    latencies.sort_unstable();
+    let (p50, p99) = (latencies[CALLS / 2], latencies[CALLS * 99 / 100]);
+    println!(
+        "{WATCHES} watches: {CALLS} calls in {:.1?}, p50 {p50:.1?}, p99 {p99:.1?}",
+        started.elapsed()
+    );
+    lock.wait_until_blocked_by(2).await;
+    lock.release().await;
+    for opened in opened {
+        let message = opened.await.expect("no panic");
+        assert!(message.caught_up && message.changes.len() == 1, "{message:?}");
+    }
+}
+
+/// The owners of the idle watches: they exist only in the database, because a thousand sign-ups
+/// take a minute.
+const OWNERS: &str = "
+    insert into users
+    select id, n, n, n, n, 'x', 1, now(), 1
+    from generate_series(1, 1000) as n,
+        concat('01890000-0000-7000-8000-', lpad(n::text, 12, '0')) as text, cast(text as uuid) as id;
+    insert into sessions
+    select id, id, 0, now(), now() + interval '1 day', '', '' from users;
+    insert into todo_clocks select id, 1 from users";
+
+/// Opens a watch of each owner, on ten connections: one has at most 128 streams.
+async fn watch_as_a_thousand_owners(address: SocketAddr) -> Vec<Streaming<WatchTodosResponse>> {
+    let opened = (0..10).map(|connection| async move {
+        let channel = connect(address).await;
+        let mut streams = Vec::new();
+        for number in 1..=100 {
+            let id = format!("01890000-0000-7000-8000-{:012}", connection * 100 + number);
+            let owner = Client::new(channel.clone());
+            let owner = owner.with_token(&Jwt::for_session(&id, &id).signed());
+            streams.push(owner.watch_from_now().await);
+        }
+        streams
+    });
+    join_all(opened.collect::<Vec<_>>()).await.into_iter().flatten().collect()
+}
+
+/// Returns how many polls `pg_stat_statements` has counted, where PostgreSQL has loaded it.
+async fn counted_polls(database: &mut PgConnection) -> Option<i64> {
+    let create = "create extension if not exists pg_stat_statements";
+    sqlx::raw_sql(create).execute(&mut *database).await.ok()?;
+    let polls = "select coalesce(sum(calls), 0)::bigint from pg_stat_statements
+        where dbid = (select oid from pg_database where datname = current_database())
+            and query like '%from database_incarnation as incarnation%left join todo_clocks%'";
+    sqlx::query_scalar(polls).fetch_one(database).await.ok()
+}
+
+/// The statements of a replica in this many polls, with and without watches.
+#[tokio::test]
+async fn a_thousand_idle_watches_of_a_thousand_owners_cost_40_mib_and_two_statements() {
+    const MAX_KIB: u64 = 40 * 1024;
+    const POLLS: u64 = 15;
+    const POLL: &str = "from database_incarnation as incarnation";
+    const SESSIONS: &str = "as inputs (user_id";
+    const HEALTH: &str = "clock_timestamp()";
+    let database = TestDatabase::create().await;
+    let mut connection = database.connect().await;
+    sqlx::raw_sql(OWNERS).execute(&mut connection).await.expect("inserted");
+    let proxy = StatementProxy::start(&database.options).await;
+    let server = Binary::server(&proxy.url()).env("MAX_WATCHES_PER_PEER", "2000").start();
+    let address = server.address().await.parse().expect("an address");
+    // The first call opens connections.
+    Client::new(connect(address).await).try_get_user("me").await.expect_err("no token");
+    let before = server.memory_kib("VmRSS");
+    let streams = watch_as_a_thousand_owners(address).await;
     let more = server.memory_kib("VmRSS").saturating_sub(before);
-    println!("{more} KiB for a thousand watches");
-    assert!(more <= MAX_KIB, "{more} KiB");
+
+    let polled_from = counted_polls(&mut connection).await;
+    let (from, started) = (proxy.counts(), Instant::now());
+    let counted = |text| proxy.count(text) - count(&from, text);
+    wait_until("the clocks are polled", async || counted(POLL) >= POLLS).await;
+    let (polls, sessions, health) = (counted(POLL), counted(SESSIONS), counted(HEALTH));
+    let all = proxy.count("") - count(&from, "");
+    let (polled_to, took) = (counted_polls(&mut connection).await, started.elapsed());
+    let more_idle = server.memory_kib("VmRSS").saturating_sub(before);
+    println!(
+        "{more} KiB for {} watches, {more_idle} KiB after {took:.1?}; {polls} polls, {sessions} \
+         checks of sessions, {health} health checks, {all} statements; pg_stat_statements: {:?} polls",
+        streams.len(),
+        polled_from.zip(polled_to).map(|(from, to)| to - from),
+    );
+    let seconds = took.as_secs_f64();
+    let at_most = |count: u64, rate: f64| count as f64 <= seconds * rate + 1.0;
+    assert!(more.max(more_idle) <= MAX_KIB, "{more} KiB, {more_idle} KiB");
+    assert!(at_most(polls, 1.1) && at_most(sessions, 0.5), "{polls}, {sessions} in {took:?}");
+    assert_eq!(all, polls + sessions + health, "{:#?}", proxy.counts());
+    if let Some((from, to)) = polled_from.zip(polled_to) {
+        assert!((to - from).abs_diff(polls as i64) <= 1, "{from} to {to}, but {polls}");
+    }
 }

@@ -1,15 +1,29 @@
 //! Clients that read watches slowly, or not at all.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use fast_zero::proto::todo::v1::WatchTodosRequest;
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use sqlx::AssertSqlSafe;
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpStream, tcp::OwnedReadHalf},
+    time::{interval, timeout},
+};
 use tonic::transport::Endpoint;
 
 use crate::support::{
     App, Client,
+    app::connect,
     changes::{Copy, next_message},
     http2::{self, Frame, connect_raw, frame, read_frame},
+    postgres::TestDatabase,
+    process::Binary,
     statements::statement_count,
     wait::wait_until,
 };
@@ -18,13 +32,19 @@ const WATCH: &str = "/fastzero.todo.v1.TodoService/WatchTodos";
 
 /// Inserts 200 todos of 10 KB each: eight messages of a watch.
 async fn insert_pages(app: &App) {
-    app.execute(
-        "insert into todo_clocks select id, 2000 from users;
+    insert_todos(&app.database, 200).await;
+}
+
+/// Inserts todos of 10 KB each.
+async fn insert_todos(database: &TestDatabase, todos: u32) {
+    let statements = format!(
+        "insert into todo_clocks select id, {todos} from users;
          insert into todos
          select id, gen_random_uuid(), 'a', 'a', repeat('a', 10000), '', 1, n
-         from users, generate_series(1, 200) n",
-    )
-    .await;
+         from users, generate_series(1, {todos}) n"
+    );
+    let statements = sqlx::raw_sql(AssertSqlSafe(statements));
+    statements.execute(&mut database.connect().await).await.expect("inserted");
 }
 
 #[tokio::test]
@@ -96,6 +116,63 @@ async fn assert_usable(connection: &mut TcpStream) {
             return;
         }
     }
+}
+
+/// Counts the bytes of all streams until the connection closes. No stream may end.
+async fn count_bytes(mut connection: OwnedReadHalf, bytes: Arc<AtomicU64>) {
+    while let Ok(frame) = read_frame(&mut connection).await {
+        assert!(![http2::GOAWAY, http2::RST_STREAM].contains(&frame.kind), "{frame:?}");
+        if frame.kind == http2::DATA {
+            bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Each reader could get 20 MB. A window that opens by a byte a second is not shut.
+#[tokio::test]
+async fn readers_of_one_byte_a_second_cost_one_page_each() {
+    const READERS: u32 = 16;
+    const SECONDS: u32 = 70;
+    const MAX_KIB: u64 = 512;
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).start();
+    let address = server.address().await.parse().expect("an address");
+    let ana = Client::new(connect(address).await).signed_up("ana").await;
+    insert_todos(&database, 2_000).await;
+    // Later pages use the memory of the first one again.
+    next_message(&mut ana.watch_todos(WatchTodosRequest::default()).await).await;
+    let before = server.memory_kib("VmRSS");
+
+    let connection = connect_raw(address, http2::PREFACE).await;
+    let (read, mut write) = connection.into_split();
+    let authorization = format!("Bearer {}", ana.tokens().access_token);
+    let block = http2::header_block(WATCH, &[("authorization", &authorization)]);
+    let streams = (0..READERS).map(|number| number * 2 + 1);
+    let mut calls = http2::settings_frame(http2::INITIAL_WINDOW_SIZE, 1);
+    for stream in streams.clone() {
+        calls.extend(frame(http2::HEADERS, http2::END_HEADERS, stream, &block));
+        let request = http2::length_prefixed(&[]);
+        calls.extend(frame(http2::DATA, http2::END_STREAM, stream, &request));
+    }
+    write.write_all(&calls).await.expect("sent");
+    let bytes = Arc::<AtomicU64>::default();
+    let reading = tokio::spawn(count_bytes(read, bytes.clone()));
+    let (mut ticks, mut max) = (interval(Duration::from_secs(1)), 0);
+    let more = streams.map(|stream| frame(http2::WINDOW_UPDATE, 0, stream, &1_u32.to_be_bytes()));
+    let more: Vec<_> = more.flatten().collect();
+    for _ in 0..SECONDS {
+        ticks.tick().await;
+        write.write_all(&more).await.expect("an open connection");
+        max = server.memory_kib("VmRSS").max(max);
+    }
+    wait_until("all streams are read", async || {
+        assert!(!reading.is_finished(), "the connection or a stream has ended");
+        bytes.load(Ordering::Relaxed) >= u64::from(READERS * SECONDS)
+    })
+    .await;
+    let each = max.saturating_sub(before) / u64::from(READERS);
+    println!("{each} KiB for each reader of one byte a second");
+    assert!(each <= MAX_KIB, "{each} KiB");
 }
 
 #[tokio::test]
