@@ -9,6 +9,7 @@ use crate::support::{
     app::config_with,
     assert::{assert_has_error_details, assert_invalid, assert_status},
     changes::{described, next_message},
+    postgres::TestDatabase,
     process::Binary,
     wait::with_timeout,
 };
@@ -156,4 +157,17 @@ async fn after_restore_expires_cursors() {
     assert_eq!(code, Some(0), "{output}");
     assert_expired(&ana, &cursor, Some("RESTORED")).await;
     ana.sync_todos(sync_from(&ana.cursor().await)).await;
+}
+
+/// A backup may be older than cursors. Its migration makes an incarnation that no cursor has.
+#[tokio::test]
+async fn after_restore_leaves_an_older_schema_alone() {
+    let database = TestDatabase::create().await;
+    let mut connection = database.connect().await;
+    let drop = sqlx::raw_sql("drop table database_incarnation").execute(&mut connection).await;
+    drop.expect("dropped");
+    let binary = Binary::new(&["after-restore"]).env("DATABASE_URL", &database.url());
+    let (code, output) = binary.output().await;
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("schema older than cursors"), "{output}");
 }
