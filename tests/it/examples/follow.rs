@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 
 use super::{Example, shell_command};
@@ -22,8 +22,8 @@ use crate::support::{
     tokens::{Jwt, seconds_from_now},
 };
 
-/// The timeout for a line of a program. The first one comes after the compiler, on a busy machine.
-const LINE_TIMEOUT: Duration = Duration::from_mins(5);
+/// The timeout for what a program prints. The first line comes after the compiler.
+const TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A server that can restart at its address.
 struct Server {
@@ -80,9 +80,8 @@ struct Follower {
 
 impl Follower {
     async fn next_line(&mut self) -> String {
-        let line = timeout(LINE_TIMEOUT, self.lines.next_line()).await;
-        let line = line.unwrap_or_else(|_| panic!("no further line: {:#?}", self.printed));
-        line.expect("UTF-8").unwrap_or_else(|| panic!("it ended: {:#?}", self.printed))
+        let line = self.lines.next_line().await.expect("UTF-8");
+        line.unwrap_or_else(|| panic!("it ended: {:#?}", self.printed))
     }
 
     /// Reads a line, or a copy.
@@ -104,9 +103,12 @@ impl Follower {
         self.printed.iter().filter(|printed| *printed == line).count()
     }
 
-    async fn wait_for_line(&mut self, line: &str) {
-        while self.count(line) == 0 {
-            self.read().await;
+    async fn wait_until(&mut self, is_met: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + TIMEOUT;
+        while !is_met(self) {
+            if timeout_at(deadline, self.read()).await.is_err() {
+                panic!("timed out: {:#?}, copy: {:#?}", self.printed, self.copy);
+            }
         }
     }
 
@@ -118,9 +120,7 @@ impl Follower {
         };
         let todos = client.list_all_todos(ListTodosRequest::default()).await;
         let expected: Vec<_> = todos.into_iter().map(line).collect();
-        while self.copy.as_ref() != Some(&expected) {
-            self.read().await;
-        }
+        self.wait_until(|program| program.copy.as_ref() == Some(&expected)).await;
     }
 
     async fn kill(&mut self) {
@@ -159,7 +159,7 @@ impl Example {
         program.wait_until_in_step(&ana).await;
         change_everything(&ana, first, &second).await;
         program.wait_until_in_step(&ana).await;
-        program.wait_for_line("refreshed the access token").await;
+        program.wait_until(|program| program.count("refreshed the access token") == 1).await;
 
         ana = server.restart(ana).await;
         ana.delete_todo(&second.id).await;

@@ -33,8 +33,10 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// longer silence means that the network has lost the connection without a word.
 const MAX_SILENCE: Duration = Duration::from_mins(1);
 
-/// The todos and the cursor, in one file: a write of the file changes them together. A copy is of
-/// one user.
+/// The todos and the cursor, in one file: a write of the file changes them together. A client with
+/// many todos stores both in a database instead, and changes them in one transaction.
+///
+/// A copy is of one user.
 #[derive(Clone, PartialEq, Message)]
 struct Copy {
     /// The position in the changes of the user. Empty before a full sync.
