@@ -1,11 +1,22 @@
 //! The commands of the README and of `docs/api.md` work as pasted.
 
-use tokio::process::Command;
+use std::process::Stdio;
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+};
 
 use crate::support::{
     App,
     postgres::print_line,
     readme::{API, CONFIGURATION, DEPLOYMENT, OBSERVABILITY, README, TLS, commands, has_grpcurl},
+    wait::with_timeout,
 };
 
 /// The picture of the tour, which `docs/tour.py` draws.
@@ -39,6 +50,107 @@ async fn the_tour_works_as_pasted() {
     ] {
         assert!(output.contains(shown), "{shown} is not in:\n{output}");
     }
+}
+
+/// A terminal, into which a test pastes commands. The first failed command ends it.
+struct Terminal {
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+    shell: Child,
+}
+
+impl Terminal {
+    fn open() -> Self {
+        let mut command = Command::new("bash");
+        command.args(["-euo", "pipefail", "-s"]).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = command.spawn().expect("an installed bash");
+        let input = shell.stdin.take().expect("piped");
+        let output = BufReader::new(shell.stdout.take().expect("piped")).lines();
+        Self { input, output, shell }
+    }
+
+    async fn paste(&mut self, commands: &str) {
+        self.input.write_all(format!("{commands}\n").as_bytes()).await.expect("a running shell");
+    }
+
+    /// Waits for the next JSON object that grpcurl prints, as a message.
+    async fn next_message(&mut self) -> Value {
+        let mut message = String::new();
+        loop {
+            let line = with_timeout("a line of the terminal", self.output.next_line()).await;
+            let line = line.expect("UTF-8").expect("a running shell");
+            message.push_str(&line);
+            if line == "}" {
+                return serde_json::from_str(&message).expect("JSON");
+            }
+        }
+    }
+}
+
+/// Closes the terminal, which ends all that runs in it.
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let pid = self.shell.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(pid) = pid {
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Returns the only block of this language in a section of the README.
+fn block_of(section: &str, language: &str) -> &'static str {
+    let (_, rest) = README.split_once(&format!("\n## {section}\n")).expect("the section exists");
+    let section = rest.split("\n## ").next().unwrap_or(rest);
+    let blocks: Vec<_> = section.split(&format!("```{language}\n")).skip(1).collect();
+    assert_eq!(blocks.len(), 1, "{language} in {section}");
+    blocks[0].split("\n```").next().expect("not empty")
+}
+
+/// Returns the value without what differs between two runs: the texts of IDs, times and versions.
+fn shape(value: &Value) -> Value {
+    let is_fixed = |key: &str| ["title", "state"].contains(&key);
+    match value {
+        Value::Object(fields) => {
+            let shape_of = |(key, value): (&String, &Value)| {
+                let value = if is_fixed(key) { value.clone() } else { shape(value) };
+                (key.clone(), value)
+            };
+            Value::Object(fields.iter().map(shape_of).collect())
+        }
+        Value::Array(values) => Value::Array(values.iter().map(shape).collect()),
+        Value::String(_) => Value::String("text".to_owned()),
+        other => other.clone(),
+    }
+}
+
+/// The block of the watch is not among the shell blocks, because it does not end.
+#[tokio::test]
+async fn a_watch_in_another_terminal_shows_what_the_tour_does() {
+    if !has_grpcurl().await {
+        return;
+    }
+    let app = App::start().await;
+    let here = |commands: &str| commands.replace("localhost:50051", &app.address.to_string());
+    let tour = here(&commands(README, "A tour"));
+    let create = one_line_commands(&tour).into_iter().find(|it| it.contains("/CreateTodo"));
+    let create = create.expect("the tour creates a todo");
+    let (mut first, mut second) = (Terminal::open(), Terminal::open());
+    first.paste(&tour).await;
+    // CreateUser, CreateTodo and ListTodos; the output of Login is captured.
+    for _ in 0..3 {
+        first.next_message().await;
+    }
+    second.paste(&here(block_of("A tour", "bash"))).await;
+    let full_sync = second.next_message().await;
+    assert_eq!(full_sync["full"], Value::Bool(true), "{full_sync}");
+    let documented = serde_json::from_str(block_of("A tour", "json")).expect("JSON");
+    assert_eq!(shape(&full_sync["changes"]), shape(&documented)["changes"]);
+    first.paste(&create).await;
+    let created = first.next_message().await;
+    let message = second.next_message().await;
+    assert_eq!(shape(&message), shape(&documented));
+    assert_eq!(message["changes"][0]["todo"], created["todo"]);
 }
 
 /// Returns the commands of a shell script, each in one line.

@@ -353,3 +353,14 @@ async fn alerts_and_dashboard_query_only_exposed_metrics() {
         }
     }
 }
+
+/// Watches last for minutes, and their usual ends have the status UNAVAILABLE or DEADLINE_EXCEEDED.
+#[test]
+fn alerts_on_the_calls_of_all_methods_leave_watches_out() {
+    let all_methods = "grpc_method=~\"fastzero[.].*\"";
+    let without_watches =
+        format!("{all_methods},grpc_method!=\"fastzero.todo.v1.TodoService/WatchTodos\"");
+    let count = |text: &str| ALERTS.matches(text).count();
+    assert_eq!(count(all_methods), 3, "an alert is new");
+    assert_eq!(count(&without_watches), 3);
+}

@@ -202,3 +202,16 @@ async fn after_restore_expires_cursors() {
     assert_expired(&ana, &cursor, Some("RESTORED")).await;
     ana.sync_todos(sync_from(&ana.cursor().await)).await;
 }
+
+/// A backup may be older than cursors. Its migration makes an incarnation that no cursor has.
+#[tokio::test]
+async fn after_restore_leaves_an_older_schema_alone() {
+    let database = TestDatabase::create().await;
+    let mut connection = database.connect().await;
+    let drop = sqlx::raw_sql("drop table database_incarnation").execute(&mut connection).await;
+    drop.expect("dropped");
+    let binary = Binary::new(&["after-restore"]).env("DATABASE_URL", &database.url());
+    let (code, output) = binary.output().await;
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("schema older than cursors"), "{output}");
+}

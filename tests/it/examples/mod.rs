@@ -1,5 +1,7 @@
 //! The examples work as `examples/README.md` documents them.
 
+mod follow;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -16,10 +18,10 @@ use crate::support::{
     tokens::{Jwt, seconds_from_now},
 };
 
-const README: &str = include_str!("../../examples/README.md");
+const README: &str = include_str!("../../../examples/README.md");
 
 /// The program in the README of the repository, and what it prints.
-const PROGRAM: &str = include_str!("../../README.md");
+const PROGRAM: &str = include_str!("../../../README.md");
 
 /// Failed logins after which the server rejects all logins from an IP address.
 const MAX_FAILURES: usize = 100;
@@ -35,6 +37,8 @@ const TODOS: [&str; 4] = [
 /// An example that is ready to run.
 struct Example {
     command: String,
+    /// Runs the program that follows changes, if there is one.
+    follow_command: Option<String>,
     dir: PathBuf,
 }
 
@@ -45,16 +49,23 @@ fn shell_blocks(section: &str) -> Vec<&'static str> {
     section.split("```sh\n").skip(1).filter_map(|block| block.split("\n```").next()).collect()
 }
 
-/// Runs a command as at a terminal, but it ends at the first failure and lets the other tests
+/// Prepares a command as at a terminal, but it ends at the first failure and lets the other tests
 /// run first.
-async fn shell(script: &str, dir: &Path, variables: &[(&str, &str)]) -> Output {
+fn shell_command(script: &str, dir: &Path, variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new("nice");
     command.args(["-n", "19", "bash", "-euo", "pipefail", "-c", script]).current_dir(dir);
-    for variable in ["FASTZERO_ACCESS_TOKEN", "FASTZERO_ADDR", "FASTZERO_REFRESH_TOKEN"] {
+    for variable in
+        ["FASTZERO_ACCESS_TOKEN", "FASTZERO_ADDR", "FASTZERO_COPY", "FASTZERO_REFRESH_TOKEN"]
+    {
         command.env_remove(variable);
     }
     command.envs(variables.iter().copied()).kill_on_drop(true);
-    command.output().await.expect("nice is installed")
+    command
+}
+
+/// Runs a command to its end.
+async fn shell(script: &str, dir: &Path, variables: &[(&str, &str)]) -> Output {
+    shell_command(script, dir, variables).output().await.expect("nice is installed")
 }
 
 /// Runs a command that checks for a tool. Prints a line if it fails.
@@ -85,12 +96,20 @@ fn copy_dir(from: &Path, to: &Path) {
 }
 
 impl Example {
-    /// Runs the first block of the section, in a copy of the sources. The second block runs the
-    /// program.
-    async fn set_up(section: &str, dir: &str, sources: &TempDir) -> Self {
-        let [set_up, command] = shell_blocks(section)[..] else {
-            panic!("the section has two blocks: set up, and run");
+    /// Returns the example with the commands of these blocks: run the program, and follow changes.
+    fn new(blocks: &[&str], dir: PathBuf) -> Self {
+        let (command, follow_command) = match blocks {
+            [command] => (command, None),
+            [command, follow] => (command, Some((*follow).to_owned())),
+            _ => panic!("the section has a block for each program"),
         };
+        Self { command: (*command).to_owned(), follow_command, dir }
+    }
+
+    /// Runs the first block of the section, in a copy of the sources. The others run the programs.
+    async fn set_up(section: &str, dir: &str, sources: &TempDir) -> Self {
+        let blocks = shell_blocks(section);
+        let (set_up, programs) = blocks.split_first().expect("the section has blocks");
         let (root, copy) = (Path::new(env!("CARGO_MANIFEST_DIR")), sources.path());
         for part in ["proto", dir] {
             copy_dir(&root.join(part), &copy.join(part));
@@ -98,7 +117,7 @@ impl Example {
         fs::copy(root.join("buf.yaml"), copy.join("buf.yaml")).expect("copied");
         let done = shell(set_up, copy, &[]).await;
         assert!(done.status.success(), "{}{}", text(&done.stdout), text(&done.stderr));
-        Self { command: command.to_owned(), dir: copy.join(dir) }
+        Self::new(programs, copy.join(dir))
     }
 
     async fn run(&self, app: &App, variables: &[(&str, &str)]) -> Output {
@@ -202,6 +221,7 @@ async fn the_python_example_works_as_documented() {
     let example = Example::set_up("Python", "examples/python", &sources).await;
     example.assert_works().await;
     example.assert_program_of_readme_works().await;
+    example.assert_follows().await;
 }
 
 #[tokio::test]
@@ -219,10 +239,8 @@ async fn the_go_example_works_as_documented() {
 #[tokio::test]
 #[ignore = "compiles a program: cargo test --locked --test it examples:: -- --ignored"]
 async fn the_rust_example_works_as_documented() {
-    let [command] = shell_blocks("Rust")[..] else {
-        panic!("the section has one block");
-    };
     // In the repository, whose target directory has the dependencies.
-    let dir = env!("CARGO_MANIFEST_DIR").into();
-    Example { command: command.to_owned(), dir }.assert_works().await;
+    let example = Example::new(&shell_blocks("Rust"), env!("CARGO_MANIFEST_DIR").into());
+    example.assert_works().await;
+    example.assert_follows().await;
 }
