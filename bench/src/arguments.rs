@@ -126,6 +126,8 @@ pub enum Benchmark {
     Contains,
     /// Memory with 1000 connections
     Memory,
+    /// Lag of WatchTodos, with 1000 watches on each of two replicas and 200 UpdateTodo calls a second
+    Watch,
     /// Startup and shutdown time, idle memory, and binary size
     Start,
 }

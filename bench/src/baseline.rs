@@ -4,14 +4,15 @@
 //! It has no sessions, limits, deadlines, request IDs, validation, logs, metrics, error
 //! details or graceful shutdown. Its page tokens are the last ID in plain text.
 
-use std::{collections::HashSet, env, fmt::Display, num::TryFromIntError};
+use std::{collections::HashSet, env, fmt::Display, num::TryFromIntError, pin::Pin};
 
 use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod};
 use fast_zero::proto::todo::v1::{
     CreateTodoRequest, CreateTodoResponse, DeleteTodoRequest, DeleteTodoResponse, GetTodoRequest,
     GetTodoResponse, ListDeletedTodosRequest, ListDeletedTodosResponse, ListTodosRequest,
-    ListTodosResponse, Todo, UndeleteTodoRequest, UndeleteTodoResponse, UpdateTodoRequest,
-    UpdateTodoResponse,
+    ListTodosResponse, SyncTodosRequest, SyncTodosResponse, Todo, UndeleteTodoRequest,
+    UndeleteTodoResponse, UpdateTodoRequest, UpdateTodoResponse, WatchTodosRequest,
+    WatchTodosResponse,
     todo_service_server::{TodoService, TodoServiceServer},
 };
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -22,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio_postgres::{NoTls, Row, types::ToSql};
 use tonic::{
     Request, Response, Status,
+    codegen::tokio_stream::Stream,
     transport::{Server, server::TcpIncoming},
 };
 use uuid::Uuid;
@@ -215,6 +217,22 @@ impl TodoService for Baseline {
         _: Request<ListDeletedTodosRequest>,
     ) -> Result<Response<ListDeletedTodosResponse>, Status> {
         Err(Status::unimplemented("the baseline does not implement ListDeletedTodos"))
+    }
+
+    async fn sync_todos(
+        &self,
+        _: Request<SyncTodosRequest>,
+    ) -> Result<Response<SyncTodosResponse>, Status> {
+        Err(Status::unimplemented("the baseline does not implement SyncTodos"))
+    }
+
+    type WatchTodosStream = Pin<Box<dyn Stream<Item = Result<WatchTodosResponse, Status>> + Send>>;
+
+    async fn watch_todos(
+        &self,
+        _: Request<WatchTodosRequest>,
+    ) -> Result<Response<Self::WatchTodosStream>, Status> {
+        Err(Status::unimplemented("the baseline does not implement WatchTodos"))
     }
 }
 

@@ -23,13 +23,15 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Migrates and seeds an empty database, and logs the callers in. If `with_deep_page`,
-    /// also looks up the page token of a deep page of the long list.
+    /// Migrates and seeds an empty database, and logs the callers and the owners of watched
+    /// todos in. If `with_deep_page`, also looks up the page token of a deep page of the long
+    /// list.
     pub async fn prepare(
         launcher: &Launcher,
         database: Database,
         size: DatasetSize,
         with_deep_page: bool,
+        watched_count: u32,
     ) -> Result<Self> {
         let server = launcher.start(Target::Service, &database).await?;
         let hash = create_password_hash(&server.address, &database).await?;
@@ -37,7 +39,7 @@ impl Dataset {
         // A new connection: the server closes connections that are idle for as long as
         // seeding takes.
         let mut client = Client::connect(&server.address).await?;
-        let mut fixtures = Fixtures::log_in_all(&mut client, size).await?;
+        let mut fixtures = Fixtures::log_in_all(&mut client, size, watched_count).await?;
         if with_deep_page {
             fixtures.page_through(&mut client, size.deep_page()).await?;
         }

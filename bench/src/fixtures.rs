@@ -1,6 +1,10 @@
 //! What the scenarios need of a seeded database: logged-in callers and their todos.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    iter,
+    ops::Range,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use fast_zero::proto::auth::v1::{LoginRequest, RefreshTokenRequest, TokenSet};
 use tokio::sync::Mutex;
@@ -18,6 +22,9 @@ use crate::{
 
 /// The number of users that make calls. Each has one session for the whole run.
 pub const CALLER_COUNT: u32 = 64;
+
+/// The logins of owners of watched todos in flight: the service rejects more than a few.
+const LOGINS_IN_FLIGHT: u32 = 2;
 
 /// A logged-in user.
 pub struct Caller {
@@ -61,6 +68,8 @@ impl Caller {
 pub struct Fixtures {
     size: DatasetSize,
     callers: Vec<Caller>,
+    /// The users whose todos are watched, one session each. Empty unless watches are measured.
+    pub watched: Vec<Caller>,
     pub long_list_owner: Caller,
     /// The page token of a deep page of the long list. Empty until
     /// [`Fixtures::page_through`] has run.
@@ -69,14 +78,16 @@ pub struct Fixtures {
 }
 
 impl Fixtures {
-    pub async fn log_in_all(client: &mut Client, size: DatasetSize) -> Result<Self> {
-        let mut callers = Vec::new();
-        for user in 1..=CALLER_COUNT {
-            callers.push(Caller::log_in(client, user).await?);
-        }
+    /// Logs the callers in, and the first users as the owners of watched todos.
+    pub async fn log_in_all(
+        client: &mut Client,
+        size: DatasetSize,
+        watched_count: u32,
+    ) -> Result<Self> {
         Ok(Self {
             size,
-            callers,
+            callers: log_in_each(client.clone(), 1..CALLER_COUNT + 1).await?,
+            watched: log_in_concurrently(client, watched_count).await?,
             long_list_owner: Caller::log_in(client, 0).await?,
             deep_page_token: String::new(),
             sign_ups: AtomicU32::new(0),
@@ -102,6 +113,11 @@ impl Fixtures {
         &self.callers[number % self.callers.len()]
     }
 
+    /// Returns one of the owners of watched todos. All numbers are valid.
+    pub fn watched(&self, number: usize) -> &Caller {
+        &self.watched[number % self.watched.len()]
+    }
+
     /// Returns the ID of a random todo of the caller.
     pub fn random_todo_id(&self, caller: &Caller) -> String {
         caller.todo_id(fastrand::u32(..self.size.min_todos_per_user()))
@@ -118,6 +134,30 @@ impl Fixtures {
     pub fn new_username(&self) -> String {
         format!("new{}", self.sign_ups.fetch_add(1, Ordering::Relaxed))
     }
+}
+
+async fn log_in_each(mut client: Client, users: Range<u32>) -> Result<Vec<Caller>> {
+    let mut callers = Vec::new();
+    for user in users {
+        callers.push(Caller::log_in(&mut client, user).await?);
+    }
+    Ok(callers)
+}
+
+/// Logs the first `count` users in.
+async fn log_in_concurrently(client: &Client, count: u32) -> Result<Vec<Caller>> {
+    let step = count.div_ceil(LOGINS_IN_FLIGHT).max(1);
+    let starts = iter::successors(Some(0), |start| Some(start + step));
+    let ranges = starts.map(|start| start..count.min(start + step));
+    let tasks: Vec<_> = ranges
+        .take_while(|users| !users.is_empty())
+        .map(|users| tokio::spawn(log_in_each(client.clone(), users)))
+        .collect();
+    let mut callers = Vec::new();
+    for task in tasks {
+        callers.extend(task.await??);
+    }
+    Ok(callers)
 }
 
 async fn log_in(client: &mut Client, user: u32) -> Result<TokenSet, Status> {

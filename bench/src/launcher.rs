@@ -87,6 +87,14 @@ impl Launcher {
         Server::start(command, &self.run_dir.join("server.log")).await
     }
 
+    /// Starts a replica of the service, which serves its metrics.
+    pub async fn start_replica(&self, number: usize, database: &Database) -> Result<Server> {
+        let mut command = die_with_parent(&self.service)?;
+        self.configure(&mut command, database);
+        command.env("METRICS_ADDR", "127.0.0.1:0");
+        Server::start(command, &self.run_dir.join(format!("replica{number}.log"))).await
+    }
+
     /// Runs the service's `healthcheck` subcommand. Returns an error unless the server is
     /// SERVING.
     pub async fn check_health(&self, server: &Server, database: &Database) -> Result<()> {
@@ -116,7 +124,8 @@ impl Launcher {
             .env("ACCESS_TOKEN_EXPIRE_MINUTES", "1440")
             // All calls come from one client IP address.
             .env("SIGN_UPS_PER_PEER_PER_MINUTE", "1000000")
-            .env("MAX_CONNECTIONS_PER_PEER", "2048");
+            .env("MAX_CONNECTIONS_PER_PEER", "2048")
+            .env("MAX_WATCHES_PER_PEER", "2048");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::Future,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -46,8 +47,8 @@ pub struct CallStats {
 
 impl CallStats {
     pub fn new() -> Result<Self> {
-        let latencies = Histogram::new_with_max(MAX_LATENCY_NS, SIGNIFICANT_DIGITS)?;
-        Ok(Self { latencies, failures: BTreeMap::new(), elapsed: Duration::ZERO })
+        let (latencies, failures) = (latency_histogram()?, BTreeMap::new());
+        Ok(Self { latencies, failures, elapsed: Duration::ZERO })
     }
 
     /// Returns the number of successful calls per second.
@@ -63,10 +64,7 @@ impl CallStats {
 
     fn record(&mut self, latency: Duration, result: Result<(), Status>) {
         match result {
-            Ok(()) => {
-                let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(MAX_LATENCY_NS);
-                self.latencies.saturating_record(nanoseconds);
-            }
+            Ok(()) => record_latency(&mut self.latencies, latency),
             Err(status) => *self.failures.entry(status.code().into()).or_default() += 1,
         }
     }
@@ -81,6 +79,22 @@ impl CallStats {
     }
 }
 
+/// Returns an empty histogram of latencies in nanoseconds.
+pub fn latency_histogram() -> Result<Histogram<u64>> {
+    Ok(Histogram::new_with_max(MAX_LATENCY_NS, SIGNIFICANT_DIGITS)?)
+}
+
+pub fn record_latency(latencies: &mut Histogram<u64>, latency: Duration) {
+    let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(MAX_LATENCY_NS);
+    latencies.saturating_record(nanoseconds);
+}
+
+/// Returns a quantile of latencies, in seconds.
+#[expect(clippy::cast_precision_loss, reason = "far less than 2^53 ns")]
+pub fn quantile_seconds(latencies: &Histogram<u64>, quantile: f64) -> f64 {
+    latencies.value_at_quantile(quantile) as f64 / 1e9
+}
+
 /// Makes calls on the connections of all clients for the duration.
 pub async fn run(
     clients: &[Client],
@@ -89,21 +103,20 @@ pub async fn run(
     load: LoadModel,
     duration: Duration,
 ) -> Result<CallStats> {
-    let started_at = Instant::now();
-    let mut stats = match load {
+    match load {
         LoadModel::ClosedLoop { in_flight } => {
-            let end = started_at + duration;
-            run_closed_loop(clients, fixtures, scenario, in_flight.into(), end).await?
+            run_closed_loop(clients, fixtures, scenario, in_flight.into(), duration).await
         }
         LoadModel::OpenLoop { rate } => {
             let (clients, fixtures) = (clients.to_vec(), fixtures.clone());
-            // A task, so that the timer runs on a worker thread of the runtime like the
-            // calls, not on the main thread.
-            tokio::spawn(run_open_loop(clients, fixtures, scenario, rate, duration)).await??
+            let call = move |number: usize, _| {
+                let (mut client, fixtures) =
+                    (clients[number % clients.len()].clone(), fixtures.clone());
+                async move { scenario.call(&fixtures, &mut client, number).await }
+            };
+            run_open_loop(rate, duration, call).await
         }
-    };
-    stats.elapsed = started_at.elapsed();
-    Ok(stats)
+    }
 }
 
 async fn run_closed_loop(
@@ -111,8 +124,9 @@ async fn run_closed_loop(
     fixtures: &Arc<Fixtures>,
     scenario: Scenario,
     in_flight: usize,
-    end: Instant,
+    duration: Duration,
 ) -> Result<CallStats> {
+    let (start, end) = (Instant::now(), Instant::now() + duration);
     let mut workers = JoinSet::new();
     for number in 0..clients.len() * in_flight {
         let (mut client, fixtures) = (clients[number % clients.len()].clone(), fixtures.clone());
@@ -132,16 +146,33 @@ async fn run_closed_loop(
     for stats in workers.join_all().await {
         total.merge(&stats)?;
     }
+    total.elapsed = start.elapsed();
     Ok(total)
 }
 
-async fn run_open_loop(
-    clients: Vec<Client>,
-    fixtures: Arc<Fixtures>,
-    scenario: Scenario,
+/// Makes calls at a constant rate, in calls per second. `call` makes one, given its number and
+/// its scheduled start.
+pub async fn run_open_loop<F>(
     rate: f64,
     duration: Duration,
-) -> Result<CallStats> {
+    call: impl FnMut(usize, Instant) -> F + Send + 'static,
+) -> Result<CallStats>
+where
+    F: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    // A task, so that the timer runs on a worker thread of the runtime like the calls, not on
+    // the main thread.
+    tokio::spawn(make_calls_at_rate(rate, duration, call)).await?
+}
+
+async fn make_calls_at_rate<F>(
+    rate: f64,
+    duration: Duration,
+    mut call: impl FnMut(usize, Instant) -> F,
+) -> Result<CallStats>
+where
+    F: Future<Output = Result<(), Status>> + Send + 'static,
+{
     let mut stats = CallStats::new()?;
     let timer = Timer::new()?;
     let mut calls = JoinSet::new();
@@ -153,10 +184,9 @@ async fn run_open_loop(
         }
         let scheduled_at = started_at + offset;
         timer.wait_until(scheduled_at).await?;
-        let number = number as usize;
-        let (mut client, fixtures) = (clients[number % clients.len()].clone(), fixtures.clone());
+        let call = call(number as usize, scheduled_at);
         calls.spawn(async move {
-            let result = scenario.call(&fixtures, &mut client, number).await;
+            let result = call.await;
             (scheduled_at.elapsed(), result)
         });
         while let Some(call) = calls.try_join_next() {
@@ -170,6 +200,7 @@ async fn run_open_loop(
     for (latency, result) in calls.join_all().await {
         stats.record(latency, result);
     }
+    stats.elapsed = started_at.elapsed();
     Ok(stats)
 }
 

@@ -7,11 +7,11 @@
 //! |---|---|
 //! | `main` | the run, from the build of the service to the report |
 //! | `runner`, `plot` | the benchmarks of a round, the picture of the report |
-//! | `comparison` | the metrics that compare measurements |
+//! | `comparison`, `watch` | the metrics that compare measurements, a measurement with watches |
 //! | `report` | the tables in Markdown |
 //! | `row` | the rows of the table of measurements |
 //! | `measure`, `pgbench`, `equivalence` | one measurement, pgbench, the check that all servers respond alike |
-//! | `dataset`, `baseline` | a seeded database, the server to compare with |
+//! | `dataset`, `baseline`, `lag` | a seeded database, the server to compare with, the lags of watches |
 //! | `load`, `launcher`, `arguments` | calls in a closed or open loop, the targets, the command line |
 //! | `scenario`, `server`, `timer`, `shutdown` | the measured calls, a server process, a precise timer, signals |
 //! | `fixtures` | callers and their todos |
@@ -33,6 +33,7 @@ mod dataset;
 mod equivalence;
 mod error;
 mod fixtures;
+mod lag;
 mod launcher;
 mod load;
 mod measure;
@@ -52,6 +53,7 @@ mod server;
 mod shutdown;
 mod sql;
 mod timer;
+mod watch;
 
 use std::{
     fs,
@@ -80,6 +82,10 @@ use shutdown::Shutdown;
 /// What `--quick` uses instead of the arguments.
 const QUICK_SIZE: DatasetSize = DatasetSize { users: 200, todos: 20_000 };
 const QUICK_DURATION: Duration = Duration::from_millis(300);
+const QUICK_WATCHES: u32 = 50;
+
+/// The watches of [`Benchmark::Watch`] on each replica, unless the database has fewer users.
+const WATCHES: u32 = 1_000;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -207,11 +213,16 @@ async fn prepare_datasets(
     print_progress(&format!("seeding {} todos", size.todos));
     let with_deep_page = benchmarks.contains(&Benchmark::Pages);
     let database = postgres.create_database("large").await?;
-    let large = Dataset::prepare(launcher, database, size, with_deep_page).await?;
+    let watched = match (benchmarks.contains(&Benchmark::Watch), arguments.quick) {
+        (false, _) => 0,
+        (true, true) => QUICK_WATCHES,
+        (true, false) => WATCHES.min(size.users),
+    };
+    let large = Dataset::prepare(launcher, database, size, with_deep_page, watched).await?;
     let mut small = None;
     if benchmarks.contains(&Benchmark::Growth) {
         let database = postgres.create_database("small").await?;
-        small = Some(Dataset::prepare(launcher, database, SMALL, false).await?);
+        small = Some(Dataset::prepare(launcher, database, SMALL, false, 0).await?);
     }
     print_progress("comparing the responses of all servers");
     check_responses(launcher, &large).await?;

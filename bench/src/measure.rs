@@ -1,6 +1,6 @@
 //! One measurement: a server process of its own, calls, and the resources that they take.
 
-use std::{process, time::Duration};
+use std::{process, slice, time::Duration};
 
 use tokio::time::timeout;
 
@@ -9,7 +9,7 @@ use crate::{
     dataset::Dataset,
     error::Result,
     launcher::{Launcher, Target},
-    load::{self, CallStats, LoadModel},
+    load::{self, CallStats, LoadModel, quantile_seconds},
     postgres::Postgres,
     procfs::{self, ProcessStat},
     scenario::Scenario,
@@ -36,6 +36,7 @@ pub struct RunConfig {
 pub struct Measurement {
     pub config: RunConfig,
     pub stats: CallStats,
+    /// The CPU time of the server, or of all replicas.
     pub server_cpu: Duration,
     /// The CPU time of PostgreSQL, if it runs on this machine.
     pub postgres_cpu: Option<Duration>,
@@ -53,6 +54,23 @@ pub struct Measurement {
 }
 
 impl Measurement {
+    /// Returns a measurement of calls that took this CPU time, without its transactions.
+    pub fn new(config: RunConfig, stats: CallStats, cpu: &CpuTimes, resident_bytes: u64) -> Self {
+        let server_cpu = cpu.servers.iter().sum();
+        let known = server_cpu + cpu.postgres.unwrap_or_default() + cpu.client;
+        Self {
+            config,
+            server_cpu,
+            postgres_cpu: cpu.postgres,
+            client_cpu: cpu.client,
+            other_cpu: cpu.machine.saturating_sub(known),
+            resident_bytes,
+            transactions: 0,
+            lifetime_calls: stats.calls(),
+            stats,
+        }
+    }
+
     /// Returns the CPU time of server and PostgreSQL per call, in seconds. Returns `None`
     /// if PostgreSQL runs on another machine.
     pub fn cpu_per_call(&self) -> Option<f64> {
@@ -66,35 +84,37 @@ impl Measurement {
     }
 
     /// Returns a quantile of the latencies, in seconds.
-    #[expect(clippy::cast_precision_loss, reason = "far less than 2^53 ns")]
     pub fn latency(&self, quantile: f64) -> f64 {
-        self.stats.latencies.value_at_quantile(quantile) as f64 / 1e9
+        quantile_seconds(&self.stats.latencies, quantile)
     }
 }
 
-/// The CPU times up to one instant.
-struct CpuTimes {
-    server: Duration,
-    postgres: Option<Duration>,
+/// The CPU times up to one instant, or between two.
+pub struct CpuTimes {
+    /// Those of the replicas, or of the only server.
+    pub servers: Vec<Duration>,
+    pub postgres: Option<Duration>,
     client: Duration,
     machine: Duration,
 }
 
 impl CpuTimes {
-    fn now(server: &Server, postgres: &Postgres) -> Result<Self> {
+    pub fn now(servers: &[Server], postgres: &Postgres) -> Result<Self> {
+        let cpu = |server: &Server| Ok(ProcessStat::read(server.pid)?.cpu);
         let client = i32::try_from(process::id())?;
         Ok(Self {
-            server: ProcessStat::read(server.pid)?.cpu,
+            servers: servers.iter().map(cpu).collect::<Result<_>>()?,
             postgres: postgres.cpu()?,
             client: ProcessStat::read(client)?.cpu,
             machine: procfs::machine_cpu()?,
         })
     }
 
-    fn since(&self, earlier: &Self) -> Self {
+    pub fn since(&self, earlier: &Self) -> Self {
+        let servers = self.servers.iter().zip(&earlier.servers);
         let postgres = self.postgres.zip(earlier.postgres);
         Self {
-            server: self.server.saturating_sub(earlier.server),
+            servers: servers.map(|(now, earlier)| now.saturating_sub(*earlier)).collect(),
             postgres: postgres.map(|(now, earlier)| now.saturating_sub(earlier)),
             client: self.client.saturating_sub(earlier.client),
             machine: self.machine.saturating_sub(earlier.machine),
@@ -134,21 +154,14 @@ async fn make_calls(
     }
     let RunConfig { scenario, load, .. } = config;
     let warm_up = load::run(&clients, &dataset.fixtures, scenario, load, config.warm_up).await?;
-    let before = CpuTimes::now(server, postgres)?;
+    let servers = slice::from_ref(server);
+    let before = CpuTimes::now(servers, postgres)?;
     let stats = load::run(&clients, &dataset.fixtures, scenario, load, config.duration).await?;
-    let cpu = CpuTimes::now(server, postgres)?.since(&before);
-    let known = cpu.server + cpu.postgres.unwrap_or_default() + cpu.client;
-    Ok(Measurement {
-        config,
-        server_cpu: cpu.server,
-        postgres_cpu: cpu.postgres,
-        client_cpu: cpu.client,
-        other_cpu: cpu.machine.saturating_sub(known),
-        resident_bytes: procfs::resident_bytes(server.pid)?,
-        transactions: 0,
-        lifetime_calls: warm_up.calls() + stats.calls(),
-        stats,
-    })
+    let cpu = CpuTimes::now(servers, postgres)?.since(&before);
+    let mut measurement =
+        Measurement::new(config, stats, &cpu, procfs::resident_bytes(server.pid)?);
+    measurement.lifetime_calls += warm_up.calls();
+    Ok(measurement)
 }
 
 /// Returns how many statements a warm server runs per call.

@@ -57,6 +57,9 @@ pub enum Unit {
     Milliseconds,
     Mebibytes,
     Megabytes,
+    /// CPU seconds per second.
+    Cores,
+    PerSecond,
 }
 
 impl Unit {
@@ -66,6 +69,8 @@ impl Unit {
             Self::Milliseconds => format!("{:.1} ms", value * 1e3),
             Self::Mebibytes => format!("{value:.1} MiB"),
             Self::Megabytes => format!("{value:.1} MB"),
+            Self::Cores => format!("{value:.3} cores"),
+            Self::PerSecond => format!("{value:.2} /s"),
         }
     }
 }

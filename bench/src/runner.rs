@@ -18,6 +18,7 @@ use crate::{
     report::{Report, Threshold, Unit},
     row::mebibytes,
     scenario::Scenario,
+    watch::{WRITES_PER_SECOND, measure_watches},
 };
 
 /// The connections of the memory benchmark.
@@ -28,6 +29,9 @@ const MANY_CONNECTIONS_RATE: f64 = 2_000.0;
 /// Logins in flight for each hashing thread. More than one, so that a thread that finishes
 /// finds the next login in the queue.
 const LOGINS_PER_THREAD: u16 = 3;
+
+/// How much longer the watches are measured than calls, because a replica polls once a second.
+const WATCH_DURATION_FACTOR: u32 = 4;
 
 /// How long a server is idle before its memory is read.
 const IDLE_TIME: Duration = Duration::from_secs(1);
@@ -65,6 +69,7 @@ impl Runner<'_> {
             Benchmark::Pages => self.run_pages().await,
             Benchmark::Contains => self.run_contains().await,
             Benchmark::Memory => self.run_memory().await,
+            Benchmark::Watch => self.run_watch().await,
             Benchmark::Start => self.run_start().await,
         }
     }
@@ -223,6 +228,22 @@ impl Runner<'_> {
         );
         let resident = mebibytes(measurement.resident_bytes);
         self.report.add_metric(&name, Threshold::AtMost(80.0), Unit::Mebibytes, resident);
+        Ok(())
+    }
+
+    async fn run_watch(&mut self) -> Result<()> {
+        let dataset = self.dataset;
+        let config = RunConfig {
+            scenario: Scenario::Watched,
+            target: Target::Service,
+            connections: self.connections,
+            load: LoadModel::OpenLoop { rate: WRITES_PER_SECOND },
+            warm_up: self.duration / 4,
+            duration: self.duration * WATCH_DURATION_FACTOR,
+        };
+        let measurement = measure_watches(self.launcher, self.postgres, dataset, config).await?;
+        self.report.add(dataset.size, &measurement.writes)?;
+        measurement.report(&mut self.report);
         Ok(())
     }
 

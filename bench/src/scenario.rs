@@ -30,6 +30,8 @@ pub enum Scenario {
     FirstPage,
     /// A substring filter that matches nothing in the long list.
     Contains,
+    /// An update of a todo whose owner has watches. The number of the call selects the owner.
+    Watched,
 }
 
 impl fmt::Display for Scenario {
@@ -47,6 +49,7 @@ impl fmt::Display for Scenario {
             Self::DeepPage => "ListTodos, deep page of the long list",
             Self::FirstPage => "ListTodos, first page of the long list",
             Self::Contains => "ListTodos, unmatched filter on the long list",
+            Self::Watched => "UpdateTodo, with watches on two replicas",
         })
     }
 }
@@ -71,12 +74,12 @@ impl Scenario {
             Self::List => list(client, caller, "", "").await,
             Self::Filter => list(client, caller, MATCHING_TITLE, "").await,
             Self::Create => create(client, caller).await,
-            Self::Update => update(client, fixtures, caller).await,
+            Self::Update => update(client, fixtures, caller).await.map(drop),
             Self::Mixed => match fastrand::u8(0..10) {
                 0..6 => get(client, fixtures, caller).await,
                 6..8 => list(client, caller, "", "").await,
                 8 => create(client, caller).await,
-                _ => update(client, fixtures, caller).await,
+                _ => update(client, fixtures, caller).await.map(drop),
             },
             Self::Login => fixtures.log_in_other(client).await,
             Self::Refresh => caller.refresh(client).await,
@@ -86,6 +89,7 @@ impl Scenario {
             }
             Self::FirstPage => list(client, &fixtures.long_list_owner, "", "").await,
             Self::Contains => list(client, &fixtures.long_list_owner, UNMATCHED_TITLE, "").await,
+            Self::Watched => update(client, fixtures, fixtures.watched(number)).await.map(drop),
         }
     }
 }
@@ -115,10 +119,17 @@ async fn create(client: &mut Client, caller: &Caller) -> Result<(), Status> {
     client.todos.create_todo(caller.authorized(requests::create_todo())).await.map(drop)
 }
 
-async fn update(client: &mut Client, fixtures: &Fixtures, caller: &Caller) -> Result<(), Status> {
+/// Updates the state of a random todo of the caller, and returns the todo.
+pub async fn update(
+    client: &mut Client,
+    fixtures: &Fixtures,
+    caller: &Caller,
+) -> Result<Todo, Status> {
     let state = fastrand::i32(TodoState::Draft as i32..=TodoState::Trash as i32);
     let todo = Todo { id: fixtures.random_todo_id(caller), state, ..Default::default() };
-    client.todos.update_todo(caller.authorized(requests::update_state(todo))).await.map(drop)
+    let request = caller.authorized(requests::update_state(todo));
+    let response = client.todos.update_todo(request).await?.into_inner();
+    response.todo.ok_or_else(|| Status::internal("the response has no todo"))
 }
 
 async fn sign_up(client: &mut Client, fixtures: &Fixtures) -> Result<(), Status> {

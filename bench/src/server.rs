@@ -12,6 +12,8 @@ use nix::{
     unistd::Pid,
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     process::{Child, Command},
     time::{sleep, timeout},
 };
@@ -62,6 +64,19 @@ impl Server {
         Ok(started_at.elapsed())
     }
 
+    /// Returns the value of a metric without labels. The server must have `METRICS_ADDR`.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let log = fs::read_to_string(&self.log)?;
+        let address = log.lines().find_map(|line| parse_address(line, "serving metrics"));
+        let mut stream = TcpStream::connect(address.ok_or("the server has no metrics")?).await?;
+        // With HTTP/1.0, the response ends with the connection.
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await?;
+        let value = parse_metric(&response, name);
+        value.ok_or_else(|| format!("the server has no metric {name}").into())
+    }
+
     pub fn log_tail(&self) -> String {
         log_tail(&self.log)
     }
@@ -70,7 +85,7 @@ impl Server {
 async fn wait_for_address(child: &mut Child, log: &Path) -> Result<String> {
     loop {
         let text = fs::read_to_string(log)?;
-        if let Some(address) = text.lines().find_map(parse_serving) {
+        if let Some(address) = text.lines().find_map(|line| parse_address(line, "serving")) {
             return Ok(address);
         }
         if let Some(status) = child.try_wait()? {
@@ -80,10 +95,16 @@ async fn wait_for_address(child: &mut Child, log: &Path) -> Result<String> {
     }
 }
 
-/// Returns the address if this is the JSON line `serving` of the log.
-fn parse_serving(line: &str) -> Option<String> {
-    let (_, rest) = line.contains("\"serving\"").then(|| line.split_once("\"address\":\""))??;
+/// Returns the address if this is the JSON line of the log with this message.
+fn parse_address(line: &str, message: &str) -> Option<String> {
+    let is_message = line.contains(&format!("\"{message}\""));
+    let (_, rest) = is_message.then(|| line.split_once("\"address\":\""))??;
     rest.split_once('"').map(|(address, _)| address.to_owned())
+}
+
+/// Returns the value of a metric in the text format of Prometheus.
+fn parse_metric(text: &str, name: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 fn log_tail(log: &Path) -> String {
@@ -98,9 +119,18 @@ mod tests {
     #[test]
     fn the_address_is_in_the_serving_line_only() {
         let serving = r#"{"level":"INFO","message":"serving","address":"127.0.0.1:50051"}"#;
-        assert_eq!(parse_serving(serving).as_deref(), Some("127.0.0.1:50051"));
+        let address = |line| parse_address(line, "serving");
+        assert_eq!(address(serving).as_deref(), Some("127.0.0.1:50051"));
         let metrics = r#"{"level":"INFO","message":"serving metrics","address":"127.0.0.1:9090"}"#;
-        assert_eq!(parse_serving(metrics), None);
-        assert_eq!(parse_serving(r#"{"message":"serving""#), None);
+        assert_eq!(address(metrics), None);
+        assert_eq!(address(r#"{"message":"serving""#), None);
+        assert_eq!(parse_address(metrics, "serving metrics").as_deref(), Some("127.0.0.1:9090"));
+    }
+
+    #[test]
+    fn a_metric_is_found_by_its_whole_name() {
+        let text = "# TYPE polls_count counter\r\npolls_count_total 9\npolls_count 5\n";
+        assert_eq!(parse_metric(text, "polls_count"), Some(5.0));
+        assert_eq!(parse_metric(text, "polls"), None);
     }
 }
