@@ -97,6 +97,15 @@ impl Progress {
         hold_until_sent(chunk, (Unsent(self.clone()), held))
     }
 
+    /// Waits until the next chunk may follow. While the speed of the client is unknown, that is when
+    /// the one before is sent: otherwise HTTP/2 would take thousands of small ones at once.
+    pub(super) fn poll_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.lock().chunk_bytes == MAX_CHUNK_BYTES {
+            return Poll::Ready(());
+        }
+        self.poll_sent(context)
+    }
+
     /// Waits until everything is sent. So the end of the stream, which needs no window, follows
     /// nothing that the client has not read.
     pub(super) fn poll_sent(&self, context: &mut Context<'_>) -> Poll<()> {
@@ -174,6 +183,8 @@ impl Drop for Unsent {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use tokio::time::timeout;
 
     use super::*;
@@ -208,6 +219,8 @@ mod tests {
         for seconds in [0, 0, 0, 0, 0, 0, 0, 0, 5, 11, 5, 0] {
             let chunk = progress.next_chunk(&mut message, ());
             sizes.push(chunk.len());
+            let ready = poll_fn(|context| Poll::Ready(progress.poll_ready(context).is_ready()));
+            assert_eq!(ready.await, chunk.len() == MAX_CHUNK_BYTES, "one small chunk at a time");
             tokio::time::sleep(Duration::from_secs(seconds)).await;
         }
         let full = [32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 4_096, 4_096, 32, 32];

@@ -189,6 +189,11 @@ impl Shared {
         }
     }
 
+    /// Waits until the next frame may follow.
+    fn poll_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.api.as_ref().map_or(Poll::Ready(()), |api| api.progress.poll_ready(context))
+    }
+
     /// Polls the handler. Returns `None` when the state has changed.
     fn poll_open(
         &self,
@@ -200,6 +205,10 @@ impl Shared {
             return None;
         };
         if !message.is_empty() {
+            if self.poll_ready(context).is_pending() {
+                *waker = Some(context.waker().clone());
+                return Some(Poll::Pending);
+            }
             return Some(Poll::Ready(Some(Ok(self.next_frame(message)))));
         }
         let polled = trace.enter(|| http_body::Body::poll_frame(Pin::new(body), context));
@@ -238,6 +247,7 @@ impl Shared {
                 messages.pop_front();
                 continue;
             }
+            ready!(self.poll_ready(context));
             return Poll::Ready(Some(Ok(self.next_frame(message))));
         }
         if let Some(api) = &self.api {

@@ -45,7 +45,7 @@ pub(super) const OUTAGE_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_CONCURRENT_READS: usize = 2;
 
 /// The number of owners whose poll is passed on before writes get the lock.
-const MAX_OWNERS_PER_LOCK: usize = 1_000;
+const OWNERS_PER_LOCK: usize = 1_000;
 
 /// What is known of the clock of an owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -218,7 +218,7 @@ impl State {
     fn set_polled(&self, owner_ids: &[Uuid], poll: &Poll) {
         let versions: HashMap<_, _> = poll.clocks.iter().copied().collect();
         // In parts, because every write needs the lock, too.
-        for ids in owner_ids.chunks(MAX_OWNERS_PER_LOCK) {
+        for ids in owner_ids.chunks(OWNERS_PER_LOCK) {
             let owners = self.owners();
             for id in ids {
                 let version = versions.get(id).copied().unwrap_or_default();

@@ -38,7 +38,7 @@ const READ_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How long a watch whose owner has lost the clock waits for the end of its session: the user was
 /// deleted. Other replicas notice that within 5 seconds.
 ///
-/// Test: `the_watches_of_a_deleted_user_end`.
+/// Test: `the_watches_of_a_deleted_user_end_during_a_full_sync_too`.
 const DELETED_USER_DELAY: Duration = Duration::from_secs(6);
 
 /// A watch of the changes of an owner.

@@ -7,7 +7,7 @@ use fast_zero::proto::{
     todo::v1::{WatchTodosRequest, WatchTodosResponse},
 };
 use tokio::time::timeout;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status, Streaming, transport::Endpoint};
 use tonic_types::StatusExt;
 
 use crate::support::{
@@ -19,23 +19,30 @@ use crate::support::{
     postgres::TestDatabase,
     process::Binary,
     proxy::{self, Proxy},
+    statements::statement_count,
     wait::{wait_until, with_timeout},
 };
 
 /// Longer than any watch of these tests lasts.
 const END_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Reads a watch to its end, and returns the last message and the status.
-async fn end_of(mut stream: Streaming<WatchTodosResponse>) -> (WatchTodosResponse, Status) {
-    let mut last = None;
+/// Reads a watch to its end, and returns the messages and the status.
+async fn rest_of(mut stream: Streaming<WatchTodosResponse>) -> (Vec<WatchTodosResponse>, Status) {
+    let mut messages = Vec::new();
     loop {
         let message = timeout(END_TIMEOUT, stream.message()).await;
         match message.expect("the end of a watch in time") {
-            Ok(Some(message)) => last = Some(message),
+            Ok(Some(message)) => messages.push(message),
             Ok(None) => panic!("a watch ends with an error"),
-            Err(status) => return (last.expect("a last message"), status),
+            Err(status) => return (messages, status),
         }
     }
+}
+
+/// Reads a watch to its end, and returns the last message and the status.
+async fn end_of(stream: Streaming<WatchTodosResponse>) -> (WatchTodosResponse, Status) {
+    let (messages, status) = rest_of(stream).await;
+    (messages.last().expect("a last message").clone(), status)
 }
 
 /// Asserts that a watch has ended with this reason and a cursor from which the next one resumes.
@@ -211,12 +218,62 @@ async fn watches_end_thirty_seconds_after_the_last_poll() {
     assert_eq!(described(&next_message(&mut stream).await.changes), ["b"]);
     proxy.pause();
     let started = Instant::now();
-    let ended = end_of(stream).await;
+    // The other replica writes what this one cannot see.
+    there.create_todo("c").await;
+    let (messages, status) = rest_of(stream).await;
+    assert_eq!(messages.len(), 1, "no checkpoint without a poll: {messages:?}");
+    let ended = (messages[0].clone(), status);
     let resumed = assert_ended(&ended, Code::Unavailable, "DATABASE_UNAVAILABLE");
     let took = started.elapsed();
     assert!((28..45).contains(&took.as_secs()), "{took:?}");
-    there.create_todo("c").await;
-    let mut stream = there.watch_todos(resumed).await;
+    let mut stream = there.watch_todos(resumed.clone()).await;
     assert_eq!(described(&next_message(&mut stream).await.changes), ["c"]);
     proxy.resume();
+    // The outage is no reason to end a watch that starts after it.
+    let mut stream = ana.watch_todos(resumed).await;
+    assert_eq!(described(&next_message(&mut stream).await.changes), ["c"]);
+    there.create_todo("d").await;
+    assert_eq!(described(&next_message(&mut stream).await.changes), ["d"]);
+}
+
+/// A migration locks a table for longer than a call may take.
+#[tokio::test]
+async fn a_watch_survives_a_lock_for_longer_than_a_call() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let mut stream =
+        watch(&ana.clone().with_metadata("x-request-id", "a-watch-behind-a-lock")).await;
+    // The watch reads the deleted todos, and CreateTodo does not.
+    let lock = app.hold_lock("lock table todo_trash in access exclusive mode").await;
+    ana.create_todo("a").await;
+    let reads = statement_count("a-watch-behind-a-lock");
+    wait_until("the read is repeated", async || {
+        statement_count("a-watch-behind-a-lock") > reads + 1
+    })
+    .await;
+    lock.release().await;
+    assert_eq!(described(&next_message(&mut stream).await.changes), ["a"]);
+}
+
+#[tokio::test]
+async fn the_watches_of_a_deleted_user_end_during_a_full_sync_too() {
+    let app = App::start().await;
+    let replica = app.start_replica().await;
+    let ana = app.signed_up("ana").await;
+    for _ in 0..101 {
+        ana.create_todo("a").await;
+    }
+    app.execute("update todos set description = repeat('a', 10000)").await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", app.address)).expect("a URL");
+    let channel = endpoint.initial_stream_window_size(64 * 1024).connect().await;
+    let slow = ana.clone().with_channel(&channel.expect("connected"));
+    let mut stream = slow.watch_todos(WatchTodosRequest::default()).await;
+    assert!(!next_message(&mut stream).await.caught_up);
+    let there = ana.with_channel(&replica.channel);
+    there.try_delete_user("me", "").await.expect("deleted");
+    let (messages, status) = rest_of(stream).await;
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    let info = status.get_error_details().error_info().expect("details").clone();
+    assert_eq!(info.reason, "SESSION_REVOKED");
+    assert!(!messages.last().expect("a last message").cursor.is_empty());
 }

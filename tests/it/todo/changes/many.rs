@@ -146,9 +146,13 @@ const OWNERS: &str = "
         concat('01890000-0000-7000-8000-', lpad(n::text, 12, '0')) as text, cast(text as uuid) as id;
     insert into sessions
     select id, id, 0, now(), now() + interval '1 day', '', '' from users;
-    insert into todo_clocks select id, 1 from users";
+    insert into todo_clocks select id, 20 from users;
+    insert into todos
+    select id, gen_random_uuid(), n, n, repeat('a', 2000), '', 1, n
+    from users, generate_series(1, 20) as n";
 
-/// Opens a watch of each owner, on ten connections: one has at most 128 streams.
+/// Opens a watch of each owner, on ten connections: one has at most 128 streams. Each reads a page
+/// of 40 KB before it is idle.
 async fn watch_as_a_thousand_owners(address: SocketAddr) -> Vec<Streaming<WatchTodosResponse>> {
     let opened = (0..10).map(|connection| async move {
         let channel = connect(address).await;
@@ -157,7 +161,10 @@ async fn watch_as_a_thousand_owners(address: SocketAddr) -> Vec<Streaming<WatchT
             let id = format!("01890000-0000-7000-8000-{:012}", connection * 100 + number);
             let owner = Client::new(channel.clone());
             let owner = owner.with_token(&Jwt::for_session(&id, &id).signed());
-            streams.push(owner.watch_from_now().await);
+            let mut stream = owner.watch_todos(WatchTodosRequest::default()).await;
+            let page = next_message(&mut stream).await;
+            assert!(page.caught_up && page.changes.len() == 20, "{page:?}");
+            streams.push(stream);
         }
         streams
     });

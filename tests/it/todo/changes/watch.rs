@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fast_zero::proto::todo::v1::{Todo, WatchTodosRequest};
+use tokio::time::timeout;
 
 use crate::support::{
     App,
@@ -84,14 +85,39 @@ async fn a_change_on_the_same_replica_arrives_at_once() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let mut stream = ana.watch_from_now().await;
+    // A watch that waited for the polls would take a second for each change but the first. Other
+    // tests use the machine, too, so one fast change is enough.
     let mut fastest = Duration::MAX;
-    for number in 0..5 {
+    for number in 0..20 {
         let started = Instant::now();
         ana.create_todo(&number.to_string()).await;
         next_message(&mut stream).await;
-        fastest = fastest.min(started.elapsed());
+        if number > 0 {
+            fastest = fastest.min(started.elapsed());
+        }
+        if fastest < SAME_REPLICA {
+            return;
+        }
     }
-    assert!(fastest < SAME_REPLICA, "{fastest:?}");
+    panic!("{fastest:?}");
+}
+
+#[tokio::test]
+async fn an_idle_watch_sends_a_checkpoint_every_thirty_seconds() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let mut stream = ana.watch_from_now().await;
+    let started = Instant::now();
+    let message = timeout(Duration::from_secs(40), stream.message()).await;
+    let took = started.elapsed();
+    let message = message.expect("a checkpoint in time").expect("no error").expect("a message");
+    assert!(message.changes.is_empty() && message.caught_up && !message.full, "{message:?}");
+    assert!((26..35).contains(&took.as_secs()), "{took:?}");
+    ana.create_todo("a").await;
+    assert_eq!(described(&next_message(&mut stream).await.changes), ["a"]);
+    let request = WatchTodosRequest { cursor: message.cursor, from_now: false };
+    let mut resumed = ana.watch_todos(request).await;
+    assert_eq!(described(&next_message(&mut resumed).await.changes), ["a"]);
 }
 
 #[tokio::test]
