@@ -106,9 +106,8 @@ impl Follower {
     async fn wait_until(&mut self, is_met: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + TIMEOUT;
         while !is_met(self) {
-            if timeout_at(deadline, self.read()).await.is_err() {
-                panic!("timed out: {:#?}, copy: {:#?}", self.printed, self.copy);
-            }
+            let read = timeout_at(deadline, self.read()).await;
+            assert!(read.is_ok(), "timed out: {:#?}, copy: {:#?}", self.printed, self.copy);
         }
     }
 
