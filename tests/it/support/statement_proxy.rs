@@ -71,15 +71,12 @@ async fn accept(
         let (upstream, counts) = (upstream.clone(), counts.clone());
         tokio::spawn(closed.clone().run_until_cancelled_owned(async move {
             let port = upstream.get_port();
-            match upstream.get_socket() {
-                Some(dir) => {
-                    let server = UnixStream::connect(dir.join(format!(".s.PGSQL.{port}"))).await;
-                    forward(client, server, counts).await
-                }
-                None => {
-                    let server = TcpStream::connect((upstream.get_host(), port)).await;
-                    forward(client, server, counts).await
-                }
+            if let Some(dir) = upstream.get_socket() {
+                let server = UnixStream::connect(dir.join(format!(".s.PGSQL.{port}"))).await;
+                forward(client, server, counts).await
+            } else {
+                let server = TcpStream::connect((upstream.get_host(), port)).await;
+                forward(client, server, counts).await
             }
         }));
     }

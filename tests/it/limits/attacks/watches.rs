@@ -14,7 +14,7 @@ const WATCHES: u32 = 32;
 
 impl Target {
     /// Takes the token of another user: the server limits the watches of one.
-    fn as_watcher(mut self) -> Self {
+    fn with_token_of_watcher(mut self) -> Self {
         self.token = self.watchers[self.worker as usize / 2 % self.watchers.len()].clone();
         self
     }
@@ -31,14 +31,17 @@ fn watch(target: &Target, sender: &mut RawHttp2) -> (u32, Vec<u8>) {
 /// Opens as many watches as the server admits, reads nothing, and opens further ones for those that
 /// the server rejects or resets.
 pub(super) async fn unread_watches(target: Target) -> io::Result<()> {
-    let target = target.as_watcher();
+    let target = target.with_token_of_watcher();
     let mut sender = target.sender().await?;
     let window = if target.worker.is_multiple_of(2) { 0 } else { 1024 };
-    sender.send(&http2::settings_frame(http2::INITIAL_WINDOW_SIZE, window)).await?;
+    let mut frames = http2::settings_frame(http2::INITIAL_WINDOW_SIZE, window);
+    for _ in 0..WATCHES {
+        frames.extend(watch(&target, &mut sender).1);
+    }
     loop {
-        let (_, frames) = watch(&target, &mut sender);
         sender.send(&frames).await?;
         target.count_step();
+        frames = watch(&target, &mut sender).1;
         sleep(STEP * 5).await;
     }
 }
@@ -46,7 +49,7 @@ pub(super) async fn unread_watches(target: Target) -> io::Result<()> {
 /// Opens watches and resets them: at once, or when the server has started to read: 3,200 a second
 /// in total.
 pub(super) async fn watch_resets(target: Target) -> io::Result<()> {
-    let target = target.as_watcher();
+    let target = target.with_token_of_watcher();
     let mut sender = target.sender().await?;
     loop {
         let (mut opened, mut resets) = (Vec::new(), Vec::new());
@@ -67,15 +70,15 @@ pub(super) async fn watch_resets(target: Target) -> io::Result<()> {
 
 /// Opens watches of a list of 1 MiB, and reads each byte by byte.
 pub(super) async fn slow_watches(target: Target) -> io::Result<()> {
-    let target = target.as_watcher();
+    let target = target.with_token_of_watcher();
     let mut sender = target.sender().await?;
-    sender.send(&http2::settings_frame(http2::INITIAL_WINDOW_SIZE, 1)).await?;
-    let mut ids = Vec::new();
+    let (mut ids, mut opened) = (Vec::new(), http2::settings_frame(http2::INITIAL_WINDOW_SIZE, 1));
     for _ in 0..WATCHES {
         let (id, frames) = watch(&target, &mut sender);
-        sender.send(&frames).await?;
+        opened.extend(frames);
         ids.push(id);
     }
+    sender.send(&opened).await?;
     loop {
         for id in &ids {
             sender.send(&frame(http2::WINDOW_UPDATE, 0, *id, &1_u32.to_be_bytes())).await?;
