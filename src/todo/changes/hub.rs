@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, Semaphore, SemaphorePermit, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep, timeout},
 };
 use uuid::Uuid;
@@ -73,7 +73,7 @@ struct State {
     first_watch: Arc<Notify>,
     /// Whether the database has been unavailable for [`OUTAGE_TIMEOUT`].
     outage: watch::Sender<bool>,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     metrics: WatchMetrics,
 }
 
@@ -100,7 +100,7 @@ impl WatchHub {
             max_watches_per_owner,
             first_watch: Arc::default(),
             outage: watch::Sender::new(false),
-            reads: Semaphore::new(MAX_CONCURRENT_READS),
+            reads: Arc::new(Semaphore::new(MAX_CONCURRENT_READS)),
             metrics,
         }))
     }
@@ -147,8 +147,8 @@ impl WatchHub {
     }
 
     /// Waits for the permit to read a page.
-    pub(super) async fn acquire_read(&self) -> Option<SemaphorePermit<'_>> {
-        self.0.reads.acquire().await.ok()
+    pub(super) async fn acquire_read(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.reads.clone().acquire_owned().await.ok()
     }
 
     /// Returns the metrics of watches.
