@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, Semaphore, SemaphorePermit, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep, timeout},
 };
 use uuid::Uuid;
@@ -78,7 +78,7 @@ struct State {
     last_success: Mutex<Instant>,
     /// Whether that was [`OUTAGE_TIMEOUT`] ago.
     outage: watch::Sender<bool>,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     metrics: WatchMetrics,
 }
 
@@ -106,7 +106,7 @@ impl WatchHub {
             first_watch: Arc::default(),
             last_success: Mutex::new(Instant::now()),
             outage: watch::Sender::new(false),
-            reads: Semaphore::new(MAX_CONCURRENT_READS),
+            reads: Arc::new(Semaphore::new(MAX_CONCURRENT_READS)),
             metrics,
         }))
     }
@@ -153,8 +153,8 @@ impl WatchHub {
     }
 
     /// Waits for the permit to read a page.
-    pub(super) async fn acquire_read(&self) -> Option<SemaphorePermit<'_>> {
-        self.0.reads.acquire().await.ok()
+    pub(super) async fn acquire_read(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.reads.clone().acquire_owned().await.ok()
     }
 
     /// Ends an outage: a read of a watch has succeeded.

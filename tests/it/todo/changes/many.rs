@@ -137,6 +137,24 @@ async fn a_herd_of_watches_leaves_connections_to_other_calls() {
     }
 }
 
+/// Watches that end while their statements run do not take more connections than others.
+#[tokio::test]
+async fn watches_that_are_reset_leave_connections_to_other_calls() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let todo = ana.create_todo("a").await;
+    let mut lock = app.hold_lock("lock table todo_trash in access exclusive mode").await;
+    // As many as there are connections.
+    for number in 1..=4 {
+        let opened = ana.watch_todos(WatchTodosRequest::default()).await;
+        lock.wait_until_blocked_by(number.min(2)).await;
+        drop(opened);
+    }
+    let ana = ana.with_metadata("grpc-timeout", "2S");
+    assert_eq!(ana.get_todo(&todo.id).await, todo);
+    lock.release().await;
+}
+
 /// The owners of the idle watches: they exist only in the database, because a thousand sign-ups
 /// take a minute.
 const OWNERS: &str = "
