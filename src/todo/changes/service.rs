@@ -59,7 +59,7 @@ impl ChangeService {
         };
         let (size, cursor) = violations.finish(|| size.zip(cursor))?;
         let start = cursor?.map_or(StartAt::Beginning, StartAt::Cursor);
-        let page = self.store.read(owner_id, start, PageLimits::response(size)).await?;
+        let page = self.store.read(owner_id, start, PageLimits::response(size), ()).await?;
         let ChangePage { changes, cursor, caught_up, full } = page;
         Ok(pb::SyncTodosResponse {
             changes: changes.into_iter().map(pb::TodoChange::from).collect(),

@@ -65,7 +65,8 @@ impl ChangeStore {
         self.database.clock().now_micros()
     }
 
-    /// Reads the next changes of an owner.
+    /// Reads the next changes of an owner. Drops `guard` when the statement has ended, also if the
+    /// future is dropped.
     ///
     /// # Errors
     /// [`Error::CursorExpired`] if the database does not have the history of the cursor.
@@ -74,12 +75,13 @@ impl ChangeStore {
         owner_id: UserId,
         start: StartAt,
         limits: PageLimits,
+        guard: impl Send + 'static,
     ) -> Result<ChangePage, Error> {
         // Before the statement, so that the age of the cursor is never too low.
         let now = self.now();
-        let read = self
-            .database
-            .run(async |connection| read(connection, owner_id, start.version(), limits).await);
+        let read = self.database.run_guarded(guard, async |connection| {
+            read(connection, owner_id, start.version(), limits).await
+        });
         let (present, changes, has_more) = read.await?;
         start.check(present)?;
         Ok(start.page(present, changes, has_more, now))

@@ -163,22 +163,16 @@ impl Watch {
     /// Reads in a task of its own: HTTP/2 may not poll the stream for as long as the client likes,
     /// which must not hold a connection to the database.
     ///
-    /// A watch that ends while it waits reads nothing. One that ends while it reads leaves the
-    /// statement running, and with it the permit: otherwise watches that a client resets would hold
-    /// all connections.
+    /// The statement of a watch that ends while it reads runs on, and holds the permit: otherwise
+    /// watches that a client resets would hold all connections.
     async fn try_read(&self) -> Result<ChangePage, Error> {
         let (owner_id, start) = (self.owner_id, self.start);
         let (hub, store) = (self.hub.hub().clone(), self.store.clone());
         let read = async move {
             let permit = hub.acquire_read().await;
-            let read = async move {
-                let _permit = permit;
-                let read = store.read(owner_id, start, PageLimits::WATCH);
-                let unavailable = |_| Error::DatabaseUnavailable("a read has timed out".into());
-                timeout(MAX_CALL_TIMEOUT, read).await.map_err(unavailable)?
-            };
-            let task = tokio::spawn(TraceContext::current().in_context(read));
-            task.await.map_err(Error::internal)?
+            let read = store.read(owner_id, start, PageLimits::WATCH, permit);
+            let unavailable = |_| Error::DatabaseUnavailable("a read has timed out".into());
+            timeout(MAX_CALL_TIMEOUT, read).await.map_err(unavailable)?
         };
         let task = tokio::spawn(TraceContext::current().in_context(read));
         AbortOnDropHandle::new(task).await.map_err(Error::internal)?
