@@ -118,6 +118,14 @@ async fn create_database(todos: u32) -> (TestDatabase, PgConnection) {
                  {NOW} - n * 1000000::bigint - 1
              from generate_series(0, {todos} - 1) as n"
         ),
+        // The owner of the statements has many tombstones besides, half of them newer than the
+        // deleted todos with content, and half of them older.
+        format!(
+            "insert into todo_trash (owner_id, id, version)
+             select id(1, {todos} / {TODOS_PER_OWNER} / 2), id(5, n),
+                 {NOW} - n % 2 * 1500000000000 - n - 2
+             from generate_series(0, {todos} / 10 - 1) as n"
+        ),
         "analyze".to_owned(),
         "vacuum users, sessions, todo_clocks, todos, todo_trash".to_owned(),
     ] {

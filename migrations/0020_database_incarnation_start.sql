@@ -1,0 +1,2 @@
+-- The first one.
+insert into database_incarnation (id) values (gen_random_uuid());
