@@ -34,7 +34,10 @@ async fn renew(config: &DatabaseConfig) -> Result<(), ExitError> {
         let mut connection = connect::connect_and_check(&options, timeout).await?;
         incarnation::renew(&mut connection).await
     };
-    renewed.await.map_err(Error::into_source)?;
-    tracing::info!("cursors of earlier changes have expired");
+    if renewed.await.map_err(Error::into_source)? {
+        tracing::info!("cursors of earlier changes have expired");
+    } else {
+        tracing::info!("schema older than cursors, migration starts a new history");
+    }
     Ok(())
 }
