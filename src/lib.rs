@@ -30,6 +30,7 @@
 //! - A `NewPassword` can only be hashed, and a `CandidatePassword` can only be compared.
 //! - Text from a request reaches a statement only through a type that has parsed it.
 //! - A write is one statement, or a transaction that no dropped call can cut in two.
+//! - A write to todos takes the clock of the owner first, and moves it on, in the same statement.
 //! - Protobuf messages stop at `service.rs`, SQL at `store`, statuses at `rpc::error`.
 //! - The source of an error goes to the log, never to the client; a secret goes to neither.
 //! - Every limit is a setting or a named constant. A constant names the test that fails

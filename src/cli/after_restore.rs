@@ -37,7 +37,7 @@ async fn renew(config: &DatabaseConfig) -> Result<(), ExitError> {
     if renewed.await.map_err(Error::into_source)? {
         tracing::info!("cursors of earlier changes have expired");
     } else {
-        tracing::info!("schema older than cursors, which expire with its migration");
+        tracing::info!("schema older than cursors, migration starts a new history");
     }
     Ok(())
 }

@@ -31,7 +31,8 @@ impl Precondition {
     }
 }
 
-/// The version of a new resource. Each change adds one.
+/// The version of a new user, to which each change adds one. The versions of todos are times, and
+/// greater.
 pub const INITIAL_VERSION: i64 = 1;
 
 /// A version that no resource has.

@@ -59,6 +59,12 @@ const TOMBSTONE_RETENTION_MICROS: i64 = 31 * DAY_MICROS;
 
 const DAY_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
 
+/// Returns the version up to which deleted todos are purged at this time, both in microseconds since
+/// 1970.
+const fn content_cutoff(now: i64) -> i64 {
+    now - CONTENT_RETENTION_MICROS
+}
+
 /// A deleted todo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeletedTodo {

@@ -123,6 +123,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        crypto::keys::{Keyring, SigningKey},
+        rpc::{
+            page_token::{PageParams, PageTokenCodec, PageTokenScope},
+            validation::FieldViolations,
+        },
+        types::id::UserId,
+    };
 
     #[test]
     fn orders_are_parsed() {
@@ -157,6 +165,32 @@ mod tests {
         }
         assert_eq!(TodoCursor::from_bytes(&[]), None);
         assert_eq!(TodoCursor::from_bytes(&[3; 17]), None);
+    }
+
+    /// A cursor of update times in the format of the first release, in nanoseconds.
+    struct OldCursor(TodoId);
+
+    impl Cursor for OldCursor {
+        fn to_bytes(&self) -> Vec<u8> {
+            let nanoseconds = 1_795_963_120_491_373_000_i128.to_be_bytes();
+            [&[1], &self.0.as_uuid().as_bytes()[..], &nanoseconds].concat()
+        }
+        fn from_bytes(_: &[u8]) -> Option<Self> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_page_token_of_update_times_of_the_first_release_is_invalid() {
+        let key = SigningKey::new("k".repeat(32).into()).expect("long enough");
+        let codec = PageTokenCodec::new(&Keyring::new(key, None));
+        let scope = PageTokenScope { list: "ListTodos", owner_id: UserId::any(), query: b"" };
+        let token = codec.encode(&OldCursor(TodoId::any()), &scope);
+        let params = PageParams { size: 0, skip: 0, token: &token };
+        let mut violations = FieldViolations::default();
+        let page = codec.parse::<TodoCursor>(&params, &scope, &mut violations);
+        let rejected = violations.finish(|| page).expect_err("another format");
+        assert!(rejected.to_string().contains("page_token"), "{rejected}");
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use crate::{
     database::Database,
     rpc::error::Error,
     todo::{
-        DeletedTodo, Todo, TodoContent,
+        DeletedTodo, Todo, TodoContent, content_cutoff,
         list::{MAX_PAGE_BYTES, TODO_OVERHEAD_BYTES},
         row::DeletedTodoRow,
     },
@@ -80,7 +80,7 @@ impl ChangeStore {
         // Before the statement, so that the age of the cursor is never too low.
         let now = self.now();
         let read = self.database.run_guarded(guard, async |connection| {
-            read(connection, owner_id, start.version(), limits).await
+            read(connection, owner_id, start.version(), limits, now).await
         });
         let (present, changes, has_more) = read.await?;
         start.check(present)?;
@@ -106,6 +106,7 @@ async fn read(
     owner_id: UserId,
     after: i64,
     limits: PageLimits,
+    now: i64,
 ) -> Result<(Present, Vec<Change>, bool), Error> {
     let rows = sqlx::query!(
         r#"select clock as "clock!", incarnation as "incarnation!", id as "id?",
@@ -157,19 +158,20 @@ async fn read(
         let (title, description, state) = (row.title, row.description, row.state);
         let is_deleted = row.is_deleted.unwrap_or_default();
         let row = DeletedTodoRow { id, title, description, state, version };
-        changes.push(change(row, is_deleted)?);
+        changes.push(change(row, is_deleted, now)?);
     }
     let has_more = usize::try_from(candidates).is_ok_and(|all| all > changes.len());
     Ok((present, changes, has_more))
 }
 
-/// Returns the change of a row of either table.
-fn change(row: DeletedTodoRow, is_deleted: bool) -> Result<Change, Error> {
-    let deleted = DeletedTodo::try_from(row)?;
+/// Returns the change of a row of either table, as callers see it at this time.
+fn change(row: DeletedTodoRow, is_deleted: bool, now: i64) -> Result<Change, Error> {
+    let DeletedTodo { id, content, version } = row.try_into()?;
     if is_deleted {
-        return Ok(Change::Deleted(deleted));
+        // The sweep may come later than the purge time.
+        let content = content.filter(|_| version > content_cutoff(now));
+        return Ok(Change::Deleted(DeletedTodo { id, content, version }));
     }
-    let DeletedTodo { id, content, version } = deleted;
     let content = content.ok_or_else(|| Error::internal("a todo has no content"))?;
     let TodoContent { title, description, state } = content;
     Ok(Change::Todo(Todo { id, title, description, state, version }))

@@ -197,8 +197,9 @@ impl TodoStore {
         owner_id: UserId,
         page: PageRequest<DeletedTodoCursor>,
     ) -> Result<DeletedTodoPage, Error> {
+        let now = self.clock().now_micros();
         self.database
-            .run(async |connection| trash::list_deleted(connection, owner_id, &page).await)
+            .run(async |connection| trash::list_deleted(connection, owner_id, &page, now).await)
             .await
     }
 

@@ -4,8 +4,8 @@ use sqlx::PgConnection;
 
 use crate::{rpc::error::Error, types::id::UserId};
 
-/// The number of deleted todos that one statement looks at or changes, so that no statement holds
-/// many locks, or takes long.
+/// The number of deleted todos that one statement reads or changes, so that no statement holds many
+/// locks, or takes long.
 ///
 /// Test: `a_sweep_has_several_batches`.
 const MAX_SWEEP_BATCH_LEN: i64 = 1_000;
@@ -19,30 +19,54 @@ pub(in crate::todo) struct Cutoffs {
     pub(in crate::todo) tombstone: i64,
 }
 
+/// Owners with deleted todos that are due.
+#[derive(Debug)]
+pub(in crate::todo) struct DueOwners {
+    pub(in crate::todo) owner_ids: Vec<UserId>,
+    /// The position of the next batch; `None` if nothing is due.
+    pub(in crate::todo) next: Option<i64>,
+}
+
 /// How many deleted todos a statement changed.
 #[derive(Debug)]
 pub(in crate::todo) struct Swept {
+    /// Those whose content is purged, also if nothing of them is left.
     pub(in crate::todo) purged: u64,
+    /// Those of which nothing is left.
     pub(in crate::todo) removed: u64,
+    /// Whether the statement changed as many as it may.
+    pub(in crate::todo) is_full: bool,
 }
 
-/// Finds owners with deleted todos that are due. The one exception to the rule that statements name
-/// the owner: it reads the index of all.
+/// Finds the next owners with deleted todos that are due, after the position `after`: todos that
+/// another transaction locks, or that cannot be swept, do not hold up the others. The one exception
+/// to the rule that statements name the owner: it reads the index of all.
 pub(in crate::todo) async fn find_due(
     connection: &mut PgConnection,
     cutoffs: Cutoffs,
-) -> Result<Vec<UserId>, Error> {
-    let owner_ids = sqlx::query_scalar!(
-        "select distinct owner_id from (
-             select owner_id from todo_trash
+    after: i64,
+) -> Result<DueOwners, Error> {
+    // With ties: the position of the next batch is a time, which several owners can have.
+    let rows = sqlx::query!(
+        r#"select owner_id, max(due) as "due!" from (
+             select owner_id,
+                 (case when title is null then version + 86400000000 else version end) as due
+             from todo_trash
              where (case when title is null then version + 86400000000 else version end) < $1
+                 and (case when title is null then version + 86400000000 else version end) > $3
              order by (case when title is null then version + 86400000000 else version end)
-             limit $2
-         ) as due",
+             fetch first ($2) rows with ties
+         ) as batch
+         group by owner_id"#,
         cutoffs.content,
         MAX_SWEEP_BATCH_LEN,
+        after,
     );
-    Ok(owner_ids.fetch_all(connection).await?.into_iter().map(UserId::from_uuid).collect())
+    let rows = rows.fetch_all(connection).await?;
+    Ok(DueOwners {
+        next: rows.iter().map(|row| row.due).max(),
+        owner_ids: rows.into_iter().map(|row| UserId::from_uuid(row.owner_id)).collect(),
+    })
 }
 
 /// Sweeps deleted todos of an owner, without those that another statement changes. Does not move
@@ -58,7 +82,7 @@ pub(in crate::todo) async fn sweep_owner(
                  select id from todo_trash where owner_id = $1 and version < $2
                  order by version limit $4 for update skip locked
              ))
-             returning id
+             returning title is not null as had_content
          ), purged as (
              update todo_trash set
                  title = null, title_folded = null, description = null,
@@ -71,7 +95,8 @@ pub(in crate::todo) async fn sweep_owner(
              returning id
          )
          select (select count(*) from purged) as "purged!",
-             (select count(*) from removed) as "removed!""#,
+             (select count(*) from removed) as "removed!",
+             (select count(*) from removed where had_content) as "removed_with_content!""#,
         owner_id.as_uuid(),
         cutoffs.tombstone,
         cutoffs.content,
@@ -79,5 +104,9 @@ pub(in crate::todo) async fn sweep_owner(
     );
     let swept = swept.fetch_one(connection).await?;
     let count = |count: i64| u64::try_from(count).unwrap_or_default();
-    Ok(Swept { purged: count(swept.purged), removed: count(swept.removed) })
+    Ok(Swept {
+        purged: count(swept.purged + swept.removed_with_content),
+        removed: count(swept.removed),
+        is_full: swept.purged.max(swept.removed) >= MAX_SWEEP_BATCH_LEN,
+    })
 }

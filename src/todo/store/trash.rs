@@ -1,6 +1,7 @@
 //! Deleting todos, restoring and purging them, and listing the deleted ones.
 //!
-//! A deleted todo is a row of `todo_trash` until the sweep removes it ([`super::sweep`]).
+//! A deleted todo is a row of `todo_trash` until the sweep removes it ([`super::sweep`]). From its
+//! purge time on, it counts as purged, whether the sweep has purged its content yet or not.
 
 use sqlx::PgConnection;
 
@@ -12,7 +13,7 @@ use crate::{
         page_token::PageRequest,
     },
     todo::{
-        DeletedTodo, Todo,
+        DeletedTodo, Todo, content_cutoff,
         list::{MAX_PAGE_BYTES, TODO_OVERHEAD_BYTES},
         order::DeletedTodoCursor,
         row::{DeletedTodoRow, TodoRow},
@@ -90,12 +91,12 @@ pub(super) async fn purge(
     connection: &mut PgConnection,
     target: Target,
 ) -> Result<DeletedTodo, Error> {
-    let Target { owner_id, id, precondition, .. } = target;
+    let Target { owner_id, id, precondition, now } = target;
     loop {
         if let Some(purged) = try_purge(connection, target).await? {
             return Ok(purged);
         }
-        let found = find(connection, owner_id, id).await?;
+        let found = find(connection, owner_id, id, now).await?;
         let Some(Found::Todo(current) | Found::Deleted(current)) = found else {
             return Err(Error::TodoNotFound);
         };
@@ -119,7 +120,7 @@ async fn try_purge(
                  exists (select from todos where owner_id = $1 and id = $2)
                  or exists (
                      select from todo_trash
-                     where owner_id = $1 and id = $2 and title is not null
+                     where owner_id = $1 and id = $2 and title is not null and version > $5
                  )
              )
              returning version as tick
@@ -132,7 +133,7 @@ async fn try_purge(
                  title = null, title_folded = null, description = null,
                  description_folded = null, state = null, version = tick
              from clock
-             where owner_id = $1 and id = $2 and title is not null
+             where owner_id = $1 and id = $2 and title is not null and version > $5
                  and ($3::bigint is null or version = $3)
              returning version
          ), added as (
@@ -147,6 +148,7 @@ async fn try_purge(
         target.id.as_uuid(),
         target.precondition.version(),
         target.now,
+        content_cutoff(target.now),
     )
     .fetch_optional(connection)
     .await?;
@@ -167,7 +169,7 @@ pub(super) async fn undelete(
         if let Some(todo) = try_undelete(connection, owner_id, id, now).await? {
             return Ok(todo);
         }
-        match find(connection, owner_id, id).await? {
+        match find(connection, owner_id, id, now).await? {
             Some(Found::Todo(_)) => return Err(Error::TodoNotDeleted),
             // Another call deleted it between the two statements.
             Some(Found::Deleted(_)) => {}
@@ -187,12 +189,13 @@ async fn try_undelete(
         "with clock as (
              update todo_clocks set version = greatest(version + 1, $3)
              where owner_id = $1 and exists (
-                 select from todo_trash where owner_id = $1 and id = $2 and title is not null
+                 select from todo_trash
+                 where owner_id = $1 and id = $2 and title is not null and version > $4
              )
              returning version as tick
          ), restored as (
              delete from todo_trash using clock
-             where owner_id = $1 and id = $2 and title is not null
+             where owner_id = $1 and id = $2 and title is not null and version > $4
              returning title, title_folded, description, description_folded, state, tick
          )
          insert into todos as restored (
@@ -205,6 +208,7 @@ async fn try_undelete(
         owner_id.as_uuid(),
         id.as_uuid(),
         now,
+        content_cutoff(now),
     )
     .fetch_optional(connection)
     .await?;
@@ -224,15 +228,18 @@ async fn find(
     connection: &mut PgConnection,
     owner_id: UserId,
     id: TodoId,
+    now: i64,
 ) -> Result<Option<Found>, Error> {
     let row = sqlx::query!(
         r#"select version as "version!", false as "is_deleted!"
            from todos where owner_id = $1 and id = $2
            union all
            select version, true
-           from todo_trash where owner_id = $1 and id = $2 and title is not null"#,
+           from todo_trash
+           where owner_id = $1 and id = $2 and title is not null and version > $3"#,
         owner_id.as_uuid(),
         id.as_uuid(),
+        content_cutoff(now),
     )
     .fetch_optional(connection)
     .await?;
@@ -247,6 +254,7 @@ pub(super) async fn list_deleted(
     connection: &mut PgConnection,
     owner_id: UserId,
     page: &PageRequest<DeletedTodoCursor>,
+    now: i64,
 ) -> Result<DeletedTodoPage, Error> {
     let rows = sqlx::query!(
         r#"select id as "id!", title, description, state, version as "version!",
@@ -260,7 +268,7 @@ pub(super) async fn list_deleted(
              from (
                  select id, title, description, state, version
                  from todo_trash
-                 where owner_id = $1 and version < $2 and title is not null
+                 where owner_id = $1 and version < $2 and version > $6 and title is not null
                  order by version desc
                  limit $3
              ) as page_rows
@@ -274,6 +282,7 @@ pub(super) async fn list_deleted(
         page.size + 1,
         MAX_PAGE_BYTES,
         DELETED_TODO_OVERHEAD_BYTES,
+        content_cutoff(now),
     )
     .fetch_all(connection)
     .await?;

@@ -8,6 +8,7 @@ use crate::support::{
     App, PASSWORD,
     app::config,
     postgres::{MIGRATIONS, TestDatabase},
+    readme::DEPLOYMENT,
 };
 
 /// The migrations of the first release.
@@ -111,7 +112,7 @@ async fn a_migrated_database_works() {
 }
 
 #[tokio::test]
-async fn the_first_release_cannot_write_during_the_migration() {
+async fn the_first_release_cannot_create_or_update_todos_during_the_migration() {
     let database = first_release().await;
     let mut connection = migrate(&database, FIRST_RELEASE + 2).await;
     for statement in [
@@ -127,4 +128,23 @@ async fn the_first_release_cannot_write_during_the_migration() {
         assert_eq!(code.as_deref(), Some("42703"), "{statement}");
     }
     migrate(&database, usize::MAX).await;
+}
+
+/// Why `docs/deployment.md` says to stop the first release before the migration. If the schema
+/// rejects its deletions one day, the document can say so.
+#[tokio::test]
+async fn deletions_by_the_first_release_leave_no_trace() {
+    let database = first_release().await;
+    let mut connection = migrate(&database, usize::MAX).await;
+    let clock = "select version from todo_clocks where owner_id = id(1, 1)";
+    let before = count(&mut connection, clock).await;
+    let delete = "delete from todos
+        where owner_id = id(1, 1) and id = id(2, 1) and (null::bigint is null or version = null)";
+    let deleted = sqlx::raw_sql(delete).execute(&mut connection).await.expect("deleted");
+    assert_eq!(deleted.rows_affected(), 1);
+    assert_eq!(count(&mut connection, clock).await, before);
+    assert_eq!(count(&mut connection, "select count(*) from todo_trash").await, 0);
+    let upgrades = DEPLOYMENT.split_once("## Upgrades of the service").expect("a section").1;
+    assert!(upgrades.contains("stop all replicas of 0.1.0"));
+    assert!(upgrades.contains("kubectl scale --replicas=0"));
 }

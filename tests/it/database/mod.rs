@@ -1,8 +1,9 @@
-//! The SQL statements that calls run: how many, in which batches, by which plans. And the counts of
-//! an upgrade.
+//! The SQL statements that calls run: how many, in which batches, by which plans. The schema, its
+//! migrations, and the counts of an upgrade.
 
 mod batching;
 mod counts;
 mod migrations;
 mod plans;
+mod schema;
 mod statements;

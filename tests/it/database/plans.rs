@@ -41,13 +41,13 @@ const ARGUMENTS: [(&str, &str); 35] = [
         "OWNER, array[NEW], array['a'], array['a'], array['b'], array['b'], array[1::smallint], NOW",
     ),
     // Deleted todos.
-    ("select distinct owner_id from", "NOW - 2000000000000, 1000"),
-    ("with removed as ( delete from todo_trash", "OWNER, 0, 1, 1000"),
-    ("update todo_trash set title = null", "OWNER, GONE, null, NOW"),
+    ("fetch first ($2) rows with ties", "NOW - 2000000000000, 1000, 0"),
+    ("with removed as ( delete from todo_trash", "OWNER, 0, NOW - 1400000000000, 1000"),
+    ("update todo_trash set title = null", "OWNER, GONE, null, NOW, 0"),
     ("insert into todo_trash", "OWNER, TODO, null, NOW"),
-    ("insert into todos as restored", "OWNER, GONE, NOW"),
-    ("as \"is_deleted!\"", "OWNER, GONE"),
-    ("from todo_trash where owner_id = $1 and version <", "OWNER, NOW, 101, 1000000, 200"),
+    ("insert into todos as restored", "OWNER, GONE, NOW, 0"),
+    ("as \"is_deleted!\"", "OWNER, GONE, 0"),
+    ("from todo_trash where owner_id = $1 and version <", "OWNER, NOW, 101, 1000000, 200, 0"),
     // Changes.
     ("from database_incarnation as incarnation left join", "array[OWNER]"),
     ("update database_incarnation", "NEW"),
@@ -117,6 +117,14 @@ async fn create_database(todos: u32) -> (TestDatabase, PgConnection) {
             "insert into todo_trash select id(1, n / {TODOS_PER_OWNER}), id(4, n), 'a', 'a', 'b', 'b', 1,
                  {NOW} - n * 1000000::bigint - 1
              from generate_series(0, {todos} - 1) as n"
+        ),
+        // The owner of the statements has many tombstones besides, half of them newer than the
+        // deleted todos with content, and half of them older.
+        format!(
+            "insert into todo_trash (owner_id, id, version)
+             select id(1, {todos} / {TODOS_PER_OWNER} / 2), id(5, n),
+                 {NOW} - n % 2 * 1500000000000 - n - 2
+             from generate_series(0, {todos} / 10 - 1) as n"
         ),
         "analyze".to_owned(),
         "vacuum users, sessions, todo_clocks, todos, todo_trash".to_owned(),

@@ -125,3 +125,31 @@ async fn a_role_without_a_privilege_is_rejected_or_not_ready() {
     drop(server);
     execute("drop owned by ROLE cascade; drop role ROLE").await;
 }
+
+/// A new table needs an entry in the list of `src/database/state.rs`.
+#[tokio::test]
+async fn the_privileges_on_all_tables_are_checked() {
+    let database = TestDatabase::create().await;
+    let role = unique_name("role");
+    let mut sql = database.connect().await;
+    let setup = format!(
+        "create role {role} login password 'one password'; \
+         grant select on _sqlx_migrations to {role}"
+    );
+    sqlx::raw_sql(AssertSqlSafe(setup)).execute(&mut sql).await.expect("executed");
+    let url = database.options.clone().username(&role).password("one password").to_url_lossy();
+    let server = Binary::server(url.as_str()).env("MIGRATE_ON_START", "false");
+    let (code, output) = server.output().await;
+    assert_eq!(code, Some(1), "{output}");
+    let tables = "select tablename::text from pg_tables
+        where schemaname = 'public' and tablename <> '_sqlx_migrations'";
+    let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(&mut sql).await.expect("tables");
+    for table in tables {
+        for privilege in ["select", "insert", "update", "delete"] {
+            let missing = format!("{privilege} on {table}");
+            assert!(output.contains(&missing), "{missing}: {output}");
+        }
+    }
+    let teardown = format!("drop owned by {role} cascade; drop role {role}");
+    sqlx::raw_sql(AssertSqlSafe(teardown)).execute(&mut sql).await.expect("executed");
+}

@@ -1,4 +1,4 @@
-//! `SyncTodos` and `WatchTodos`, and a client's copy of the todos that they keep in step.
+//! `SyncTodos` and `WatchTodos`, and a client's copy of the todos that they keep synchronized.
 
 use std::collections::BTreeMap;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fast_zero::proto::todo::v1::{
-    DeletedTodo, ListDeletedTodosRequest, ListTodosRequest, Todo, TodoState,
+    DeletedTodo, ListDeletedTodosRequest, ListTodosRequest, SyncTodosRequest, Todo, TodoState,
 };
 use prost::Message;
 use tonic::Code;
@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::support::{
     App,
     assert::{assert_invalid, assert_status},
+    changes::described,
     time::to_system_time,
     todos::{discard_message, todo_titled},
 };
@@ -24,7 +25,7 @@ fn unchanged(todo: &Todo) -> Todo {
     Todo { update_time: None, etag: String::new(), ..todo.clone() }
 }
 
-/// Moves all versions of the deleted todos and of the clocks back by some days.
+/// Moves the deletions back by some days.
 async fn age_trash(app: &App, days: u32) {
     let statement =
         format!("update todo_trash set version = version - {days} * 86400000000::bigint");
@@ -231,4 +232,33 @@ async fn a_purge_time_counts_from_the_deletion() {
     let moved = |time, days| Some(to_system_time(time) - days * DAY);
     assert_eq!(Some(to_system_time(aged.delete_time)), moved(deleted.delete_time, 7));
     assert_eq!(Some(to_system_time(aged.purge_time)), moved(deleted.purge_time, 7));
+}
+
+/// The sweep comes up to an hour later. Here it does not come at all.
+#[tokio::test]
+async fn from_its_purge_time_on_a_todo_is_purged_for_callers() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let (old, recent) = (ana.create_todo("old").await, ana.create_todo("recent").await);
+    let deleted = ana.delete_todo(&old.id).await;
+    ana.delete_todo(&recent.id).await;
+    age_trash(&app, 30).await;
+    let minute = "update todo_trash set version = version + 60000000 where title = 'recent'";
+    app.execute(minute).await;
+    let [listed] = &ana.list_deleted_todos(0).await[..] else { panic!("one is not purged") };
+    assert_eq!(listed.todo.as_ref().expect("a todo").title, "recent");
+    let version = deleted.todo.expect("a todo").etag.parse::<i64>().expect("a version");
+    let etag = (version - 30 * 86_400_000_000).to_string();
+    for rejected in [
+        ana.try_undelete_todo(&old.id).await.map(discard_message),
+        ana.try_purge_todo(&old.id, "").await.map(discard_message),
+        ana.try_purge_todo(&old.id, &etag).await.map(discard_message),
+    ] {
+        assert_status(rejected, Code::NotFound, "TODO_NOT_FOUND");
+    }
+    let synced = ana.sync_todos(SyncTodosRequest::default()).await;
+    assert_eq!(described(&synced.changes), ["-", "-recent"]);
+    // The sweep did not purge it in the meantime.
+    assert_eq!(app.fetch_scalar::<i64>("select count(title) from todo_trash").await, 2);
+    ana.undelete_todo(&recent.id).await;
 }

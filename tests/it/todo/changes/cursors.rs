@@ -1,15 +1,19 @@
 //! Cursors of changes, and why they are rejected.
 
+use std::borrow::Cow;
+
 use fast_zero::proto::todo::v1::{SyncTodosRequest, WatchTodosRequest};
+use sqlx::migrate::Migrator;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
+use uuid::Uuid;
 
 use crate::support::{
     App, Client, PASSWORD,
     app::{config, config_with},
     assert::{assert_has_error_details, assert_invalid, assert_status},
     changes::{described, next_message},
-    postgres::TestDatabase,
+    postgres::{MIGRATIONS, TestDatabase},
     process::Binary,
     wait::with_timeout,
 };
@@ -187,6 +191,25 @@ async fn an_open_watch_ends_when_the_database_was_restored() {
     let ended = with_timeout("an end", stream.message()).await.expect_err("an error");
     assert_eq!(ended.code(), Code::OutOfRange);
     assert_has_error_details(&ended);
+}
+
+/// A backup of 0.1.0, which has no cursors. The migration gives each database a history of its own.
+#[tokio::test]
+async fn after_restore_succeeds_on_a_backup_from_before_cursors() {
+    let mut histories = Vec::new();
+    for _ in 0..2 {
+        let database = TestDatabase::create_empty("template template0 encoding 'UTF8'").await;
+        let migrations = Cow::Owned(MIGRATIONS.iter().take(4).cloned().collect());
+        let first_release = Migrator { migrations, ..sqlx::migrate!() };
+        first_release.run(&mut database.connect().await).await.expect("migrated");
+        let binary = Binary::new(&["after-restore"]).env("DATABASE_URL", &database.url());
+        let (code, output) = binary.output().await;
+        assert_eq!(code, Some(0), "{output}");
+        assert!(output.contains("migration starts a new history"), "{output}");
+        let app = App::start_on(database, config()).await;
+        histories.push(app.fetch_scalar::<Uuid>("select id from database_incarnation").await);
+    }
+    assert_ne!(histories[0], histories[1]);
 }
 
 /// Runs the subcommand as an operator does, beside a server.

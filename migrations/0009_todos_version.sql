@@ -2,7 +2,8 @@
 -- is unique: of todos with equal times, and those that follow directly, each gets the next
 -- microsecond, in the order of lists by update time.
 --
--- Writes wait meanwhile, about a minute for a million todos.
+-- Writes wait meanwhile, about a minute for a million todos. Until a vacuum, the table contains the
+-- old rows, too: it takes up to twice the disk space.
 do $$
 begin
     -- Without effect outside of Citus.

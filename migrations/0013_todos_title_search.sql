@@ -1,2 +1,0 @@
--- The primary key replaces it.
-drop index todos_owner_id_title_idx;
