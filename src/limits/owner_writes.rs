@@ -44,9 +44,13 @@ impl OwnerWrites {
         WritePermit { _permit: permit.expect("the semaphore is never closed"), _owner: owner }
     }
 
-    /// Returns a permit, unless all are in use.
-    pub(crate) fn try_acquire(&self, owner_id: UserId) -> Option<WritePermit> {
+    /// Returns a permit if the owner has no write in progress. Otherwise the write is better off
+    /// in a statement with others.
+    pub(crate) fn try_acquire_first(&self, owner_id: UserId) -> Option<WritePermit> {
         let owner = self.get(owner_id);
+        if owner.permits.available_permits() < MAX_WRITES_PER_OWNER {
+            return None;
+        }
         let permit = owner.permits.clone().try_acquire_owned().ok()?;
         Some(WritePermit { _permit: permit, _owner: owner })
     }
@@ -88,12 +92,16 @@ mod tests {
     #[tokio::test]
     async fn an_owner_has_two_permits_and_others_have_their_own() {
         let (writes, owner_id) = (OwnerWrites::default(), UserId::any());
-        let first = writes.acquire(owner_id).await;
-        let _second = writes.try_acquire(owner_id).expect("the second one");
-        assert!(writes.try_acquire(owner_id).is_none());
-        assert!(writes.try_acquire(UserId::any()).is_some());
+        let first = writes.try_acquire_first(owner_id).expect("the first one");
+        assert!(writes.try_acquire_first(owner_id).is_none());
+        let second = writes.acquire(owner_id).await;
+        let third = timeout(Duration::ZERO, writes.acquire(owner_id));
+        assert!(third.await.is_err(), "the third write waits");
+        assert!(writes.try_acquire_first(UserId::any()).is_some());
         drop(first);
-        assert!(writes.try_acquire(owner_id).is_some());
+        assert!(writes.try_acquire_first(owner_id).is_none(), "the second write is in progress");
+        drop(second);
+        assert!(writes.try_acquire_first(owner_id).is_some());
     }
 
     #[tokio::test]

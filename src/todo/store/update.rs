@@ -1,7 +1,5 @@
 //! Updating todos.
 
-use std::collections::HashSet;
-
 use sqlx::{
     FromRow, PgConnection, Postgres, Row,
     postgres::{PgArguments, PgRow},
@@ -137,51 +135,37 @@ impl BatchQuery for UpdateTodos {
         connection: &mut PgConnection,
         updates: &[Update],
     ) -> Result<Vec<Option<Todo>>, Error> {
-        let first = first_of_each_todo(updates);
-        let owner_ids: Vec<_> = first.iter().map(|(_, it)| it.owner_id.as_uuid()).collect();
-        let rows = Columns::new(&first).bind(sqlx::query(UPDATE_BATCH).bind(owner_ids));
-        outputs(updates.len(), &first, &rows.fetch_all(connection).await?)
+        let owner_ids: Vec<_> = updates.iter().map(|it| it.owner_id.as_uuid()).collect();
+        let rows = Columns::new(updates).bind(sqlx::query(UPDATE_BATCH).bind(owner_ids));
+        outputs(updates.len(), &rows.fetch_all(connection).await?)
     }
 
     fn writer(update: &Update) -> Option<UserId> {
         Some(update.owner_id)
     }
 
+    fn target(update: &Update) -> Option<TodoId> {
+        Some(update.id)
+    }
+
     async fn run_group(
         connection: &mut PgConnection,
         updates: &[Update],
     ) -> Result<Vec<Option<Todo>>, Error> {
-        let first = first_of_each_todo(updates);
         let owner_id = updates.first().map(|update| update.owner_id.as_uuid());
-        let rows = Columns::new(&first).bind(sqlx::query(UPDATE_GROUP).bind(owner_id));
-        outputs(updates.len(), &first, &rows.fetch_all(connection).await?)
+        let rows = Columns::new(updates).bind(sqlx::query(UPDATE_GROUP).bind(owner_id));
+        outputs(updates.len(), &rows.fetch_all(connection).await?)
     }
-}
-
-/// Returns the updates that can share a statement, with their indexes: the first of each todo. A
-/// statement changes a row once.
-fn first_of_each_todo(updates: &[Update]) -> Vec<(usize, &Update)> {
-    let mut seen = HashSet::with_capacity(updates.len());
-    let is_first = |(_, update): &(usize, &Update)| seen.insert((update.owner_id, update.id));
-    updates.iter().enumerate().filter(is_first).collect()
 }
 
 /// Arranges the updated todos in the order of the calls. Without one, the update runs alone, which
 /// finds out why it changes nothing.
-fn outputs(
-    len: usize,
-    first: &[(usize, &Update)],
-    rows: &[PgRow],
-) -> Result<Vec<Option<Todo>>, Error> {
+fn outputs(len: usize, rows: &[PgRow]) -> Result<Vec<Option<Todo>>, Error> {
     let todos: Result<Vec<_>, sqlx::Error> = rows
         .iter()
         .map(|row| Ok((row.try_get(TODO_COLUMN_COUNT)?, TodoRow::from_row(row)?.try_into())))
         .collect();
-    let mut outputs: Vec<_> = std::iter::repeat_with(|| None).take(len).collect();
-    for ((index, _), todo) in first.iter().zip(by_ordinal(first.len(), todos?)) {
-        outputs[*index] = todo.flatten();
-    }
-    Ok(outputs)
+    Ok(by_ordinal(len, todos?).into_iter().map(Option::flatten).collect())
 }
 
 /// The parameters of several updates, in columns.
@@ -197,9 +181,9 @@ struct Columns {
 }
 
 impl Columns {
-    fn new(updates: &[(usize, &Update)]) -> Self {
-        fn column<T>(updates: &[(usize, &Update)], of: impl Fn(&Update) -> T) -> Vec<T> {
-            updates.iter().map(|(_, update)| of(update)).collect()
+    fn new(updates: &[Update]) -> Self {
+        fn column<T>(updates: &[Update], of: impl Fn(&Update) -> T) -> Vec<T> {
+            updates.iter().map(of).collect()
         }
         let title = |of: fn(&Title) -> String| {
             column(updates, |update| update.patch.title.as_ref().map(of))
@@ -215,7 +199,7 @@ impl Columns {
             descriptions: description(|description| description.as_str().to_owned()),
             descriptions_folded: description(Description::folded),
             states: column(updates, |update| update.patch.state.map(TodoState::number)),
-            now: updates.iter().map(|(_, update)| update.now).max().unwrap_or_default(),
+            now: updates.iter().map(|update| update.now).max().unwrap_or_default(),
         }
     }
 

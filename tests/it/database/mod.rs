@@ -5,4 +5,5 @@ mod batching;
 mod counts;
 mod migrations;
 mod plans;
+mod slow_commits;
 mod statements;
