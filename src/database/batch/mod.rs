@@ -105,7 +105,8 @@ impl<Q: BatchQuery> QueryBatcher<Q> {
     /// fails: no call waits for longer.
     #[must_use]
     pub(crate) fn new(database: Database, enabled: bool, deadline: Duration) -> Self {
-        Self::with_writes(database, OwnerWrites::default(), enabled, deadline)
+        let writes = OwnerWrites::new(database.max_connections());
+        Self::with_writes(database, writes, enabled, deadline)
     }
 
     /// Does the same as [`Self::new`] for writes, which `writes` limits.
@@ -134,8 +135,8 @@ impl<Q: BatchQuery> QueryBatcher<Q> {
             let Some(owner_id) = writer else {
                 return self.run_single(None, &input).await;
             };
-            // Otherwise it waits with other writes of its owner.
-            if let Some(permit) = self.writes.try_acquire_first(owner_id) {
+            // Otherwise it joins a batch, or waits with other writes of its owner.
+            if let Some(permit) = self.writes.try_acquire_alone(owner_id) {
                 let mut running = pin!(self.run_single(Some(permit), &input));
                 if let Ok(output) = timeout(CLOCK_WAIT_THRESHOLD, &mut running).await {
                     return output;
@@ -242,7 +243,7 @@ mod tests {
         let nowhere = PgConnectOptions::new_without_pgpass().socket("/nowhere");
         Worker {
             database: Database::new(nowhere, 1).expect("a pool without connections"),
-            writes: OwnerWrites::default(),
+            writes: OwnerWrites::new(4),
             permits: Arc::new(Semaphore::new(1)),
             receiver: Arc::new(Mutex::new(mpsc::channel(1).1)),
             owner_queues: OwnerQueues::default(),
