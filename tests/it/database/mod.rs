@@ -7,3 +7,4 @@ mod migrations;
 mod plans;
 mod slow_commits;
 mod statements;
+mod update_batches;
