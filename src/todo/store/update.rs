@@ -24,11 +24,15 @@ use crate::{
 /// Updates the fields of a todo that are not null, if it has the required version.
 ///
 /// The statement waits for the clock, and then compares the version with the newest one: another
-/// write of the owner cannot come between.
+/// write of the owner cannot come between. It does not wait if the version is wrong already when
+/// it begins: it sees every version that the caller has from a response.
 pub(in crate::todo) const UPDATE: &str = concat!(
     "with clock as (
          update todo_clocks set version = greatest(version + 1, $9)
-         where owner_id = $1 and exists (select from todos where owner_id = $1 and id = $2)
+         where owner_id = $1 and exists (
+             select from todos
+             where owner_id = $1 and id = $2 and ($3::bigint is null or version = $3)
+         )
          returning version as tick
      )
      update todos set
