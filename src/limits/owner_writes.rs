@@ -16,14 +16,17 @@ use crate::types::id::UserId;
 /// Test: `writes_of_one_owner_wait_without_a_connection`.
 const MAX_WRITES_PER_OWNER: usize = 2;
 
-/// Returns how many write statements that may wait for a clock are in progress on a replica, each
-/// with a connection. They leave a quarter of the connections, at least one of several, to reads
-/// and to batches, which take only clocks that are free. Most writes that run alone do not wait: a
-/// lower limit would make them queue without need.
+/// The part of the connections, one in so many and at least one of several, that statements which
+/// may wait for a clock leave to others: to reads, and to batches, which take only clocks that are
+/// free. Most writes that run alone do not wait: a larger part would make them queue without need.
 ///
 /// Test: `writes_that_wait_for_clocks_leave_connections_to_other_owners`.
+const RESERVED_CONNECTIONS_DIVISOR: usize = 4;
+
+/// Returns how many write statements that may wait for a clock are in progress on a replica, each
+/// with a connection.
 fn max_waiting(max_connections: usize) -> usize {
-    (max_connections - max_connections.div_ceil(4)).max(1)
+    (max_connections - max_connections.div_ceil(RESERVED_CONNECTIONS_DIVISOR)).max(1)
 }
 
 type Owners = Arc<Mutex<HashMap<UserId, Weak<Owner>>>>;
@@ -48,9 +51,15 @@ struct Owner {
 pub(crate) struct WritePermit {
     _permit: OwnedSemaphorePermit,
     /// Of a statement that may wait for the clock.
-    _waiting: Option<OwnedSemaphorePermit>,
+    _waiting: Option<WaitingPermit>,
     /// An owner that is created again has all of its permits.
     _owner: Arc<Owner>,
+}
+
+/// A permit for one statement that may wait for a clock.
+#[derive(Debug)]
+pub(crate) struct WaitingPermit {
+    _permit: OwnedSemaphorePermit,
 }
 
 impl OwnerWrites {
@@ -63,12 +72,22 @@ impl OwnerWrites {
     /// Waits for a permit for a statement that may wait for the clock. Writes get theirs in the
     /// order in which they ask.
     pub(crate) async fn acquire(&self, owner_id: UserId) -> WritePermit {
+        let permit = self.acquire_owner(owner_id).await;
+        WritePermit { _waiting: Some(self.acquire_waiting().await), ..permit }
+    }
+
+    /// Waits for the part of a permit with which a statement may wait for the clock.
+    pub(crate) async fn acquire_waiting(&self) -> WaitingPermit {
+        let permit = self.waiting.clone().acquire_owned().await;
+        WaitingPermit { _permit: permit.expect("the semaphore is never closed") }
+    }
+
+    /// Waits for a permit for a statement that does not wait for the clock.
+    pub(crate) async fn acquire_owner(&self, owner_id: UserId) -> WritePermit {
         let owner = self.get(owner_id);
         let permit = owner.permits.clone().acquire_owned().await;
         let permit = permit.expect("the semaphore is never closed");
-        let waiting = self.waiting.clone().acquire_owned().await;
-        let waiting = waiting.expect("the semaphore is never closed");
-        WritePermit { _permit: permit, _waiting: Some(waiting), _owner: owner }
+        WritePermit { _permit: permit, _waiting: None, _owner: owner }
     }
 
     /// Returns a permit for a statement that does not wait for the clock, if the owner has no write
@@ -86,7 +105,7 @@ impl OwnerWrites {
     pub(crate) fn try_acquire_alone(&self, owner_id: UserId) -> Option<WritePermit> {
         let waiting = self.waiting.clone().try_acquire_owned().ok()?;
         let permit = self.try_acquire_first(owner_id)?;
-        Some(WritePermit { _waiting: Some(waiting), ..permit })
+        Some(WritePermit { _waiting: Some(WaitingPermit { _permit: waiting }), ..permit })
     }
 
     fn get(&self, id: UserId) -> Arc<Owner> {

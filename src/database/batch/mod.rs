@@ -7,6 +7,7 @@
 //! Writes take the clock of their owner. A batch takes only clocks that are free. While an owner
 //! has a write in progress, further ones queue for the owner, and share the next statement.
 
+mod job;
 mod owner_queues;
 mod worker;
 
@@ -15,7 +16,10 @@ use std::{fmt, pin::pin, time::Duration};
 use sqlx::PgConnection;
 use tokio::{sync::oneshot, time::timeout};
 
-use self::worker::{Job, Queue, Responder};
+use self::{
+    job::{Job, Responder},
+    worker::Queue,
+};
 use super::Database;
 use crate::{
     limits::owner_writes::{OwnerWrites, WritePermit},
@@ -45,6 +49,12 @@ const MAX_QUEUED: usize = MAX_CONCURRENT_BATCHES * MAX_BATCH_LEN;
 ///
 /// Test: `a_write_that_waits_for_a_clock_delays_no_other_owner`.
 const CLOCK_WAIT_THRESHOLD: Duration = Duration::from_millis(20);
+
+/// How often queued writes are tried without waiting for the clock of their owner, while too many
+/// others wait for clocks.
+///
+/// Test: `writes_that_wait_for_clocks_leave_connections_to_other_owners`.
+const CLOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A kind of query that can run alone or in a batch.
 pub(crate) trait BatchQuery: fmt::Debug + 'static {

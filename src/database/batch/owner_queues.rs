@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{BatchQuery, MAX_BATCH_LEN, worker::Job};
+use super::{BatchQuery, MAX_BATCH_LEN, job::Job};
 use crate::types::id::UserId;
 
 /// A queue for each owner whose writes wait. A queue exists as long as a task runs its writes.

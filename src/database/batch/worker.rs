@@ -7,56 +7,25 @@ use std::{
 };
 
 use tokio::{
-    sync::{Mutex, Semaphore, mpsc, oneshot},
+    sync::{Mutex, Semaphore, mpsc},
     time::timeout,
 };
 
 use super::{
-    BatchQuery, MAX_BATCH_LEN, MAX_CONCURRENT_BATCHES, MAX_QUEUED, owner_queues::OwnerQueues,
+    BatchQuery, CLOCK_RETRY_INTERVAL, MAX_BATCH_LEN, MAX_CONCURRENT_BATCHES, MAX_QUEUED,
+    job::{Job, Responder},
+    owner_queues::OwnerQueues,
 };
 use crate::{
     database::Database,
     limits::owner_writes::{OwnerWrites, WritePermit},
     rpc::error::Error,
-    telemetry::traces::TraceContext,
     types::id::{TodoId, UserId},
 };
 
 pub(super) struct Queue<Q: BatchQuery> {
     pub(super) permits: Arc<Semaphore>,
     pub(super) jobs: mpsc::Sender<Job<Q>>,
-}
-
-/// A queued query.
-pub(super) struct Job<Q: BatchQuery> {
-    pub(super) input: Q::Input,
-    pub(super) responder: Responder<Q::Output>,
-    /// Whether the query runs without others: a statement with others left it undone.
-    pub(super) runs_alone: bool,
-}
-
-impl<Q: BatchQuery> Job<Q> {
-    pub(super) fn new(input: Q::Input, responder: Responder<Q::Output>) -> Self {
-        Self { input, responder, runs_alone: false }
-    }
-
-    /// Returns `true` if the call was dropped.
-    pub(super) fn is_dropped(&self) -> bool {
-        self.responder.sender.is_closed()
-    }
-}
-
-/// Sends the result to the call that waits for it.
-pub(super) struct Responder<T> {
-    pub(super) sender: oneshot::Sender<Result<T, Error>>,
-    pub(super) trace: TraceContext,
-}
-
-impl<T> Responder<T> {
-    fn send(self, output: Result<T, Error>) {
-        // Fails if the call was dropped.
-        let _ = self.sender.send(output);
-    }
 }
 
 impl<Q: BatchQuery> Queue<Q> {
@@ -162,11 +131,14 @@ impl<Q: BatchQuery> Worker<Q> {
     /// Runs the queued writes of one owner. Those that arrive during a statement share the next.
     pub(super) async fn run_owner(self, owner_id: UserId) {
         while !self.owner_queues.remove_if_empty(owner_id) {
-            let permit = self.writes.acquire(owner_id).await;
+            let permit = self.writes.acquire_owner(owner_id).await;
+            let waiting = timeout(CLOCK_RETRY_INTERVAL, self.writes.acquire_waiting()).await;
+            // Clocks of other owners must not delay writes whose own clock is free.
+            let mode = if waiting.is_ok() { Mode::Group } else { Mode::Batch };
             let jobs = self.owner_queues.take(owner_id);
-            let undone = self.run_statement(Mode::Group, permit, jobs).await;
-            let alone = undone.into_iter().map(|job| Job { runs_alone: true, ..job });
-            self.owner_queues.push(alone);
+            let undone = self.run_statement(mode, (permit, waiting), jobs).await;
+            let runs_alone = matches!(mode, Mode::Group);
+            self.owner_queues.push(undone.into_iter().map(|job| Job { runs_alone, ..job }));
         }
     }
 

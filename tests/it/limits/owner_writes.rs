@@ -145,8 +145,14 @@ async fn writes_that_wait_for_clocks_leave_connections_to_other_owners() {
         assert_eq!(eve.get_todo(&todo.id).await, todo);
         eve.create_todo("f").await;
         eve.update_todo(todo.clone(), None).await;
+        // Those that meet another write of eve queue for her.
+        let create = || {
+            let eve = eve.clone();
+            async move { eve.create_todo("g").await }
+        };
+        join_all((0..16).map(|_| create()).collect::<Vec<_>>()).await;
     };
-    timeout(Duration::from_secs(1), calls).await.expect("others do not wait");
+    timeout(Duration::from_secs(2), calls).await.expect("others do not wait");
     lock.wait_until_blocked_by(3).await;
     lock.release().await;
     for write in writes {
