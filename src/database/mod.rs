@@ -174,6 +174,12 @@ impl Database {
         self.pool.retain(|_, metrics| pool::acquired_at(&metrics) >= instant);
     }
 
+    /// Returns the number of connections that the pool has at most.
+    #[must_use]
+    pub(crate) fn max_connections(&self) -> usize {
+        self.pool.status().max_size
+    }
+
     /// Returns the number of open connections, and the number of idle ones among them.
     #[must_use]
     pub(crate) fn pool_status(&self) -> (usize, usize) {

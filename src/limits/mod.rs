@@ -14,7 +14,7 @@
 //!
 //! A client is an IPv4 address or an IPv6 /64 ([`client_quota`]). [`admission`] holds the
 //! permits and the memory budget. [`owner_writes`] limits the writes to the todos of one owner, which
-//! wait for each other in the database. Limits of a single part are constants of that part: HTTP/2 in
+//! wait for each other in the database, and those of all owners that wait. Limits of a single part are constants of that part: HTTP/2 in
 //! `transport`, passwords in `crypto::password`, failed logins in `auth::login_throttle`,
 //! sign-ups in `user::sign_up_limit`, pages in `rpc::page_token` and `todo::list`, the pool in
 //! `database`. The documentation of each limit names the test that fails without it.

@@ -4,9 +4,11 @@
 //! busier the server, the larger the batches, and the more calls share one round trip and,
 //! for writes, one commit. Each query has its own result.
 //!
-//! Writes take the clock of their owner. A batch takes only clocks that are free; the writes of an
-//! owner whose clock is not wait for it together, in a statement of their own.
+//! Writes take the clock of their owner. A batch takes only clocks that are free. While an owner
+//! has a write in progress, further ones queue for the owner, and share the next statement.
 
+mod job;
+mod owner_queues;
 mod worker;
 
 use std::{fmt, pin::pin, time::Duration};
@@ -14,13 +16,16 @@ use std::{fmt, pin::pin, time::Duration};
 use sqlx::PgConnection;
 use tokio::{sync::oneshot, time::timeout};
 
-use self::worker::{Job, Queue, Responder};
+use self::{
+    job::{Job, Responder},
+    worker::Queue,
+};
 use super::Database;
 use crate::{
     limits::owner_writes::{OwnerWrites, WritePermit},
     rpc::error::Error,
     telemetry::traces::TraceContext,
-    types::id::UserId,
+    types::id::{TodoId, UserId},
 };
 
 /// Statements of one kind in progress: one runs while the results of the other are delivered.
@@ -45,6 +50,12 @@ const MAX_QUEUED: usize = MAX_CONCURRENT_BATCHES * MAX_BATCH_LEN;
 /// Test: `a_write_that_waits_for_a_clock_delays_no_other_owner`.
 const CLOCK_WAIT_THRESHOLD: Duration = Duration::from_millis(20);
 
+/// How often queued writes are tried without waiting for the clock of their owner, while too many
+/// others wait for clocks.
+///
+/// Test: `writes_that_wait_for_clocks_leave_connections_to_other_owners`.
+const CLOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
 /// A kind of query that can run alone or in a batch.
 pub(crate) trait BatchQuery: fmt::Debug + 'static {
     /// The parameters of one query.
@@ -67,6 +78,11 @@ pub(crate) trait BatchQuery: fmt::Debug + 'static {
 
     /// Returns the owner to whose todos the query writes, or `None` if it reads.
     fn writer(_input: &Self::Input) -> Option<UserId> {
+        None
+    }
+
+    /// Returns the todo that the query changes. A statement changes each todo once.
+    fn target(_input: &Self::Input) -> Option<TodoId> {
         None
     }
 
@@ -99,7 +115,8 @@ impl<Q: BatchQuery> QueryBatcher<Q> {
     /// fails: no call waits for longer.
     #[must_use]
     pub(crate) fn new(database: Database, enabled: bool, deadline: Duration) -> Self {
-        Self::with_writes(database, OwnerWrites::default(), enabled, deadline)
+        let writes = OwnerWrites::new(database.max_connections());
+        Self::with_writes(database, writes, enabled, deadline)
     }
 
     /// Does the same as [`Self::new`] for writes, which `writes` limits.
@@ -128,8 +145,8 @@ impl<Q: BatchQuery> QueryBatcher<Q> {
             let Some(owner_id) = writer else {
                 return self.run_single(None, &input).await;
             };
-            // Without a permit, it waits with other writes of its owner.
-            if let Some(permit) = self.writes.try_acquire(owner_id) {
+            // Otherwise it joins a batch, or waits with other writes of its owner.
+            if let Some(permit) = self.writes.try_acquire_alone(owner_id) {
                 let mut running = pin!(self.run_single(Some(permit), &input));
                 if let Ok(output) = timeout(CLOCK_WAIT_THRESHOLD, &mut running).await {
                     return output;
@@ -140,7 +157,7 @@ impl<Q: BatchQuery> QueryBatcher<Q> {
         }
         let (sender, receiver) = oneshot::channel();
         let responder = Responder { sender, trace: TraceContext::current() };
-        jobs.send(Job { input, responder }).await.map_err(|_| reply_dropped())?;
+        jobs.send(Job::new(input, responder)).await.map_err(|_| reply_dropped())?;
         receiver.await.map_err(|_| reply_dropped())?
     }
 
@@ -183,7 +200,7 @@ mod tests {
     use sqlx::postgres::PgConnectOptions;
     use tokio::sync::{Mutex, Semaphore, mpsc};
 
-    use super::{worker::Worker, *};
+    use super::{owner_queues::OwnerQueues, worker::Worker, *};
 
     /// A query that never gets a permit.
     #[derive(Debug)]
@@ -200,6 +217,55 @@ mod tests {
         async fn run_batch(_: &mut PgConnection, _: &[()]) -> Result<Vec<Option<()>>, Error> {
             unreachable!("there is no database")
         }
+    }
+
+    /// A write whose statement may panic: when it drops its input.
+    #[derive(Debug)]
+    struct TestWrite {
+        owner_id: UserId,
+        panics: bool,
+    }
+
+    impl Drop for TestWrite {
+        fn drop(&mut self) {
+            assert!(!self.panics, "the statement panics");
+        }
+    }
+
+    impl BatchQuery for TestWrite {
+        type Input = Self;
+        type Output = ();
+
+        async fn run_one(_: &mut PgConnection, _: &Self) -> Result<(), Error> {
+            unreachable!("there is no database")
+        }
+
+        async fn run_batch(_: &mut PgConnection, _: &[Self]) -> Result<Vec<Option<()>>, Error> {
+            unreachable!("there is no database")
+        }
+
+        fn writer(write: &Self) -> Option<UserId> {
+            Some(write.owner_id)
+        }
+    }
+
+    fn worker_without_database<Q: BatchQuery>() -> Worker<Q> {
+        let nowhere = PgConnectOptions::new_without_pgpass().socket("/nowhere");
+        Worker {
+            database: Database::new(nowhere, 1).expect("a pool without connections"),
+            writes: OwnerWrites::new(4),
+            permits: Arc::new(Semaphore::new(1)),
+            receiver: Arc::new(Mutex::new(mpsc::channel(1).1)),
+            owner_queues: OwnerQueues::default(),
+            deadline: Duration::from_secs(5),
+        }
+    }
+
+    pub(super) fn job<Q: BatchQuery>(
+        input: Q::Input,
+    ) -> (Job<Q>, oneshot::Receiver<Result<Q::Output, Error>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Job::new(input, Responder { sender, trace: TraceContext::current() }), receiver)
     }
 
     #[tokio::test]
@@ -219,21 +285,8 @@ mod tests {
 
     #[tokio::test]
     async fn one_call_of_a_failed_batch_logs_the_source() {
-        let nowhere = PgConnectOptions::new_without_pgpass().socket("/nowhere");
-        let worker = Worker::<TestQuery> {
-            database: Database::new(nowhere, 1).expect("a pool without connections"),
-            writes: OwnerWrites::default(),
-            permits: Arc::new(Semaphore::new(1)),
-            receiver: Arc::new(Mutex::new(mpsc::channel(1).1)),
-            deadline: Duration::from_secs(5),
-        };
-        let (jobs, receivers): (Vec<_>, Vec<_>) = std::iter::repeat_with(|| {
-            let (sender, receiver) = oneshot::channel();
-            let responder = Responder { sender, trace: TraceContext::current() };
-            (Job { input: (), responder }, receiver)
-        })
-        .take(3)
-        .unzip();
+        let worker = worker_without_database::<TestQuery>();
+        let (jobs, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| job(())).unzip();
         worker.run_batch(jobs.into_iter()).await;
         let mut duplicates = Vec::new();
         for receiver in receivers {
@@ -242,5 +295,27 @@ mod tests {
             duplicates.push(error.is_duplicate());
         }
         assert_eq!(duplicates, [false, true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_panic_leaves_the_writes_that_wait_in_the_queue() {
+        let worker = worker_without_database::<TestWrite>();
+        let owner_id = UserId::any();
+        let _in_progress = worker.writes.acquire(owner_id).await;
+        // More than one statement has.
+        let (jobs, receivers): (Vec<_>, Vec<_>) =
+            (0..40).map(|number| job(TestWrite { owner_id, panics: number == 0 })).unzip();
+        worker.run_batch(jobs.into_iter()).await;
+        for receiver in receivers {
+            let result = timeout(Duration::from_secs(5), receiver).await.expect("in time");
+            result.expect("a result").expect_err("there is no database");
+        }
+        // The task of the owner removes the queue after the last result.
+        let removed = async {
+            while !worker.owner_queues.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(5), removed).await.expect("the queue is removed");
     }
 }

@@ -1,50 +1,31 @@
 //! The queue of a batcher, and the workers that run it.
 
-use std::{collections::HashMap, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
-    sync::{Mutex, Semaphore, mpsc, oneshot},
+    sync::{Mutex, Semaphore, mpsc},
     time::timeout,
 };
 
-use super::{BatchQuery, MAX_BATCH_LEN, MAX_CONCURRENT_BATCHES, MAX_QUEUED};
+use super::{
+    BatchQuery, CLOCK_RETRY_INTERVAL, MAX_BATCH_LEN, MAX_CONCURRENT_BATCHES, MAX_QUEUED,
+    job::{Job, Responder},
+    owner_queues::OwnerQueues,
+};
 use crate::{
     database::Database,
     limits::owner_writes::{OwnerWrites, WritePermit},
     rpc::error::Error,
-    telemetry::traces::TraceContext,
-    types::id::UserId,
+    types::id::{TodoId, UserId},
 };
 
 pub(super) struct Queue<Q: BatchQuery> {
     pub(super) permits: Arc<Semaphore>,
     pub(super) jobs: mpsc::Sender<Job<Q>>,
-}
-
-/// A queued query.
-pub(super) struct Job<Q: BatchQuery> {
-    pub(super) input: Q::Input,
-    pub(super) responder: Responder<Q::Output>,
-}
-
-impl<Q: BatchQuery> Job<Q> {
-    /// Returns `true` if the call was dropped.
-    fn is_dropped(&self) -> bool {
-        self.responder.sender.is_closed()
-    }
-}
-
-/// Sends the result to the call that waits for it.
-pub(super) struct Responder<T> {
-    pub(super) sender: oneshot::Sender<Result<T, Error>>,
-    pub(super) trace: TraceContext,
-}
-
-impl<T> Responder<T> {
-    fn send(self, output: Result<T, Error>) {
-        // Fails if the call was dropped.
-        let _ = self.sender.send(output);
-    }
 }
 
 impl<Q: BatchQuery> Queue<Q> {
@@ -53,12 +34,14 @@ impl<Q: BatchQuery> Queue<Q> {
         let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_BATCHES));
         let (jobs, receiver) = mpsc::channel(MAX_QUEUED);
         let receiver = Arc::new(Mutex::new(receiver));
+        let owner_queues = OwnerQueues::default();
         for _ in 0..MAX_CONCURRENT_BATCHES {
             let worker = Worker {
                 database: database.clone(),
                 writes: writes.clone(),
                 permits: permits.clone(),
                 receiver: receiver.clone(),
+                owner_queues: owner_queues.clone(),
                 deadline,
             };
             tokio::spawn(async move {
@@ -76,6 +59,7 @@ pub(super) struct Worker<Q: BatchQuery> {
     pub(super) writes: OwnerWrites,
     pub(super) permits: Arc<Semaphore>,
     pub(super) receiver: Arc<Mutex<mpsc::Receiver<Job<Q>>>>,
+    pub(super) owner_queues: OwnerQueues<Q>,
     pub(super) deadline: Duration,
 }
 
@@ -86,6 +70,7 @@ impl<Q: BatchQuery> Clone for Worker<Q> {
             writes: self.writes.clone(),
             permits: self.permits.clone(),
             receiver: self.receiver.clone(),
+            owner_queues: self.owner_queues.clone(),
             deadline: self.deadline,
         }
     }
@@ -115,78 +100,45 @@ impl<Q: BatchQuery> Worker<Q> {
     }
 
     pub(super) async fn run_batch(&self, jobs: impl Iterator<Item = Job<Q>>) {
-        let mut permits = HashMap::new();
+        let mut reserved = Reserved::default();
         let (jobs, waiting): (Vec<_>, Vec<_>) = jobs
             .filter(|job| !job.is_dropped())
-            .partition(|job| self.try_reserve(&mut permits, &job.input));
-        self.spawn_groups(waiting);
-        let permits: Vec<_> = permits.into_values().collect();
+            .partition(|job| reserved.try_add::<Q>(&self.writes, &job.input));
+        self.run_later(waiting);
+        let permits: Vec<_> = reserved.permits.into_values().collect();
         let undone = self.run_statement(Mode::Batch, permits, jobs).await;
-        self.spawn_groups(undone);
-    }
-
-    /// Returns whether the query can join the batch. A write needs a permit of its owner, which
-    /// all writes of the owner in the batch share.
-    fn try_reserve(&self, permits: &mut HashMap<UserId, WritePermit>, input: &Q::Input) -> bool {
-        let Some(owner_id) = Q::writer(input) else {
-            return true;
-        };
-        if permits.contains_key(&owner_id) {
-            return true;
-        }
-        let permit = self.writes.try_acquire(owner_id);
-        permit.map(|permit| permits.insert(owner_id, permit)).is_some()
+        self.run_later(undone);
     }
 
     /// Runs the queries that cannot be part of the batch. In tasks of their own: the next batch
     /// does not wait for them.
-    fn spawn_groups(&self, jobs: Vec<Job<Q>>) {
-        let mut by_owner = HashMap::<_, Vec<_>>::new();
-        for job in jobs {
-            match Q::writer(&job.input) {
-                Some(owner_id) => by_owner.entry(owner_id).or_default().push(job),
-                None => drop(tokio::spawn(self.clone().run_group(None, vec![job]))),
-            }
+    fn run_later(&self, jobs: Vec<Job<Q>>) {
+        let (writes, reads): (Vec<_>, Vec<_>) =
+            jobs.into_iter().partition(|job| Q::writer(&job.input).is_some());
+        for job in reads {
+            let worker = self.clone();
+            tokio::spawn(async move { worker.run_statement(Mode::Group, (), vec![job]).await });
         }
-        for (owner_id, jobs) in by_owner {
-            tokio::spawn(self.clone().run_group(Some(owner_id), jobs));
-        }
-    }
-
-    /// Runs queries of one owner. Those that the statement of all leaves undone run alone.
-    async fn run_group(self, owner_id: Option<UserId>, jobs: Vec<Job<Q>>) {
-        for job in self.run_permitted(owner_id, jobs).await {
-            self.run_permitted(owner_id, vec![job]).await;
+        for owner_id in self.owner_queues.push(writes) {
+            let worker = self.clone();
+            tokio::spawn(async move {
+                // A panic fails one statement, not the queries that wait.
+                while tokio::spawn(worker.clone().run_owner(owner_id)).await.is_err() {}
+            });
         }
     }
 
-    /// Runs queries of one owner, as soon as it has a permit for a write. Returns those that are
-    /// left undone.
-    async fn run_permitted(&self, owner_id: Option<UserId>, mut jobs: Vec<Job<Q>>) -> Vec<Job<Q>> {
-        let Some(owner_id) = owner_id else {
-            return self.run_statement(Mode::Group, (), jobs).await;
-        };
-        if let Ok(permit) = timeout(self.deadline, self.acquire(owner_id, &mut jobs)).await {
-            return self.run_statement(Mode::Group, permit, jobs).await;
-        }
-        for job in jobs {
-            job.responder.send(Err(Error::DeadlineExceeded));
-        }
-        Vec::new()
-    }
-
-    /// Waits for a permit. Drops the queries whose calls are dropped meanwhile, and waits no longer
-    /// if none is left.
-    async fn acquire(&self, owner_id: UserId, jobs: &mut Vec<Job<Q>>) -> Option<WritePermit> {
-        let mut permit = pin!(self.writes.acquire(owner_id));
-        loop {
-            tokio::select! {
-                permit = &mut permit => return Some(permit),
-                () = any_dropped(jobs) => jobs.retain(|job| !job.is_dropped()),
-            }
-            if jobs.is_empty() {
-                return None;
-            }
+    /// Runs the queued writes of one owner. Those that arrive during a statement share the next.
+    pub(super) async fn run_owner(self, owner_id: UserId) {
+        while !self.owner_queues.remove_if_empty(owner_id) {
+            let permit = self.writes.acquire_owner(owner_id).await;
+            let waiting = timeout(CLOCK_RETRY_INTERVAL, self.writes.acquire_waiting()).await;
+            // Clocks of other owners must not delay writes whose own clock is free.
+            let mode = if waiting.is_ok() { Mode::Group } else { Mode::Batch };
+            let jobs = self.owner_queues.take(owner_id);
+            let undone = self.run_statement(mode, (permit, waiting), jobs).await;
+            let runs_alone = matches!(mode, Mode::Group);
+            self.owner_queues.push(undone.into_iter().map(|job| Job { runs_alone, ..job }));
         }
     }
 
@@ -214,10 +166,11 @@ impl<Q: BatchQuery> Worker<Q> {
         });
         let outputs = timeout(self.deadline, trace.in_context(outputs));
         let outputs = tokio::select! {
-            outputs = outputs => outputs,
+            biased;
             () = all_dropped(&mut responders), if matches!(mode, Mode::Group) => {
                 return Vec::new();
             }
+            outputs = outputs => outputs,
         };
         let mut undone = Vec::new();
         match outputs.unwrap_or(Err(Error::DeadlineExceeded)) {
@@ -226,13 +179,38 @@ impl<Q: BatchQuery> Worker<Q> {
                 {
                     match output {
                         Some(output) => responder.send(Ok(output)),
-                        None => undone.push(Job { input, responder }),
+                        None => undone.push(Job::new(input, responder)),
                     }
                 }
             }
             Err(error) => send_error(responders, error),
         }
         undone
+    }
+}
+
+/// What the writes of a batch have for themselves.
+#[derive(Default)]
+struct Reserved {
+    /// A permit of each owner, which all of the owner's writes in the batch share.
+    permits: HashMap<UserId, WritePermit>,
+    targets: HashSet<(UserId, TodoId)>,
+}
+
+impl Reserved {
+    /// Returns whether the query can join the batch: a write needs an owner without a write in
+    /// progress, and the todo to itself.
+    fn try_add<Q: BatchQuery>(&mut self, writes: &OwnerWrites, input: &Q::Input) -> bool {
+        let Some(owner_id) = Q::writer(input) else {
+            return true;
+        };
+        if let Entry::Vacant(vacant) = self.permits.entry(owner_id) {
+            let Some(permit) = writes.try_acquire_first(owner_id) else {
+                return false;
+            };
+            vacant.insert(permit);
+        }
+        Q::target(input).is_none_or(|id| self.targets.insert((owner_id, id)))
     }
 }
 
@@ -254,15 +232,6 @@ fn send_error<T>(responders: Vec<Responder<T>>, error: Error) {
     if let Some(first) = first {
         first.send(Err(error));
     }
-}
-
-/// Waits until one of the calls is dropped.
-async fn any_dropped<Q: BatchQuery>(jobs: &mut [Job<Q>]) {
-    poll_fn(|context| {
-        let poll = |job: &mut Job<Q>| job.responder.sender.poll_closed(context).is_ready();
-        if jobs.iter_mut().any(poll) { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
 }
 
 /// Waits until all calls are dropped.

@@ -83,7 +83,7 @@ impl TodoStore {
         batching: bool,
         deadline: Duration,
     ) -> Self {
-        let writes = OwnerWrites::default();
+        let writes = OwnerWrites::new(database.max_connections());
         Self {
             find: QueryBatcher::new(database.clone(), batching, deadline),
             list: QueryBatcher::new(database.clone(), batching, deadline),

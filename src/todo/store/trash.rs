@@ -57,7 +57,10 @@ pub(super) async fn delete(
         DeletedTodoRow,
         "with clock as (
              update todo_clocks set version = greatest(version + 1, $4)
-             where owner_id = $1 and exists (select from todos where owner_id = $1 and id = $2)
+             where owner_id = $1 and exists (
+                 select from todos
+                 where owner_id = $1 and id = $2 and ($3::bigint is null or version = $3)
+             )
              returning version as tick
          ), deleted as (
              delete from todos using clock
@@ -117,10 +120,14 @@ async fn try_purge(
         r#"with clock as (
              update todo_clocks set version = greatest(version + 1, $4)
              where owner_id = $1 and (
-                 exists (select from todos where owner_id = $1 and id = $2)
+                 exists (
+                     select from todos
+                     where owner_id = $1 and id = $2 and ($3::bigint is null or version = $3)
+                 )
                  or exists (
                      select from todo_trash
                      where owner_id = $1 and id = $2 and title is not null and version > $5
+                         and ($3::bigint is null or version = $3)
                  )
              )
              returning version as tick

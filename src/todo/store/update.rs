@@ -1,7 +1,5 @@
 //! Updating todos.
 
-use std::collections::HashSet;
-
 use sqlx::{
     FromRow, PgConnection, Postgres, Row,
     postgres::{PgArguments, PgRow},
@@ -26,11 +24,15 @@ use crate::{
 /// Updates the fields of a todo that are not null, if it has the required version.
 ///
 /// The statement waits for the clock, and then compares the version with the newest one: another
-/// write of the owner cannot come between.
+/// write of the owner cannot come between. It does not wait if the version is wrong already when
+/// it begins: it sees every version that the caller has from a response.
 pub(in crate::todo) const UPDATE: &str = concat!(
     "with clock as (
          update todo_clocks set version = greatest(version + 1, $9)
-         where owner_id = $1 and exists (select from todos where owner_id = $1 and id = $2)
+         where owner_id = $1 and exists (
+             select from todos
+             where owner_id = $1 and id = $2 and ($3::bigint is null or version = $3)
+         )
          returning version as tick
      )
      update todos set
@@ -137,51 +139,37 @@ impl BatchQuery for UpdateTodos {
         connection: &mut PgConnection,
         updates: &[Update],
     ) -> Result<Vec<Option<Todo>>, Error> {
-        let first = first_of_each_todo(updates);
-        let owner_ids: Vec<_> = first.iter().map(|(_, it)| it.owner_id.as_uuid()).collect();
-        let rows = Columns::new(&first).bind(sqlx::query(UPDATE_BATCH).bind(owner_ids));
-        outputs(updates.len(), &first, &rows.fetch_all(connection).await?)
+        let owner_ids: Vec<_> = updates.iter().map(|it| it.owner_id.as_uuid()).collect();
+        let rows = Columns::new(updates).bind(sqlx::query(UPDATE_BATCH).bind(owner_ids));
+        outputs(updates.len(), &rows.fetch_all(connection).await?)
     }
 
     fn writer(update: &Update) -> Option<UserId> {
         Some(update.owner_id)
     }
 
+    fn target(update: &Update) -> Option<TodoId> {
+        Some(update.id)
+    }
+
     async fn run_group(
         connection: &mut PgConnection,
         updates: &[Update],
     ) -> Result<Vec<Option<Todo>>, Error> {
-        let first = first_of_each_todo(updates);
         let owner_id = updates.first().map(|update| update.owner_id.as_uuid());
-        let rows = Columns::new(&first).bind(sqlx::query(UPDATE_GROUP).bind(owner_id));
-        outputs(updates.len(), &first, &rows.fetch_all(connection).await?)
+        let rows = Columns::new(updates).bind(sqlx::query(UPDATE_GROUP).bind(owner_id));
+        outputs(updates.len(), &rows.fetch_all(connection).await?)
     }
-}
-
-/// Returns the updates that can share a statement, with their indexes: the first of each todo. A
-/// statement changes a row once.
-fn first_of_each_todo(updates: &[Update]) -> Vec<(usize, &Update)> {
-    let mut seen = HashSet::with_capacity(updates.len());
-    let is_first = |(_, update): &(usize, &Update)| seen.insert((update.owner_id, update.id));
-    updates.iter().enumerate().filter(is_first).collect()
 }
 
 /// Arranges the updated todos in the order of the calls. Without one, the update runs alone, which
 /// finds out why it changes nothing.
-fn outputs(
-    len: usize,
-    first: &[(usize, &Update)],
-    rows: &[PgRow],
-) -> Result<Vec<Option<Todo>>, Error> {
+fn outputs(len: usize, rows: &[PgRow]) -> Result<Vec<Option<Todo>>, Error> {
     let todos: Result<Vec<_>, sqlx::Error> = rows
         .iter()
         .map(|row| Ok((row.try_get(TODO_COLUMN_COUNT)?, TodoRow::from_row(row)?.try_into())))
         .collect();
-    let mut outputs: Vec<_> = std::iter::repeat_with(|| None).take(len).collect();
-    for ((index, _), todo) in first.iter().zip(by_ordinal(first.len(), todos?)) {
-        outputs[*index] = todo.flatten();
-    }
-    Ok(outputs)
+    Ok(by_ordinal(len, todos?).into_iter().map(Option::flatten).collect())
 }
 
 /// The parameters of several updates, in columns.
@@ -197,9 +185,9 @@ struct Columns {
 }
 
 impl Columns {
-    fn new(updates: &[(usize, &Update)]) -> Self {
-        fn column<T>(updates: &[(usize, &Update)], of: impl Fn(&Update) -> T) -> Vec<T> {
-            updates.iter().map(|(_, update)| of(update)).collect()
+    fn new(updates: &[Update]) -> Self {
+        fn column<T>(updates: &[Update], of: impl Fn(&Update) -> T) -> Vec<T> {
+            updates.iter().map(of).collect()
         }
         let title = |of: fn(&Title) -> String| {
             column(updates, |update| update.patch.title.as_ref().map(of))
@@ -215,7 +203,7 @@ impl Columns {
             descriptions: description(|description| description.as_str().to_owned()),
             descriptions_folded: description(Description::folded),
             states: column(updates, |update| update.patch.state.map(TodoState::number)),
-            now: updates.iter().map(|(_, update)| update.now).max().unwrap_or_default(),
+            now: updates.iter().map(|update| update.now).max().unwrap_or_default(),
         }
     }
 

@@ -6,4 +6,6 @@ mod counts;
 mod migrations;
 mod plans;
 mod schema;
+mod slow_commits;
 mod statements;
+mod update_batches;

@@ -11,6 +11,7 @@ use crate::support::{
     app::adjusted,
     assert::assert_unauthenticated,
     metrics::config_with_metrics,
+    parallel::join_all,
     todos::{discard_message, todo_titled},
 };
 
@@ -116,5 +117,86 @@ async fn writes_that_wait_for_the_deletion_of_their_owner_are_unauthenticated() 
     lock.release().await;
     for call in calls {
         assert_unauthenticated(call.await.expect("no panic"), "SESSION_REVOKED");
+    }
+}
+
+#[tokio::test]
+async fn writes_that_wait_for_clocks_leave_connections_to_other_owners() {
+    let app = start(true).await;
+    let eve = app.signed_up("eve").await;
+    let todo = eve.create_todo("e").await;
+    let mut writes = Vec::new();
+    for name in ["ana", "bob", "cid", "dot"] {
+        let owner = app.signed_up(name).await;
+        let todos = [owner.create_todo("a").await, owner.create_todo("b").await];
+        writes.push((owner, todos));
+    }
+    let clocks = "select from todo_clocks where owner_id <> (
+            select id from users where username = 'eve'
+        ) for update";
+    let mut lock = app.hold_lock(clocks).await;
+    // An update and a deletion of each owner.
+    let writes: Vec<_> =
+        writes.iter().flat_map(|(owner, todos)| start_writes(owner, todos)).collect();
+    app.wait_until_in_flight(8).await;
+    // Three of four connections.
+    lock.wait_until_blocked_by(3).await;
+    let calls = async {
+        assert_eq!(eve.get_todo(&todo.id).await, todo);
+        eve.create_todo("f").await;
+        eve.update_todo(todo.clone(), None).await;
+        // Those that meet another write of eve queue for her.
+        let create = || {
+            let eve = eve.clone();
+            async move { eve.create_todo("g").await }
+        };
+        join_all((0..16).map(|_| create()).collect::<Vec<_>>()).await;
+    };
+    timeout(Duration::from_secs(2), calls).await.expect("others do not wait");
+    lock.wait_until_blocked_by(3).await;
+    lock.release().await;
+    for write in writes {
+        write.await.expect("no panic").expect("written");
+    }
+}
+
+/// The statement of a dropped call may still wait in the database.
+#[tokio::test]
+async fn a_cancelled_write_holds_its_permit_until_its_statement_ends() {
+    for kind in ["update", "delete", "undelete", "purge"] {
+        let app = start(true).await;
+        let ana = app.signed_up("ana").await;
+        let mut todos = Vec::new();
+        for _ in 0..4 {
+            todos.push(ana.create_todo("a").await);
+        }
+        if kind == "undelete" {
+            for todo in &todos {
+                ana.delete_todo(&todo.id).await;
+            }
+        }
+        let mut lock = app.hold_lock(CLOCK).await;
+        for _ in 0..3 {
+            let calls = todos.iter().map(|todo| {
+                let ana = ana.clone().with_metadata("grpc-timeout", "400m");
+                let todo = todo.clone();
+                async move {
+                    match kind {
+                        "update" => ana.try_update_todo(Some(todo), None).await.map(drop),
+                        "delete" => ana.try_delete_todo(&todo.id, "").await.map(drop),
+                        "undelete" => ana.try_undelete_todo(&todo.id).await.map(drop),
+                        _ => ana.try_purge_todo(&todo.id, "").await.map(drop),
+                    }
+                }
+            });
+            let calls = tokio::spawn(join_all(calls.collect::<Vec<_>>()));
+            lock.wait_until_blocked_by(2).await;
+            for result in calls.await.expect("no panic") {
+                result.expect_err("the deadline expires");
+            }
+            lock.wait_until_blocked_by(2).await;
+        }
+        lock.release().await;
+        ana.create_todo("b").await;
     }
 }

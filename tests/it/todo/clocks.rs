@@ -81,6 +81,27 @@ async fn an_update_that_waits_for_another_compares_its_etag_with_the_newest_vers
 }
 
 #[tokio::test]
+async fn a_write_with_a_wrong_etag_moves_no_clock() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    let (todo, deleted) = (ana.create_todo("a").await, ana.create_todo("b").await.id);
+    ana.delete_todo(&deleted).await;
+    let clock = "select version from todo_clocks";
+    let before: i64 = app.fetch_scalar(clock).await;
+    let updated = update(ana.clone(), todo.id.clone(), "1".into()).await;
+    let results = [
+        updated.map(drop),
+        ana.try_delete_todo(&todo.id, "1").await.map(drop),
+        ana.try_purge_todo(&todo.id, "1").await.map(drop),
+        ana.try_purge_todo(&deleted, "1").await.map(drop),
+    ];
+    for result in results {
+        assert_status(result.map(tonic::Response::new), Code::Aborted, "ETAG_MISMATCH");
+    }
+    assert_eq!(app.fetch_scalar::<i64>(clock).await, before);
+}
+
+#[tokio::test]
 async fn an_update_that_waits_for_another_gets_the_next_version() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
@@ -98,9 +119,10 @@ async fn an_update_that_waits_for_another_gets_the_next_version() {
 async fn an_update_that_waits_for_a_deletion_finds_no_todo() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    for etag in ["", "1"] {
+    for has_etag in [false, true] {
         let old = ana.create_todo("old").await;
-        let rejected = after(&app, OTHER_DELETION, update(ana.clone(), old.id, etag.into())).await;
+        let etag = if has_etag { old.etag } else { String::new() };
+        let rejected = after(&app, OTHER_DELETION, update(ana.clone(), old.id, etag)).await;
         assert_status(rejected.map(tonic::Response::new), Code::NotFound, "TODO_NOT_FOUND");
         app.execute("delete from todo_trash").await;
     }
