@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use fast_zero::proto::todo::v1::{ListTodosRequest, Todo};
+use fast_zero::proto::{
+    todo::v1::{ListTodosRequest, Todo},
+    user::v1::UpdateUserResponse,
+};
 use tonic::{Code, Response};
 use tonic_types::StatusExt;
 
 use crate::support::{
-    App, Client,
+    App, RpcResult,
     app::config,
     assert::{assert_hides_cause, assert_status},
     parallel::join_all,
@@ -132,36 +135,36 @@ async fn a_cancelled_call_does_not_affect_other_calls() {
 async fn a_call_waits_for_a_connection_for_a_part_of_its_deadline() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    let todos = two_todos_of_each_owner(&app, &ana).await;
-    let mut lock = app.hold_lock("select from todos for update").await;
-    let deletions: Vec<_> = todos
-        .iter()
-        .map(|(owner, todo)| {
-            let (owner, id) = (owner.clone(), todo.id.clone());
-            tokio::spawn(async move { owner.try_delete_todo(&id, "").await })
-        })
-        .collect();
+    let todo = ana.create_todo("a").await;
+    let updates = updates_on_all_connections(&app, None).await;
+    let mut lock = app.hold_lock("select from users for update").await;
+    let updates: Vec<_> = updates.into_iter().map(tokio::spawn).collect();
     lock.wait_until_blocked_by(config().limits.database_max_connections.into()).await;
-    let refused = ana.try_get_todo(&todos[0].1.id).await;
+    let refused = ana.try_get_todo(&todo.id).await;
     assert_status(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
     lock.release().await;
-    for deletion in deletions {
-        deletion.await.expect("no panic").expect("deleted");
+    for update in updates {
+        update.await.expect("no panic").expect("updated");
     }
 }
 
-/// Creates a todo for each connection of the pool: two for each owner, because only two writes of
-/// one owner are in progress at once.
-async fn two_todos_of_each_owner(app: &App, ana: &Client) -> Vec<(Client, Todo)> {
-    let mut owners = vec![ana.clone()];
-    for number in 1..config().limits.database_max_connections / 2 {
-        owners.push(app.signed_up(&format!("other{number}")).await);
+/// Returns an update of another user for each connection of the pool: writes to todos leave some
+/// connections to other calls.
+async fn updates_on_all_connections(
+    app: &App,
+    deadline: Option<&str>,
+) -> Vec<impl Future<Output = RpcResult<UpdateUserResponse>> + Send + 'static> {
+    let mut updates = Vec::new();
+    for number in 0..config().limits.database_max_connections {
+        let mut user = app.signed_up(&format!("other{number}")).await;
+        if let Some(deadline) = deadline {
+            user = user.with_metadata("grpc-timeout", deadline);
+        }
+        updates.push(async move {
+            user.try_update_user(Some(own_user(&format!("new{number}"), "")), None).await
+        });
     }
-    let mut todos = Vec::new();
-    for owner in owners.iter().chain(&owners) {
-        todos.push((owner.clone(), owner.create_todo("locked").await));
-    }
-    todos
+    updates
 }
 
 #[tokio::test]
@@ -169,20 +172,16 @@ async fn a_cancelled_call_holds_its_connection_for_five_seconds_at_most() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
     let todo = ana.create_todo("a").await;
-    let todos = two_todos_of_each_owner(&app, &ana).await;
+    let updates = updates_on_all_connections(&app, Some("500m")).await;
     app.execute(
         "create function sleep() returns trigger language plpgsql as
          $$ begin perform pg_sleep(60); return null; end $$;
-         create trigger sleep before delete on todos
+         create trigger sleep before update on users
          for each statement execute function sleep()",
     )
     .await;
     let started = Instant::now();
-    let deletions = todos.into_iter().map(|(owner, todo)| {
-        let hurried = owner.with_metadata("grpc-timeout", "500m");
-        async move { hurried.try_delete_todo(&todo.id, "").await }
-    });
-    for ended in join_all(deletions).await {
+    for ended in join_all(updates).await {
         ended.expect_err("its statement takes longer");
     }
     wait_until("a connection is free", async || ana.try_get_todo(&todo.id).await.is_ok()).await;

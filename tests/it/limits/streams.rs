@@ -280,9 +280,11 @@ async fn a_dropped_stream_drops_its_handler() {
     let app = App::start_with(config_with_metrics()).await;
     let ana = app.signed_up("ana").await;
     let stream = silent(&ana).await;
-    app.wait_until_in_flight(1).await;
+    let ended = "grpc_server_call_duration_seconds_count{\
+        grpc_method=\"fastzero.test.v1.TestService/Count\",grpc_status=\"CANCELLED\"}";
+    assert_eq!(app.scrape().await.get(ended), None);
     drop(stream);
-    app.wait_until_in_flight(0).await;
+    wait_until("the stream has ended", async || app.scrape().await.get(ended) == Some(1.0)).await;
 }
 
 #[tokio::test]

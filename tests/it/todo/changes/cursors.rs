@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::support::{
     App, Client, PASSWORD,
-    app::{config, config_with},
+    app::{config, config_with, connect},
     assert::{assert_has_error_details, assert_invalid, assert_status},
     changes::{described, next_message},
     postgres::{MIGRATIONS, TestDatabase},
@@ -140,8 +140,15 @@ async fn a_cursor_expires_after_thirty_days() {
     let database = TestDatabase::create().await;
     let mut sql = database.connect().await;
     sqlx::raw_sql(MOVED_CLOCK).execute(&mut sql).await.expect("a clock");
-    let app = App::start_on(database, config()).await;
-    let ana = app.signed_up("ana").await;
+    // Replicas are processes of their own: the IDs of a process never fall back.
+    let replica = async || {
+        let server = Binary::server(&database.url()).start();
+        let client =
+            Client::new(connect(server.address().await.parse().expect("an address")).await);
+        (server, client)
+    };
+    let (_server, client) = replica().await;
+    let ana = client.signed_up("ana").await;
     let deleted = ana.create_todo("deleted").await;
     let cursor = ana.cursor().await;
     ana.delete_todo(&deleted.id).await;
@@ -150,9 +157,8 @@ async fn a_cursor_expires_after_thirty_days() {
         let moved = sqlx::query("update moved.clock set seconds = $1").bind(f64::from(seconds));
         moved.execute(&mut sql).await.expect("updated");
         // A replica reads the clock when it starts. The first session has expired, too.
-        let replica = app.start_replica().await;
-        let ana = Client::new(replica.channel.clone()).logged_in("ana", PASSWORD).await;
-        let ana = ana.expect("logged in");
+        let (_server, client) = replica().await;
+        let ana = client.logged_in("ana", PASSWORD).await.expect("logged in");
         if is_expired {
             assert_expired(&ana, &cursor, None).await;
             ana.sync_todos(sync_from(&ana.cursor().await)).await;
