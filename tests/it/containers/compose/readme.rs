@@ -59,7 +59,7 @@ async fn the_commands_of_the_documentation_work_as_pasted() {
     let anonymous = stack.anonymous().await;
     let ana = anonymous.logged_in("ana", "correct horse").await.expect("ana was restored");
     let todos = ana.list_todos(ListTodosRequest::default()).await.todos;
-    assert_eq!(titles(&todos), ["Read lib.rs"]);
+    assert_eq!(titles(&todos), ["Read lib.rs", "Buy milk"]);
     let rejected = anonymous.auth().login(login("bob")).await;
     assert_status(rejected, Code::Unauthenticated, "INCORRECT_CREDENTIALS");
 }
