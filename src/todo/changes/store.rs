@@ -30,7 +30,13 @@ const MAX_WATCH_PAGE_SIZE: i64 = 100;
 /// than what is left.
 ///
 /// Test: `a_message_of_a_watch_has_at_most_a_hundred_changes_and_256_kib`.
-const MAX_WATCH_PAGE_BYTES: i64 = 256 * 1024;
+pub(super) const MAX_WATCH_PAGE_BYTES: i64 = 256 * 1024;
+
+/// The maximum size of the changes in the first message of a watch, in bytes. It doubles with each
+/// further one, so that a watch whose client resets it at once costs little.
+///
+/// Test: `a_message_of_a_watch_has_at_most_a_hundred_changes_and_256_kib`.
+pub(super) const FIRST_WATCH_PAGE_BYTES: i64 = MAX_WATCH_PAGE_BYTES / 8;
 
 /// The limits of a page. It has at least one change, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +46,10 @@ pub(super) struct PageLimits {
 }
 
 impl PageLimits {
-    /// The limits of a message of a watch.
-    pub(super) const WATCH: Self = Self { size: MAX_WATCH_PAGE_SIZE, bytes: MAX_WATCH_PAGE_BYTES };
+    /// Returns the limits of a message of a watch with at most `bytes`.
+    pub(super) const fn message(bytes: i64) -> Self {
+        Self { size: MAX_WATCH_PAGE_SIZE, bytes }
+    }
 
     /// Returns the limits of a response with at most `size` changes.
     pub(super) const fn response(size: i64) -> Self {

@@ -9,7 +9,7 @@ use super::{
     ChangePage, Present, StartAt,
     cursor::ChangeCursor,
     hub::{OUTAGE_TIMEOUT, OwnerWatch, Signal},
-    store::{ChangeStore, PageLimits},
+    store::{ChangeStore, FIRST_WATCH_PAGE_BYTES, MAX_WATCH_PAGE_BYTES, PageLimits},
 };
 use crate::{
     limits::MAX_CALL_TIMEOUT,
@@ -48,6 +48,8 @@ pub(super) struct Watch {
     store: ChangeStore,
     hub: OwnerWatch,
     start: StartAt,
+    /// The maximum size of the next page, in bytes.
+    page_bytes: i64,
     /// Whether the last page has caught up.
     caught_up: bool,
     /// Whether a page was read.
@@ -71,6 +73,7 @@ impl Watch {
             store,
             hub,
             start,
+            page_bytes: FIRST_WATCH_PAGE_BYTES,
             caught_up: false,
             has_read: false,
             is_live: false,
@@ -95,6 +98,7 @@ impl Watch {
         self.start = StartAt::Cursor(page.cursor);
         self.caught_up = page.caught_up;
         self.has_read = true;
+        self.page_bytes = (2 * self.page_bytes).min(MAX_WATCH_PAGE_BYTES);
         self.is_live |= page.caught_up;
         self.checkpoint_at = Instant::now() + with_jitter(CHECKPOINT_INTERVAL);
         Ok(page)
@@ -167,10 +171,11 @@ impl Watch {
     /// watches that a client resets would hold all connections.
     async fn try_read(&self) -> Result<ChangePage, Error> {
         let (owner_id, start) = (self.owner_id, self.start);
+        let limits = PageLimits::message(self.page_bytes);
         let (hub, store) = (self.hub.hub().clone(), self.store.clone());
         let read = async move {
             let permit = hub.acquire_read().await;
-            let read = store.read(owner_id, start, PageLimits::WATCH, permit);
+            let read = store.read(owner_id, start, limits, permit);
             let unavailable = |_| Error::DatabaseUnavailable("a read has timed out".into());
             timeout(MAX_CALL_TIMEOUT, read).await.map_err(unavailable)?
         };
