@@ -46,14 +46,14 @@ pub(super) async fn unread_watches(target: Target) -> io::Result<()> {
     }
 }
 
-/// Opens watches and resets them: at once, or when the server has started to read: 3,200 a second
+/// Opens watches and resets them, at once, or when the server has started to read: 1,600 a second
 /// in total.
 pub(super) async fn watch_resets(target: Target) -> io::Result<()> {
     let target = target.with_token_of_watcher();
     let mut sender = target.sender().await?;
     loop {
         let (mut opened, mut resets) = (Vec::new(), Vec::new());
-        for _ in 0..8 {
+        for _ in 0..4 {
             let (id, frames) = watch(&target, &mut sender);
             opened.extend(frames);
             resets.extend(frame(http2::RST_STREAM, 0, id, &8_u32.to_be_bytes()));
