@@ -28,6 +28,8 @@ pub const CONTINUATION: u8 = 0x9;
 
 /// Frame flags.
 pub const END_STREAM: u8 = 0x1;
+/// Of PING and SETTINGS frames.
+pub const ACK: u8 = 0x1;
 pub const END_HEADERS: u8 = 0x4;
 
 /// Settings (RFC 9113, section 6.5.2).

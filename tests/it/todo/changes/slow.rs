@@ -12,7 +12,11 @@ use fast_zero::proto::todo::v1::WatchTodosRequest;
 use sqlx::AssertSqlSafe;
 use tokio::{
     io::AsyncWriteExt,
-    net::{TcpStream, tcp::OwnedReadHalf},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::Mutex,
     time::{interval, timeout},
 };
 use tonic::transport::Endpoint;
@@ -119,12 +123,24 @@ async fn assert_usable(connection: &mut TcpStream) {
     }
 }
 
-/// Counts the bytes of all streams until the connection closes. No stream may end.
-async fn count_bytes(mut connection: OwnedReadHalf, bytes: Arc<AtomicU64>) {
-    while let Ok(frame) = read_frame(&mut connection).await {
-        assert!(![http2::GOAWAY, http2::RST_STREAM].contains(&frame.kind), "{frame:?}");
-        if frame.kind == http2::DATA {
-            bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
+/// Counts the bytes of all streams until the connection closes, and acknowledges the pings that
+/// keep it open. No stream may end.
+async fn count_bytes(
+    mut connection: OwnedReadHalf,
+    write: Arc<Mutex<OwnedWriteHalf>>,
+    bytes: Arc<AtomicU64>,
+) {
+    while let Ok(Frame { kind, flags, stream, payload }) = read_frame(&mut connection).await {
+        match kind {
+            http2::GOAWAY | http2::RST_STREAM => panic!("{kind} of {stream}: {payload:?}"),
+            http2::PING if flags & http2::ACK == 0 => {
+                let acknowledgment = frame(http2::PING, http2::ACK, 0, &payload);
+                write.lock().await.write_all(&acknowledgment).await.expect("an open connection");
+            }
+            http2::DATA => {
+                bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
+            }
+            _ => {}
         }
     }
 }
@@ -156,14 +172,14 @@ async fn readers_of_one_byte_a_second_cost_one_page_each() {
         calls.extend(frame(http2::DATA, http2::END_STREAM, stream, &request));
     }
     write.write_all(&calls).await.expect("sent");
-    let bytes = Arc::<AtomicU64>::default();
-    let reading = tokio::spawn(count_bytes(read, bytes.clone()));
+    let (write, bytes) = (Arc::new(Mutex::new(write)), Arc::<AtomicU64>::default());
+    let reading = tokio::spawn(count_bytes(read, write.clone(), bytes.clone()));
     let (mut ticks, mut max) = (interval(Duration::from_secs(1)), 0);
     let more = streams.map(|stream| frame(http2::WINDOW_UPDATE, 0, stream, &1_u32.to_be_bytes()));
     let more: Vec<_> = more.flatten().collect();
     for _ in 0..SECONDS {
         ticks.tick().await;
-        write.write_all(&more).await.expect("an open connection");
+        write.lock().await.write_all(&more).await.expect("an open connection");
         max = server.memory_kib("VmRSS").max(max);
     }
     wait_until("all streams are read", async || {
