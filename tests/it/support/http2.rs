@@ -28,9 +28,9 @@ pub const CONTINUATION: u8 = 0x9;
 
 /// Frame flags.
 pub const END_STREAM: u8 = 0x1;
-/// Of PING and SETTINGS frames.
-pub const ACK: u8 = 0x1;
 pub const END_HEADERS: u8 = 0x4;
+/// Of PING and SETTINGS frames.
+const ACK: u8 = 0x1;
 
 /// Settings (RFC 9113, section 6.5.2).
 pub const MAX_CONCURRENT_STREAMS: u16 = 0x3;
@@ -151,6 +151,15 @@ pub struct Frame {
     pub flags: u8,
     pub stream: u32,
     pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// Returns the frame that acknowledges this one, if it is a PING. The server closes a connection
+    /// that does not acknowledge one within 20 seconds.
+    pub fn ping_acknowledgment(&self) -> Option<Vec<u8>> {
+        let is_ping = self.kind == PING && self.flags & ACK == 0;
+        is_ping.then(|| frame(PING, ACK, 0, &self.payload))
+    }
 }
 
 /// Reads the next frame. Returns an error if the connection is closed.

@@ -92,6 +92,9 @@ async fn time_until_reset(connection: &mut TcpStream, limit: Duration) -> Durati
         loop {
             let frame = read_frame(connection).await.expect("a frame");
             assert_ne!(frame.kind, http2::GOAWAY, "{frame:?}");
+            if let Some(acknowledgment) = frame.ping_acknowledgment() {
+                connection.write_all(&acknowledgment).await.expect("an open connection");
+            }
             if frame.kind == http2::RST_STREAM {
                 assert_eq!(frame.stream, 1);
                 return started.elapsed();
@@ -130,17 +133,13 @@ async fn count_bytes(
     write: Arc<Mutex<OwnedWriteHalf>>,
     bytes: Arc<AtomicU64>,
 ) {
-    while let Ok(Frame { kind, flags, stream, payload }) = read_frame(&mut connection).await {
-        match kind {
-            http2::GOAWAY | http2::RST_STREAM => panic!("{kind} of {stream}: {payload:?}"),
-            http2::PING if flags & http2::ACK == 0 => {
-                let acknowledgment = frame(http2::PING, http2::ACK, 0, &payload);
-                write.lock().await.write_all(&acknowledgment).await.expect("an open connection");
-            }
-            http2::DATA => {
-                bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
-            }
-            _ => {}
+    while let Ok(frame) = read_frame(&mut connection).await {
+        assert!(![http2::GOAWAY, http2::RST_STREAM].contains(&frame.kind), "{frame:?}");
+        if let Some(acknowledgment) = frame.ping_acknowledgment() {
+            write.lock().await.write_all(&acknowledgment).await.expect("an open connection");
+        }
+        if frame.kind == http2::DATA {
+            bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
         }
     }
 }
