@@ -30,13 +30,16 @@ const TEST_PROTOS: [&str; 1] = ["fastzero/test/v1/test_service.proto"];
 const ACCESS_OPTION: &str = "fastzero.access.v1.access";
 
 /// Messages that hold a password or a token: without `Debug` they cannot reach a log.
-const SECRET_MESSAGES: [&str; 8] = [
+const SECRET_MESSAGES: [&str; 11] = [
     ".fastzero.auth.v1.ChangePasswordRequest",
+    ".fastzero.auth.v1.CreatePersonalAccessTokenRequest",
+    ".fastzero.auth.v1.CreatePersonalAccessTokenResponse",
     ".fastzero.auth.v1.IntrospectTokenRequest",
     ".fastzero.auth.v1.LoginRequest",
     ".fastzero.auth.v1.LoginResponse",
     ".fastzero.auth.v1.RefreshTokenRequest",
     ".fastzero.auth.v1.RefreshTokenResponse",
+    ".fastzero.auth.v1.ResetPasswordRequest",
     ".fastzero.auth.v1.TokenSet",
     ".fastzero.user.v1.CreateUserRequest",
 ];

@@ -39,7 +39,7 @@ use crate::{
         reflection,
     },
     telemetry::{
-        admin::AdminServer,
+        admin::{AdminServer, KeySetSource},
         health::ReadinessReporter,
         log,
         metrics::{Metrics, ScrapeSources},
@@ -82,6 +82,7 @@ pub struct Server {
     tls: bool,
     context: Arc<Context>,
     readiness: ReadinessReporter,
+    key_set: KeySetSource,
     connections: JoinHandle<()>,
     /// Cancelled when the server stops accepting and drains its connections.
     drain: CancellationToken,
@@ -123,7 +124,12 @@ impl Server {
             tokio::spawn(drain.clone().run_until_cancelled_owned(tls.watch()));
         }
         // Until the very end, so that a shutdown can be observed.
-        let admin = AdminServer { metrics: metrics.clone(), readiness: readiness.clone() };
+        let key_set = KeySetSource::default();
+        let admin = AdminServer {
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+            key_set: key_set.clone(),
+        };
         let admin_address = serve_admin(config, admin, force_close.clone()).await?;
         let has_tls = tls.is_some();
         let acceptor = Acceptor {
@@ -144,6 +150,7 @@ impl Server {
             tls: has_tls,
             context,
             readiness,
+            key_set,
             connections,
             drain,
             force_close,
@@ -180,6 +187,8 @@ impl Server {
         if let Some(database) = prepared {
             let metrics = &self.context.metrics;
             let api = build_api(config, &database, &keyring, metrics);
+            let authenticator = api.authenticator.clone();
+            self.key_set.set(move || authenticator.jwk_set());
             self.context.mount_api(api);
             self.readiness.set_ready(true);
             let sweeper = TrashSweeper {
@@ -331,19 +340,13 @@ fn build_api(
     metrics: &Metrics,
 ) -> ApiRoutes {
     let (tokens, batching) = (&config.tokens, config.limits.coalescing);
-    let passwords =
-        HashingPool::new(config.limits.hashing_threads.into(), tokens.argon2_params.clone());
+    let passwords = HashingPool::new(config.limits.hashing_threads(), tokens.argon2_params.clone());
     let page_tokens = PageTokenCodec::new(keyring);
     let auth = AuthService::new(AuthParts {
         database: database.clone(),
         batching,
         query_deadline: MAX_CALL_TIMEOUT,
-        access_tokens: AccessTokens::new(
-            keyring,
-            &tokens.token_issuer,
-            &tokens.token_audience,
-            time::Duration::minutes(tokens.access_token_expire_minutes.into()),
-        ),
+        access_tokens: AccessTokens::new(keyring.clone(), tokens.access_tokens()),
         refresh_tokens: RefreshTokens::new(keyring),
         session_lifetime: time::Duration::days(tokens.refresh_token_expire_days.into()),
         passwords: passwords.clone(),

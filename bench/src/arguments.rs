@@ -65,6 +65,13 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH")]
     pub against: Option<PathBuf>,
 
+    /// Measure "previous" with access tokens that are signed with HS256
+    ///
+    /// Without `--against`, this compares the service with itself: EdDSA, the default, with HS256.
+    /// With `--against`, the binary may be of a release that does not know EdDSA.
+    #[arg(long)]
+    pub against_hs256: bool,
+
     /// PostgreSQL server to create and drop databases in. By default, the service's binary starts an embedded one
     #[arg(long = "database-url", env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub postgres: Option<String>,

@@ -85,6 +85,18 @@ fn compare_with_baseline(report: &mut Report, service: &Measurement, baseline: &
     }
 }
 
+/// Adds the metrics that compare two measurements with one call in flight.
+pub fn compare_sequential(report: &mut Report, service: &Measurement, previous: &Measurement) {
+    let ratio = service.stats.rate() / previous.stats.rate();
+    let name = "rate of GetTodo with one call in flight ÷ previous";
+    report.add_metric(name, Threshold::AtLeast(MIN_RATE_RATIO), Unit::Ratio, ratio);
+    if let Some((service, previous)) = service.cpu_per_call().zip(previous.cpu_per_call()) {
+        let name = "CPU of GetTodo with one call in flight ÷ previous";
+        let threshold = Threshold::AtMost(MAX_CPU_RATIO);
+        report.add_metric(name, threshold, Unit::Ratio, service / previous);
+    }
+}
+
 fn compare_with_previous(report: &mut Report, service: &Measurement, previous: &Measurement) {
     let scenario = service.config.scenario;
     let ratio = service.stats.rate() / previous.stats.rate();

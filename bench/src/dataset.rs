@@ -19,7 +19,10 @@ pub const SMALL: DatasetSize = DatasetSize { users: CALLER_COUNT + 1, todos: 1_0
 pub struct Dataset {
     pub database: Database,
     pub size: DatasetSize,
+    /// With access tokens that are signed with EdDSA.
     pub fixtures: Arc<Fixtures>,
+    /// With access tokens that are signed with HS256.
+    hs256_fixtures: Arc<Fixtures>,
 }
 
 impl Dataset {
@@ -45,7 +48,19 @@ impl Dataset {
         }
         drop(client);
         server.stop().await?;
-        Ok(Self { database, size, fixtures: Arc::new(fixtures) })
+        let server = launcher.start_with_hs256(&database).await?;
+        let mut client = Client::connect(&server.address).await?;
+        let mut hs256_fixtures = Fixtures::log_in_all(&mut client, size, 0).await?;
+        hs256_fixtures.share(&fixtures);
+        drop(client);
+        server.stop().await?;
+        let (fixtures, hs256_fixtures) = (Arc::new(fixtures), Arc::new(hs256_fixtures));
+        Ok(Self { database, size, fixtures, hs256_fixtures })
+    }
+
+    /// Returns the fixtures for calls to a target.
+    pub fn fixtures_of(&self, launcher: &Launcher, target: Target) -> &Arc<Fixtures> {
+        if launcher.has_hs256_tokens(target) { &self.hs256_fixtures } else { &self.fixtures }
     }
 }
 

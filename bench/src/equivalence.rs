@@ -14,7 +14,7 @@ pub async fn check_responses(launcher: &Launcher, dataset: &Dataset) -> Result<(
     let mut expected: Option<Vec<Todo>> = None;
     for target in launcher.servers() {
         let server = launcher.start(target, &dataset.database).await?;
-        let responses = collect_responses(&server, &dataset.fixtures).await;
+        let responses = collect_responses(&server, dataset.fixtures_of(launcher, target)).await;
         let responses = responses.map_err(|error| format!("{target}: {error}"))?;
         server.stop().await?;
         let expected = expected.get_or_insert_with(|| responses.clone());

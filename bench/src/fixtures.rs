@@ -3,7 +3,10 @@
 use std::{
     iter,
     ops::Range,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use fast_zero::proto::auth::v1::{LoginRequest, RefreshTokenRequest, TokenSet};
@@ -74,7 +77,7 @@ pub struct Fixtures {
     /// The page token of a deep page of the long list. Empty until
     /// [`Fixtures::page_through`] has run.
     pub deep_page_token: String,
-    sign_ups: AtomicU32,
+    sign_ups: Arc<AtomicU32>,
 }
 
 impl Fixtures {
@@ -90,8 +93,14 @@ impl Fixtures {
             watched: log_in_concurrently(client, watched_count).await?,
             long_list_owner: Caller::log_in(client, 0).await?,
             deep_page_token: String::new(),
-            sign_ups: AtomicU32::new(0),
+            sign_ups: Arc::default(),
         })
+    }
+
+    /// Shares what does not depend on the access tokens with other fixtures of the same database.
+    pub fn share(&mut self, other: &Self) {
+        self.deep_page_token.clone_from(&other.deep_page_token);
+        self.sign_ups = other.sign_ups.clone();
     }
 
     /// Pages through the long list and stores the page token of this page, counted from 1.

@@ -13,7 +13,8 @@ use uuid::Uuid;
 use crate::{error::Result, postgres::Database, process::die_with_parent, server::Server};
 
 /// Settings of the service that would change its address, its keys or its work per call.
-const REMOVED_SETTINGS: [&str; 8] = [
+const REMOVED_SETTINGS: [&str; 9] = [
+    "ALGORITHM",
     "DATABASE_URL_FILE",
     "SECRET_KEY_FILE",
     "SECRET_KEY_PREVIOUS",
@@ -29,7 +30,7 @@ const REMOVED_SETTINGS: [&str; 8] = [
 pub enum Target {
     /// The service: the binary of `--server`, or the one that this program built.
     Service,
-    /// The binary of `--against`.
+    /// The binary of `--against`, or that of the service with `--against-hs256`.
     Previous,
     /// The server of [`crate::baseline`].
     Baseline,
@@ -54,14 +55,22 @@ pub struct Launcher {
     pub service: PathBuf,
     /// The binary of [`Target::Previous`], if there is one.
     pub previous: Option<PathBuf>,
+    /// Whether [`Target::Previous`] signs access tokens with HS256.
+    pub previous_with_hs256: bool,
     pub run_dir: PathBuf,
     secret_key: String,
 }
 
 impl Launcher {
-    pub fn new(service: PathBuf, previous: Option<PathBuf>, run_dir: PathBuf) -> Self {
+    pub fn new(
+        service: PathBuf,
+        previous: Option<PathBuf>,
+        previous_with_hs256: bool,
+        run_dir: PathBuf,
+    ) -> Self {
         let secret_key = [Uuid::now_v7(), Uuid::now_v7()].map(|id| id.to_string()).concat();
-        Self { service, previous, run_dir, secret_key }
+        let previous = previous.or_else(|| previous_with_hs256.then(|| service.clone()));
+        Self { service, previous, previous_with_hs256, run_dir, secret_key }
     }
 
     /// Returns the targets that [`Launcher::start`] accepts, the service first.
@@ -84,6 +93,27 @@ impl Launcher {
             Target::Pgbench => return Err("pgbench is not a server".into()),
         };
         self.configure(&mut command, database);
+        if self.has_hs256_tokens(target) {
+            command.env("ALGORITHM", "HS256");
+        }
+        Server::start(command, &self.run_dir.join("server.log")).await
+    }
+
+    /// Returns `true` if the access tokens of calls to a target are signed with HS256. The baseline
+    /// verifies each token, as a bare server does, which is cheap only with HS256.
+    pub fn has_hs256_tokens(&self, target: Target) -> bool {
+        match target {
+            Target::Service | Target::Pgbench => false,
+            Target::Previous => self.previous_with_hs256,
+            Target::Baseline => true,
+        }
+    }
+
+    /// Starts the service with HS256, which logs the callers of such targets in.
+    pub async fn start_with_hs256(&self, database: &Database) -> Result<Server> {
+        let mut command = die_with_parent(&self.service)?;
+        self.configure(&mut command, database);
+        command.env("ALGORITHM", "HS256");
         Server::start(command, &self.run_dir.join("server.log")).await
     }
 
@@ -159,11 +189,19 @@ mod tests {
 
     #[test]
     fn the_previous_binary_is_a_target_only_if_it_is_given() {
-        let servers = |previous| Launcher::new("a".into(), previous, "b".into()).servers();
+        let servers = |previous| Launcher::new("a".into(), previous, false, "b".into()).servers();
         assert_eq!(servers(None), [Target::Service, Target::Baseline]);
         assert_eq!(
             servers(Some("c".into())),
             [Target::Service, Target::Previous, Target::Baseline]
         );
+    }
+
+    #[test]
+    fn the_service_is_compared_with_itself_and_hs256() {
+        let launcher = Launcher::new("a".into(), None, true, "b".into());
+        assert_eq!(launcher.previous.as_deref(), Some(Path::new("a")));
+        let hs256 = launcher.servers().into_iter().filter(|it| launcher.has_hs256_tokens(*it));
+        assert_eq!(hs256.collect::<Vec<_>>(), [Target::Previous, Target::Baseline]);
     }
 }

@@ -139,7 +139,8 @@ async fn bench(arguments: &Arguments, shutdown: &Shutdown) -> Result<()> {
     let previous = arguments.against.as_ref().map(fs::canonicalize).transpose()?;
     let run_dir = RunDir::create()?;
     let postgres = Postgres::open(arguments.postgres.as_deref(), &service, run_dir.path()).await?;
-    let launcher = Launcher::new(service, previous, run_dir.path().to_owned());
+    let run_path = run_dir.path().to_owned();
+    let launcher = Launcher::new(service, previous, arguments.against_hs256, run_path);
     let result = tokio::select! {
         result = measure_all(arguments, &launcher, &postgres) => result,
         () = shutdown.requested() => Err("interrupted".into()),

@@ -133,7 +133,7 @@ pub async fn measure(
     let transactions = postgres.transactions(&dataset.database).await?;
     let server = launcher.start(config.target, &dataset.database).await?;
     let limit = config.warm_up + config.duration + EXTRA_TIME;
-    let result = timeout(limit, make_calls(&server, postgres, dataset, config)).await;
+    let result = timeout(limit, make_calls(launcher, &server, postgres, dataset, config)).await;
     let mut measurement = result.map_err(Into::into).flatten().map_err(|error| {
         format!("{}, {}: {error}\n{}", config.scenario, config.target, server.log_tail())
     })?;
@@ -143,6 +143,7 @@ pub async fn measure(
 }
 
 async fn make_calls(
+    launcher: &Launcher,
     server: &Server,
     postgres: &Postgres,
     dataset: &Dataset,
@@ -153,10 +154,11 @@ async fn make_calls(
         clients.push(Client::connect(&server.address).await?);
     }
     let RunConfig { scenario, load, .. } = config;
-    let warm_up = load::run(&clients, &dataset.fixtures, scenario, load, config.warm_up).await?;
+    let fixtures = dataset.fixtures_of(launcher, config.target);
+    let warm_up = load::run(&clients, fixtures, scenario, load, config.warm_up).await?;
     let servers = slice::from_ref(server);
     let before = CpuTimes::now(servers, postgres)?;
-    let stats = load::run(&clients, &dataset.fixtures, scenario, load, config.duration).await?;
+    let stats = load::run(&clients, fixtures, scenario, load, config.duration).await?;
     let cpu = CpuTimes::now(servers, postgres)?.since(&before);
     let mut measurement =
         Measurement::new(config, stats, &cpu, procfs::resident_bytes(server.pid)?);

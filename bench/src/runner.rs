@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use crate::{
     arguments::{Benchmark, Config},
-    comparison::Round,
+    comparison::{Round, compare_sequential},
     dataset::Dataset,
     error::Result,
     launcher::{Launcher, Target},
@@ -64,7 +64,7 @@ impl Runner<'_> {
             Benchmark::Login => self.run_scenario(Scenario::Login, round).await,
             Benchmark::Refresh => self.run_scenario(Scenario::Refresh, round).await,
             Benchmark::SignUp => self.run_scenario(Scenario::SignUp, round).await,
-            Benchmark::Latency => self.run_latency().await,
+            Benchmark::Latency => self.run_latency(round).await,
             Benchmark::Growth => self.run_growth().await,
             Benchmark::Pages => self.run_pages().await,
             Benchmark::Contains => self.run_contains().await,
@@ -176,9 +176,13 @@ impl Runner<'_> {
         Ok(rate)
     }
 
-    async fn run_latency(&mut self) -> Result<()> {
+    async fn run_latency(&mut self, round: u16) -> Result<()> {
         let dataset = self.dataset;
-        let service = self.measure_sequential(dataset, Target::Service, Scenario::Get).await?;
+        let load = (1, LoadModel::ClosedLoop { in_flight: 1 });
+        let (service, previous) = self.measure_binaries(Scenario::Get, load, round).await?;
+        if let Some(previous) = &previous {
+            compare_sequential(&mut self.report, &service, previous);
+        }
         let baseline = self.measure_sequential(dataset, Target::Baseline, Scenario::Get).await?;
         let name = "p50 of GetTodo with one call in flight ÷ baseline";
         let ratio = service.latency(0.5) / baseline.latency(0.5);

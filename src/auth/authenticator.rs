@@ -1,61 +1,182 @@
 //! Authentication of a call by its metadata.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, header::AUTHORIZATION};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::{TOKEN_LEEWAY, sessions::Sessions, token::AccessTokens};
+use super::{
+    TOKEN_LEEWAY,
+    access_token::AccessTokens,
+    personal_access_tokens::{StoredToken, text::TokenText, tokens::PersonalAccessTokens},
+    sessions::Sessions,
+};
 use crate::{
+    crypto::month_key::PublicKey,
     rpc::{
-        caller::{Caller, VerifiedToken},
+        caller::{Caller, ClientIp, VerifiedToken},
         error::Error,
+        policy::{Access, Method},
     },
     types::clock::Clock,
 };
 
-/// Verifies access tokens, and that their sessions are active.
+/// Verifies tokens, and that their credentials are active.
 #[derive(Debug)]
 pub(crate) struct Authenticator {
     pub(super) access_tokens: AccessTokens,
     pub(super) clock: Clock,
-    /// The sessions behind the tokens.
+    /// The sessions behind the access tokens.
     pub(crate) sessions: Sessions,
+    pub(super) personal_access_tokens: PersonalAccessTokens,
+}
+
+/// A token whose text is valid. Whether its credential is active is not known yet.
+#[derive(Debug)]
+pub(crate) enum PresentedToken {
+    AccessToken(VerifiedToken),
+    PersonalAccessToken(TokenText),
+}
+
+/// A token that is valid, and its active credential.
+#[derive(Debug)]
+pub(crate) struct ActiveToken {
+    /// The caller that the token names.
+    pub(crate) caller: Caller,
+    /// The time when the token expires.
+    pub(super) expires_at: OffsetDateTime,
+    /// The row of a personal access token.
+    pub(super) personal_access_token: Option<Arc<StoredToken>>,
+}
+
+impl PresentedToken {
+    /// Returns the caller that the token names.
+    pub(crate) fn caller(&self) -> Caller {
+        match self {
+            Self::AccessToken(token) => token.caller.into(),
+            Self::PersonalAccessToken(text) => text.caller(),
+        }
+    }
+}
+
+impl ActiveToken {
+    /// Checks that the token may call a method: a session may call all, and a personal access token
+    /// those of its scopes.
+    ///
+    /// # Errors
+    /// [`Error::ScopeMissing`].
+    pub(crate) fn check_access(&self, method: &Method) -> Result<(), Error> {
+        let Some(token) = &self.personal_access_token else { return Ok(()) };
+        let has_scope = method.scope.is_some_and(|scope| token.scopes.iter().any(|it| it == scope));
+        match method.access {
+            Access::Public => Ok(()),
+            Access::Caller if has_scope => Ok(()),
+            Access::Caller | Access::Session => {
+                Err(Error::ScopeMissing { required_scope: method.scope })
+            }
+        }
+    }
 }
 
 impl Authenticator {
-    /// Verifies the access token in the metadata of a call, but not its session.
+    /// Parses the token in the metadata of a call, and verifies what needs no lookup.
     ///
     /// # Errors
     /// [`Error::NotAuthenticated`] if there is none, [`Error::TokenInvalid`] or
     /// [`Error::TokenExpired`].
-    pub(crate) fn verify(&self, headers: &HeaderMap) -> Result<VerifiedToken, Error> {
-        self.access_tokens.verify(bearer_token(headers)?, self.clock.now())
+    pub(crate) fn parse(&self, headers: &HeaderMap) -> Result<PresentedToken, Error> {
+        self.parse_token(bearer_token(headers)?)
+    }
+
+    /// Verifies that the credential of a token is active, and records its use.
+    ///
+    /// # Errors
+    /// [`Error::SessionRevoked`], [`Error::TokenInvalid`], [`Error::TokenExpired`], or
+    /// [`Error::TooManyAttempts`] instead of `TokenInvalid` after too many of those.
+    pub(crate) async fn authenticate(
+        &self,
+        token: PresentedToken,
+        client_ip: ClientIp,
+    ) -> Result<ActiveToken, Error> {
+        let active = self.verify(token, client_ip).await?;
+        if let Some(token) = &active.personal_access_token {
+            self.personal_access_tokens.record_use(token);
+        }
+        Ok(active)
+    }
+
+    /// Returns the token, if it is active. The caller of a method introspects it.
+    pub(super) async fn introspect(
+        &self,
+        token: &str,
+        client_ip: ClientIp,
+    ) -> Result<Option<ActiveToken>, Error> {
+        let active = match self.parse_token(token) {
+            Ok(token) => self.verify(token, client_ip).await,
+            Err(error) => Err(error),
+        };
+        match active {
+            Ok(active) => Ok(Some(active)),
+            Err(
+                Error::TokenInvalid
+                | Error::TokenExpired { .. }
+                | Error::SessionRevoked
+                // Of a token that is not active. The client gets the same answer as before.
+                | Error::TooManyAttempts { .. },
+            ) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the public keys that verify access tokens.
+    pub(super) fn published_keys(&self) -> Vec<PublicKey> {
+        self.access_tokens.published_keys(self.clock.now())
+    }
+
+    /// Returns the public keys that verify access tokens as a JWK set, in JSON.
+    pub(crate) fn jwk_set(&self) -> String {
+        self.access_tokens.jwk_set(self.clock.now())
     }
 
     /// Returns until when the server accepts a token, by its clock and as monotonic time.
-    pub(crate) fn accepted_until(&self, token: &VerifiedToken) -> (OffsetDateTime, Instant) {
-        let until = token.expires_at.saturating_add(TOKEN_LEEWAY);
+    pub(crate) fn accepted_until(&self, token: &ActiveToken) -> (OffsetDateTime, Instant) {
+        let until = match token.personal_access_token {
+            Some(_) => token.expires_at,
+            None => token.expires_at.saturating_add(TOKEN_LEEWAY),
+        };
         let time_left = (until - self.clock.now()).try_into().unwrap_or_default();
         (until, Instant::now() + time_left)
     }
 
-    /// Checks that the session of a caller is active.
-    ///
-    /// # Errors
-    /// [`Error::SessionRevoked`].
-    pub(crate) async fn check_session(&self, caller: Caller) -> Result<(), Error> {
-        let is_active = self.sessions.is_active(caller).await?;
-        if is_active { Ok(()) } else { Err(Error::SessionRevoked) }
+    fn parse_token(&self, token: &str) -> Result<PresentedToken, Error> {
+        if TokenText::has_prefix(token) {
+            let text = TokenText::parse(token).ok_or(Error::TokenInvalid)?;
+            return Ok(PresentedToken::PersonalAccessToken(text));
+        }
+        let verified = self.access_tokens.verify(token, self.clock.now())?;
+        Ok(PresentedToken::AccessToken(verified))
     }
 
-    /// Verifies an access token and its session.
-    ///
-    /// # Errors
-    /// [`Error::TokenInvalid`], [`Error::TokenExpired`] or [`Error::SessionRevoked`].
-    pub(super) async fn verify_access_token(&self, token: &str) -> Result<VerifiedToken, Error> {
-        let verified = self.access_tokens.verify(token, self.clock.now())?;
-        self.check_session(verified.caller).await?;
-        Ok(verified)
+    async fn verify(
+        &self,
+        token: PresentedToken,
+        client_ip: ClientIp,
+    ) -> Result<ActiveToken, Error> {
+        let caller = token.caller();
+        match token {
+            PresentedToken::AccessToken(VerifiedToken { caller: session, expires_at }) => {
+                if !self.sessions.is_active(session).await? {
+                    return Err(Error::SessionRevoked);
+                }
+                Ok(ActiveToken { caller, expires_at, personal_access_token: None })
+            }
+            PresentedToken::PersonalAccessToken(text) => {
+                let token = self.personal_access_tokens.verify(&text, client_ip).await?;
+                let expires_at = token.expires_at;
+                Ok(ActiveToken { caller, expires_at, personal_access_token: Some(token) })
+            }
+        }
     }
 }
 

@@ -2,33 +2,53 @@
 //!
 //! A login opens a session. Its access token (a JWT) authenticates calls for minutes; its
 //! refresh token gets the next pair, once. [`sessions`] owns the sessions, in the database and in
-//! the cache.
+//! the cache. [`personal_access_tokens`] are for services and scripts, and need no login.
 
+mod access_token;
 pub(crate) mod authenticator;
+mod credential_cache;
+pub(crate) mod disabled_users;
+mod failed_lookups;
+mod failures;
 pub(crate) mod login_throttle;
+pub(crate) mod password_reset;
+mod personal_access_tokens;
+mod refresh_token;
+mod requests;
 pub(crate) mod service;
-mod session_cache;
 pub(crate) mod sessions;
+mod signing_keys;
 mod store;
-mod token;
-
-use std::hash::{Hash, Hasher};
+mod verified_tokens;
+pub(crate) mod watches;
 
 use time::OffsetDateTime;
 
-use crate::types::{
-    email::EmailKey,
-    id::SessionId,
-    text::{LineMode, fold_case, parse},
+use crate::{
+    database::Database,
+    rpc::error::Error,
+    types::{
+        id::{SessionId, UserId},
+        login::LoginIdentifier,
+    },
 };
 
-use self::token::TOKEN_LEEWAY;
-pub(crate) use self::token::{AccessTokens, RefreshTokens};
+pub(crate) use self::{
+    access_token::{AccessTokens, TokenSettings},
+    refresh_token::RefreshTokens,
+    signing_keys::Algorithm,
+};
 
 /// The maximum number of active sessions of a user. A login beyond ends the oldest.
 ///
 /// Test: `a_login_beyond_a_hundred_active_sessions_revokes_the_oldest`.
 pub(crate) const MAX_SESSIONS: i64 = 100;
+
+/// How long an access token is accepted after it has expired: the maximum difference between the
+/// clocks of replicas, which all follow the clock of the database.
+///
+/// Test: `an_access_token_is_valid_until_it_expires`.
+pub(crate) const TOKEN_LEEWAY: time::Duration = time::Duration::seconds(5);
 
 /// How long the direct predecessor of a refresh token gets the same successor again, instead of
 /// being treated as stolen.
@@ -41,10 +61,16 @@ pub(crate) const REFRESH_GRACE_PERIOD: time::Duration = time::Duration::seconds(
 /// Test: `a_session_records_the_client_of_its_login`.
 const MAX_USER_AGENT_LEN: usize = 256;
 
-/// The longest login, in characters: that of an email address.
+/// Finds the ID of the user with a login.
 ///
-/// Test: `a_login_is_a_username_or_an_email_in_any_case`.
-const MAX_LOGIN_LEN: usize = 254;
+/// # Errors
+/// Those of the database.
+pub(crate) async fn find_user_id(
+    database: &Database,
+    login: &LoginIdentifier,
+) -> Result<Option<UserId>, Error> {
+    store::find_user_id(database, login).await
+}
 
 /// A session of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,68 +85,4 @@ pub(crate) struct Session {
     pub(crate) user_agent: String,
     /// The IP address of the login's client.
     pub(crate) peer: String,
-}
-
-/// The login of a request: what identifies the account.
-#[derive(Clone, Debug)]
-enum LoginIdentifier {
-    /// A username, folded.
-    Username(String),
-    Email(EmailKey),
-    /// A text that no user can have as a username or an email.
-    Invalid,
-}
-
-impl LoginIdentifier {
-    /// Parses a login: an email address has an `@`, a username has none.
-    fn parse(raw: &str) -> Self {
-        match parse(raw, LineMode::Single, 1..=MAX_LOGIN_LEN) {
-            Ok(login) if login.contains('@') => Self::Email(EmailKey::new(&login)),
-            Ok(login) => Self::Username(fold_case(&login)),
-            Err(_) => Self::Invalid,
-        }
-    }
-
-    /// Returns a text that all spellings of the login have in common. No username has an `@`,
-    /// and none is empty.
-    fn as_key(&self) -> &str {
-        match self {
-            Self::Username(folded) => folded,
-            Self::Email(key) => key.folded(),
-            Self::Invalid => "",
-        }
-    }
-}
-
-/// Guesses count for an account, whichever spelling they use.
-impl Hash for LoginIdentifier {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_key().hash(state);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_login_is_a_username_or_an_email_in_any_case() {
-        for username in [" ANA ", "ana"] {
-            let login = LoginIdentifier::parse(username);
-            assert!(matches!(&login, LoginIdentifier::Username(folded) if folded == "ana"));
-            assert_eq!(login.as_key(), "ana");
-        }
-        for (email, key) in [
-            ("Ana@EXAMPLE.com", "ana@example.com"),
-            ("Jo@münchen.de", "jo@münchen.de"),
-            ("jo@XN--MNCHEN-3YA.de", "jo@münchen.de"),
-        ] {
-            let login = LoginIdentifier::parse(email);
-            assert!(matches!(login, LoginIdentifier::Email(_)), "{login:?}");
-            assert_eq!(login.as_key(), key);
-        }
-        for invalid in ["a\0na", &"a".repeat(255)] {
-            assert!(matches!(LoginIdentifier::parse(invalid), LoginIdentifier::Invalid));
-        }
-    }
 }

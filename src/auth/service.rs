@@ -2,35 +2,44 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::header::USER_AGENT;
+use secrecy::ExposeSecret;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
 use super::{
-    LoginIdentifier, MAX_USER_AGENT_LEN, Session,
+    access_token::AccessTokens,
     authenticator::Authenticator,
     login_throttle::{Account, LoginAttempt, LoginThrottle},
-    sessions::Sessions,
-    store::{AuthStore, Credentials, RevocationScope, RotationOutcome},
-    token::{AccessTokens, RefreshToken, RefreshTokens},
+    password_reset::PasswordResets,
+    personal_access_tokens::{service::parse_create, tokens::PersonalAccessTokens},
+    refresh_token::{RefreshToken, RefreshTokens},
+    requests::{
+        parse_change_password, parse_login, parse_logout_scope, parse_reset_password, required,
+        session_to_proto, signing_key_to_proto, user_agent,
+    },
+    sessions::{Sessions, record_disabled_login},
+    store::{AuthStore, Credentials, RotationOutcome},
 };
 use crate::{
     crypto::{
         hashing::{HashingPool, HashingThread, PasswordCheck, QueueSlot},
-        password::{CandidatePassword, NewPassword, PasswordHash},
+        password::{CandidatePassword, PasswordHash},
     },
     database::{Database, run_to_completion},
     rpc::{
-        caller::{Caller, ClientIp},
+        caller::{ClientIp, SessionCaller},
         error::Error,
         proto::{auth::v1 as pb, to_timestamp},
-        validation::{FieldViolations, REQUIRED},
+        validation::FieldViolations,
     },
     telemetry::{
         audit,
         metrics::{Counter, SessionCacheMetrics},
     },
-    types::{id::SessionId, invalid::InvalidValue},
+    types::{
+        id::{PersonalAccessTokenId, SessionId},
+        login::LoginIdentifier,
+    },
 };
 
 /// The implementation of `AuthService`.
@@ -42,6 +51,7 @@ pub(crate) struct AuthService {
     refresh_tokens: RefreshTokens,
     passwords: HashingPool,
     throttle: Arc<LoginThrottle>,
+    resets: PasswordResets,
     password_failures: Counter,
 }
 
@@ -67,18 +77,31 @@ impl AuthService {
         let store = AuthStore::new(parts.database, parts.batching, parts.query_deadline);
         let store = Arc::new(store);
         let sessions = Sessions::new(store.clone(), parts.session_lifetime, parts.session_cache);
+        let failed_lookups = Arc::default();
+        let personal_access_tokens =
+            PersonalAccessTokens::new(store.clone(), sessions.clone(), Arc::clone(&failed_lookups));
         let authenticator = Arc::new(Authenticator {
             access_tokens: parts.access_tokens,
             clock: store.clock().clone(),
             sessions: sessions.clone(),
+            personal_access_tokens,
         });
+        let throttle = Arc::<LoginThrottle>::default();
+        let resets = PasswordResets {
+            store: store.clone(),
+            sessions: sessions.clone(),
+            passwords: parts.passwords.clone(),
+            throttle: throttle.clone(),
+            failed_lookups,
+        };
         Self {
             store,
             sessions,
             authenticator,
             refresh_tokens: parts.refresh_tokens,
             passwords: parts.passwords,
-            throttle: Arc::default(),
+            throttle,
+            resets,
             password_failures: parts.password_failures,
         }
     }
@@ -124,7 +147,7 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::LogoutRequest>,
     ) -> Result<Response<pb::LogoutResponse>, Status> {
-        let caller = Caller::from_request(&request)?;
+        let caller = SessionCaller::from_request(&request)?;
         let scope = parse_logout_scope(request.into_inner().scope)?;
         self.sessions.end(caller, scope).await?;
         Ok(Response::new(pb::LogoutResponse {}))
@@ -134,7 +157,7 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
-        let caller = Caller::from_request(&request)?;
+        let caller = SessionCaller::from_request(&request)?;
         let sessions = self.sessions.list(caller.user_id).await?;
         let sessions =
             sessions.into_iter().map(|session| session_to_proto(session, caller)).collect();
@@ -145,7 +168,7 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::RevokeSessionRequest>,
     ) -> Result<Response<pb::RevokeSessionResponse>, Status> {
-        let caller = Caller::from_request(&request)?;
+        let caller = SessionCaller::from_request(&request)?;
         let session_id = SessionId::parse(&request.into_inner().session_id)
             .map_err(|invalid| FieldViolations::single("session_id", invalid))?;
         if !self.sessions.revoke(caller.user_id, session_id).await? {
@@ -158,13 +181,16 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::ChangePasswordRequest>,
     ) -> Result<Response<pb::ChangePasswordResponse>, Status> {
-        let caller = Caller::from_request(&request)?;
+        let caller = SessionCaller::from_request(&request)?;
         let client_ip = ClientIp::from_request(&request)?;
         let (current, new) = parse_change_password(&request.into_inner())?;
         let attempt = self.throttle.admit(Account::User(caller.user_id), client_ip).await?;
         let slots = (self.passwords.try_enqueue()?, self.passwords.try_enqueue()?);
+        let credentials = self.find_own_credentials(caller).await?;
+        new.check_differs_from(&[&credentials.username, &credentials.email])
+            .map_err(|invalid| FieldViolations::single("new_password", invalid))?;
         let verified =
-            self.verify_current(caller, client_ip, current, &new, attempt, slots.0).await?;
+            self.verify_current(credentials, client_ip, current, attempt, slots.0).await?;
         let hash = slots.1.hash(new).await?;
         // Another change may have come first: then the verified password is not the current one.
         if !self.sessions.change_password(caller, verified, hash).await? {
@@ -177,20 +203,69 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::IntrospectTokenRequest>,
     ) -> Result<Response<pb::IntrospectTokenResponse>, Status> {
+        let client_ip = ClientIp::from_request(&request)?;
         let token = required("access_token", request.into_inner().access_token)?;
-        let response = match self.authenticator.verify_access_token(&token).await {
-            Ok(verified) => pb::IntrospectTokenResponse {
-                active: true,
-                user_id: verified.caller.user_id.to_string(),
-                session_id: verified.caller.session_id.to_string(),
-                expire_time: Some(to_timestamp(verified.expires_at)),
-            },
-            Err(Error::TokenInvalid | Error::TokenExpired { .. } | Error::SessionRevoked) => {
-                pb::IntrospectTokenResponse::default()
-            }
-            Err(error) => return Err(error.into()),
-        };
-        Ok(Response::new(response))
+        let active = self.authenticator.introspect(&token, client_ip).await?;
+        Ok(Response::new(active.map_or_else(<_>::default, pb::IntrospectTokenResponse::from)))
+    }
+
+    async fn reset_password(
+        &self,
+        request: Request<pb::ResetPasswordRequest>,
+    ) -> Result<Response<pb::ResetPasswordResponse>, Status> {
+        let client_ip = ClientIp::from_request(&request)?;
+        let (code, password) = parse_reset_password(request.into_inner())?;
+        self.resets.reset(&code, password, client_ip).await?;
+        Ok(Response::new(pb::ResetPasswordResponse {}))
+    }
+
+    async fn create_personal_access_token(
+        &self,
+        request: Request<pb::CreatePersonalAccessTokenRequest>,
+    ) -> Result<Response<pb::CreatePersonalAccessTokenResponse>, Status> {
+        let caller = SessionCaller::from_request(&request)?;
+        let client_ip = ClientIp::from_request(&request)?;
+        let (details, current) = parse_create(&request.into_inner(), self.store.clock().now())?;
+        let attempt = self.throttle.admit(Account::User(caller.user_id), client_ip).await?;
+        let slot = self.passwords.try_enqueue()?;
+        let credentials = self.find_own_credentials(caller).await?;
+        let verified = self.verify_current(credentials, client_ip, current, attempt, slot).await?;
+        let (token, text) =
+            self.authenticator.personal_access_tokens.create(caller, verified, details).await?;
+        Ok(Response::new(pb::CreatePersonalAccessTokenResponse {
+            personal_access_token: Some(token.into()),
+            secret: text.expose_secret().to_owned(),
+        }))
+    }
+
+    async fn list_personal_access_tokens(
+        &self,
+        request: Request<pb::ListPersonalAccessTokensRequest>,
+    ) -> Result<Response<pb::ListPersonalAccessTokensResponse>, Status> {
+        let caller = SessionCaller::from_request(&request)?;
+        let tokens = self.authenticator.personal_access_tokens.list(caller.user_id).await?;
+        let personal_access_tokens = tokens.into_iter().map(Into::into).collect();
+        Ok(Response::new(pb::ListPersonalAccessTokensResponse { personal_access_tokens }))
+    }
+
+    async fn revoke_personal_access_token(
+        &self,
+        request: Request<pb::RevokePersonalAccessTokenRequest>,
+    ) -> Result<Response<pb::RevokePersonalAccessTokenResponse>, Status> {
+        let caller = SessionCaller::from_request(&request)?;
+        let id = PersonalAccessTokenId::parse(&request.into_inner().id)
+            .map_err(|invalid| FieldViolations::single("id", invalid))?;
+        self.authenticator.personal_access_tokens.revoke(caller, id).await?;
+        Ok(Response::new(pb::RevokePersonalAccessTokenResponse {}))
+    }
+
+    async fn list_signing_keys(
+        &self,
+        _request: Request<pb::ListSigningKeysRequest>,
+    ) -> Result<Response<pb::ListSigningKeysResponse>, Status> {
+        let keys = self.authenticator.published_keys();
+        let keys = keys.into_iter().map(signing_key_to_proto).collect();
+        Ok(Response::new(pb::ListSigningKeysResponse { keys }))
     }
 }
 
@@ -226,25 +301,28 @@ impl AuthService {
             if let Some(hash) = rehashed {
                 service.store.update_password_hash(&credentials, &hash).await?;
             }
+            if credentials.is_disabled {
+                return Err(record_disabled_login(credentials.user_id));
+            }
             Ok(credentials)
         })
         .await
     }
 
-    /// Verifies the caller's current password for a change of it.
+    async fn find_own_credentials(&self, caller: SessionCaller) -> Result<Credentials, Error> {
+        let credentials = self.store.find_credentials_by_id(caller.user_id).await?;
+        credentials.ok_or(Error::SessionRevoked)
+    }
+
+    /// Verifies the caller's current password.
     async fn verify_current(
         &self,
-        caller: Caller,
+        credentials: Credentials,
         client_ip: ClientIp,
         current: CandidatePassword,
-        new: &NewPassword,
         attempt: LoginAttempt,
         slot: QueueSlot,
     ) -> Result<Credentials, Error> {
-        let credentials = self.store.find_credentials_by_id(caller.user_id).await?;
-        let credentials = credentials.ok_or(Error::SessionRevoked)?;
-        new.check_differs_from(&[&credentials.username, &credentials.email])
-            .map_err(|invalid| FieldViolations::single("new_password", invalid))?;
         let (service, thread) = (self.clone(), slot.wait_for_thread().await?);
         run_to_completion(async move {
             let verified =
@@ -318,80 +396,5 @@ impl AuthService {
             refresh_token_expire_time: Some(to_timestamp(session_expires_at)),
             session_id: caller.session_id.to_string(),
         })
-    }
-}
-
-/// Returns the `user-agent` of a login, cut to [`MAX_USER_AGENT_LEN`].
-fn user_agent<T>(request: &Request<T>) -> String {
-    let user_agent = request.metadata().as_ref().get(USER_AGENT);
-    let user_agent = user_agent.map(|value| String::from_utf8_lossy(value.as_bytes()));
-    user_agent.unwrap_or_default().chars().take(MAX_USER_AGENT_LEN).collect()
-}
-
-fn parse_login(
-    request: &pb::LoginRequest,
-) -> Result<(LoginIdentifier, CandidatePassword), FieldViolations> {
-    let mut violations = FieldViolations::default();
-    if request.login.trim().is_empty() {
-        violations.add("login", REQUIRED);
-    }
-    if request.password.is_empty() {
-        violations.add("password", REQUIRED);
-    }
-    violations.finish(|| {
-        let login = LoginIdentifier::parse(&request.login);
-        Some((login, CandidatePassword::new(&request.password)))
-    })
-}
-
-fn parse_change_password(
-    request: &pb::ChangePasswordRequest,
-) -> Result<(CandidatePassword, NewPassword), FieldViolations> {
-    let mut violations = FieldViolations::default();
-    if request.current_password.is_empty() {
-        violations.add("current_password", REQUIRED);
-    }
-    let current = CandidatePassword::new(&request.current_password);
-    let new = NewPassword::parse(&request.new_password).and_then(|new| {
-        if new.equals(&current) {
-            Err(InvalidValue::new("must not be the current password"))
-        } else {
-            Ok(new)
-        }
-    });
-    let new = violations.check("new_password", new);
-    violations.finish(|| Some((current, new?)))
-}
-
-fn parse_logout_scope(number: i32) -> Result<RevocationScope, FieldViolations> {
-    match pb::LogoutScope::try_from(number) {
-        Ok(pb::LogoutScope::Unspecified | pb::LogoutScope::ThisSession) => {
-            Ok(RevocationScope::This)
-        }
-        Ok(pb::LogoutScope::OtherSessions) => Ok(RevocationScope::Others),
-        Ok(pb::LogoutScope::AllSessions) => Ok(RevocationScope::All),
-        Err(_) => {
-            let allowed = InvalidValue::new("must be THIS_SESSION, OTHER_SESSIONS or ALL_SESSIONS");
-            Err(FieldViolations::single("scope", allowed))
-        }
-    }
-}
-
-fn required(field: &'static str, value: String) -> Result<String, FieldViolations> {
-    if value.is_empty() {
-        return Err(FieldViolations::single(field, REQUIRED));
-    }
-    Ok(value)
-}
-
-fn session_to_proto(session: Session, caller: Caller) -> pb::Session {
-    pb::Session {
-        id: session.id.to_string(),
-        create_time: Some(to_timestamp(session.id.create_time())),
-        last_used_time: Some(to_timestamp(session.rotated_at)),
-        expire_time: Some(to_timestamp(session.expires_at)),
-        user_agent: session.user_agent,
-        peer: session.peer,
-        current: session.id == caller.session_id,
     }
 }

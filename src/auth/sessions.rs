@@ -1,47 +1,33 @@
 //! The one owner of sessions: the rows in the database, the cache, and the watches of open
 //! streams. Each method that ends sessions also invalidates them in the cache, and writes to
 //! the audit trail, whether or not the call still waits.
+//!
+//! Cache and watches also hold personal access tokens, which live and end with the same promises.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::Arc;
 
 use time::OffsetDateTime;
-use tokio::{
-    sync::Notify,
-    time::{sleep, timeout},
-};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Session,
-    session_cache::SessionCache,
+    credential_cache::{CredentialCache, FoundCredential},
+    personal_access_tokens::{StoredToken, text::TokenText},
+    refresh_token::RefreshToken,
     store::{AuthStore, Credentials, NewSession, RevocationScope, RotationOutcome},
-    token::RefreshToken,
+    watches::{CredentialWatch, Watches},
 };
 use crate::{
     crypto::password::PasswordHash,
     database::run_to_completion,
-    rpc::{caller::Caller, error::Error},
-    telemetry::{audit, metrics::SessionCacheMetrics},
-    types::{
-        error_chain::ErrorChain,
-        id::{SessionId, UserId},
+    rpc::{
+        caller::{Caller, Credential, SessionCaller},
+        error::Error,
     },
+    telemetry::{audit, metrics::SessionCacheMetrics},
+    types::id::{SessionId, UserId},
 };
-
-/// The interval in which the sessions of open streams are checked, with one statement for all. A
-/// revocation on another replica ends a stream within this time.
-///
-/// Test: `a_stream_ends_with_its_session_on_any_replica`.
-const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-
-/// How long the check of the watched sessions may take.
-///
-/// Test: `a_check_of_sessions_that_hangs_is_repeated`.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The sessions of all users.
 #[derive(Clone, Debug)]
@@ -50,7 +36,7 @@ pub(crate) struct Sessions(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     store: Arc<AuthStore>,
-    cache: SessionCache,
+    cache: CredentialCache,
     watches: Arc<Watches>,
     /// How long a session lasts after its last rotation.
     lifetime: time::Duration,
@@ -71,39 +57,61 @@ impl Sessions {
             let store = store.clone();
             move |callers: Vec<_>| {
                 let store = store.clone();
-                async move { store.are_active(&callers).await }
+                async move { are_active(&store, &callers).await }
             }
         });
         tokio::spawn(stop.clone().run_until_cancelled_owned(checks));
         Self(Arc::new(Inner {
             store,
-            cache: SessionCache::new(metrics),
+            cache: CredentialCache::new(metrics),
             watches,
             lifetime,
             _watcher: stop.drop_guard(),
         }))
     }
 
-    /// Returns the number of users with cached sessions.
+    /// Returns the number of users with cached credentials.
     #[must_use]
     pub(crate) fn cached_users(&self) -> usize {
         self.0.cache.len()
     }
 
     /// Returns `true` if the caller's session is active.
-    pub(super) async fn is_active(&self, caller: Caller) -> Result<bool, Error> {
-        let lookup = || self.0.store.time_left_of_session(caller);
-        self.0.cache.is_active(caller, lookup).await
+    pub(super) async fn is_active(&self, caller: SessionCaller) -> Result<bool, Error> {
+        let lookup = async || {
+            let time_left = self.0.store.time_left_of_session(caller).await?;
+            Ok(time_left.map(|time_left| FoundCredential::Session {
+                active_until: Instant::now() + time_left,
+            }))
+        };
+        Ok(self.0.cache.find(caller.into(), lookup).await?.is_some())
     }
 
-    /// Drops what is known of a user's sessions, after they ended or may have ended.
+    /// Returns the row of a personal access token, if it is cached.
+    pub(super) fn cached_token(&self, text: &TokenText) -> Option<Arc<StoredToken>> {
+        stored_token(self.0.cache.get(text.caller()).flatten())
+    }
+
+    /// Returns the row of a personal access token, also if it has expired.
+    pub(super) async fn find_token(
+        &self,
+        text: &TokenText,
+    ) -> Result<Option<Arc<StoredToken>>, Error> {
+        let lookup = async || {
+            let found = self.0.store.find_token(text.user_id, text.id).await?;
+            Ok(found.map(|token| FoundCredential::PersonalAccessToken(Arc::new(token))))
+        };
+        self.0.cache.find(text.caller(), lookup).await.map(stored_token)
+    }
+
+    /// Drops what is known of a user's credentials, after they ended or may have ended.
     pub(crate) fn invalidate(&self, user_id: UserId) {
         self.0.cache.invalidate(user_id);
         self.0.watches.check_now.notify_one();
     }
 
-    /// Watches the caller's session for an open stream.
-    pub(crate) fn watch(&self, caller: Caller) -> SessionWatch {
+    /// Watches the caller's credential for an open stream.
+    pub(crate) fn watch(&self, caller: Caller) -> CredentialWatch {
         self.0.watches.add(caller)
     }
 
@@ -112,7 +120,7 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Error::IncorrectCredentials`] if the password changed, or the user was deleted, in the
-    /// meantime.
+    /// meantime, and [`Error::UserDisabled`] if an operator disabled the user.
     pub(super) async fn open(
         &self,
         verified: Credentials,
@@ -135,12 +143,24 @@ impl Sessions {
             if !matches!(opened, Ok(None | Some(false))) {
                 this.invalidate(session.user_id);
             }
-            opened?.ok_or(Error::IncorrectCredentials)?;
+            if opened?.is_none() {
+                return Err(this.why_not_opened(&verified).await?);
+            }
             audit::record("login", Some(session.user_id), Some(session.id));
-            let caller = Caller { user_id: session.user_id, session_id: session.id };
+            let caller = SessionCaller { user_id: session.user_id, session_id: session.id };
             Ok((RefreshToken { caller, generation: 0 }, session.expires_at))
         })
         .await
+    }
+
+    /// Returns why no session was opened for the user whose password was verified.
+    async fn why_not_opened(&self, verified: &Credentials) -> Result<Error, Error> {
+        let current = self.0.store.find_credentials_by_id(verified.user_id).await?;
+        let is_same = |current: &Credentials| current.password_version == verified.password_version;
+        Ok(match current.filter(is_same) {
+            Some(current) if current.is_disabled => record_disabled_login(current.user_id),
+            _ => Error::IncorrectCredentials,
+        })
     }
 
     /// Rotates a refresh token. A token that was used before ends the session.
@@ -172,7 +192,11 @@ impl Sessions {
     }
 
     /// Ends sessions of the caller.
-    pub(super) async fn end(&self, caller: Caller, scope: RevocationScope) -> Result<(), Error> {
+    pub(super) async fn end(
+        &self,
+        caller: SessionCaller,
+        scope: RevocationScope,
+    ) -> Result<(), Error> {
         let this = self.clone();
         run_to_completion(async move {
             let ended = this.0.store.delete_sessions(caller, scope).await;
@@ -216,7 +240,7 @@ impl Sessions {
     /// nothing, if the password that was verified is not the current one any more.
     pub(super) async fn change_password(
         &self,
-        caller: Caller,
+        caller: SessionCaller,
         verified: Credentials,
         hash: PasswordHash,
     ) -> Result<bool, Error> {
@@ -234,121 +258,44 @@ impl Sessions {
     }
 }
 
-/// The watched sessions, each with the number of its streams.
-#[derive(Debug, Default)]
-struct Watches {
-    sessions: Mutex<HashMap<Caller, (CancellationToken, usize)>>,
-    /// Asks for a check at once.
-    check_now: Notify,
+/// Records a login of a disabled user, and returns the error for it.
+pub(super) fn record_disabled_login(user_id: UserId) -> Error {
+    audit::record("login_disabled", Some(user_id), None);
+    Error::UserDisabled
 }
 
-/// The watch of one stream over its session.
-#[derive(Debug)]
-pub(crate) struct SessionWatch {
-    caller: Caller,
-    ended: CancellationToken,
-    watches: Arc<Watches>,
-}
-
-impl SessionWatch {
-    /// Waits until the session has ended.
-    pub(crate) async fn ended(&self) {
-        self.ended.cancelled().await;
+fn stored_token(found: Option<FoundCredential>) -> Option<Arc<StoredToken>> {
+    match found {
+        Some(FoundCredential::PersonalAccessToken(token)) => Some(token),
+        Some(FoundCredential::Session { .. }) | None => None,
     }
 }
 
-impl Drop for SessionWatch {
-    fn drop(&mut self) {
-        let mut sessions = self.watches.lock();
-        if let Some((_, streams)) = sessions.get_mut(&self.caller) {
-            *streams -= 1;
-            if *streams == 0 {
-                sessions.remove(&self.caller);
+/// Returns which credentials are active, in order, with at most one statement for each kind. A
+/// personal access token is active until it is deleted: the stream ends at its expiry by itself.
+async fn are_active(store: &AuthStore, callers: &[Caller]) -> Result<Vec<bool>, Error> {
+    let (mut sessions, mut tokens) = (Vec::new(), Vec::new());
+    for &Caller { user_id, credential } in callers {
+        match credential {
+            Credential::Session(session_id) => {
+                sessions.push(SessionCaller { user_id, session_id });
             }
+            Credential::PersonalAccessToken(id) => tokens.push((user_id, id)),
         }
     }
-}
-
-impl Watches {
-    fn add(self: &Arc<Self>, caller: Caller) -> SessionWatch {
-        let mut sessions = self.lock();
-        let (ended, streams) = sessions.entry(caller).or_default();
-        *streams += 1;
-        SessionWatch { caller, ended: ended.clone(), watches: self.clone() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Caller, (CancellationToken, usize)>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Checks the watched sessions every [`WATCH_INTERVAL`], and at once when asked to. Without
-    /// watches, it looks up nothing. `lookup` returns whether each session is active.
-    async fn check_until_dropped<F>(self: Arc<Self>, lookup: impl Fn(Vec<Caller>) -> F)
-    where
-        F: Future<Output = Result<Vec<bool>, Error>>,
-    {
-        loop {
-            tokio::select! {
-                () = sleep(WATCH_INTERVAL) => {}
-                () = self.check_now.notified() => {}
-            }
-            let callers: Vec<_> = self.lock().keys().copied().collect();
-            if callers.is_empty() {
-                continue;
-            }
-            match timeout(WATCH_TIMEOUT, lookup(callers.clone())).await {
-                Ok(Ok(active)) => self.end_inactive(&callers, &active),
-                // The streams stay open: an unavailable database ends no session.
-                Ok(Err(error)) => {
-                    tracing::debug!(error = %ErrorChain(&error), "failed to check sessions");
-                }
-                Err(error) => tracing::debug!(%error, "failed to check sessions"),
-            }
-        }
-    }
-
-    fn end_inactive(&self, callers: &[Caller], active: &[bool]) {
-        let sessions = self.lock();
-        for (caller, is_active) in callers.iter().zip(active) {
-            if !is_active && let Some((ended, _)) = sessions.get(caller) {
-                ended.cancel();
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        future::pending,
-        sync::atomic::{AtomicUsize, Ordering},
+    let sessions = match &*sessions {
+        [] => Vec::new(),
+        sessions => store.are_sessions_active(sessions).await?,
     };
-
-    use tokio::time::Instant;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_check_of_sessions_that_hangs_is_repeated() {
-        let watches = Arc::<Watches>::default();
-        let caller = Caller { user_id: UserId::any(), session_id: SessionId::any() };
-        let watch = watches.add(caller);
-        let lookups = AtomicUsize::new(0);
-        let lookup = |callers: Vec<Caller>| {
-            let hangs = lookups.fetch_add(1, Ordering::Relaxed) == 0;
-            async move {
-                if hangs {
-                    pending::<()>().await;
-                }
-                Ok(vec![false; callers.len()])
-            }
-        };
-        let started = Instant::now();
-        let ended = timeout(Duration::from_mins(1), watch.ended());
-        tokio::select! {
-            () = watches.check_until_dropped(lookup) => {}
-            ended = ended => ended.expect("the second check ends the session"),
-        }
-        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
-    }
+    let tokens = match &*tokens {
+        [] => Vec::new(),
+        tokens => store.do_tokens_exist(tokens).await?,
+    };
+    let (mut sessions, mut tokens) = (sessions.into_iter(), tokens.into_iter());
+    let active = callers.iter().map(|caller| match caller.credential {
+        Credential::Session(_) => sessions.next(),
+        Credential::PersonalAccessToken(_) => tokens.next(),
+    });
+    // Each credential has a result.
+    Ok(active.map(Option::unwrap_or_default).collect())
 }

@@ -12,6 +12,7 @@ mod serve;
 mod server_flags;
 mod shutdown;
 mod source;
+mod user;
 
 use std::{
     any::TypeId,
@@ -29,7 +30,10 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use self::{after_restore::AfterRestoreArgs, healthcheck::HealthcheckArgs, migrate::MigrateArgs};
+use self::{
+    after_restore::AfterRestoreArgs, healthcheck::HealthcheckArgs, migrate::MigrateArgs,
+    user::UserArgs,
+};
 use crate::{
     config::{Config, ConfigError, LogConfig, dotenv},
     database::url,
@@ -67,6 +71,8 @@ enum Command {
     Healthcheck(Box<HealthcheckArgs>),
     /// Print the methods of the API, and who may call them
     Methods,
+    /// List, show, disable, enable and delete users, and reset their passwords
+    User(Box<UserArgs>),
     /// Run the embedded PostgreSQL alone: print its URL, and stay until a signal
     #[cfg(feature = "embedded")]
     Postgres(Box<postgres::PostgresArgs>),
@@ -176,6 +182,7 @@ fn try_run() -> Result<ExitCode, ExitError> {
         Command::Healthcheck(args) => {
             with_log(args.log.clone(), || block_on(healthcheck::run(*args)))
         }
+        Command::User(args) => with_log(args.log(), || block_on(user::run(*args))),
         Command::Methods => Ok(methods::run().map(|()| ExitCode::SUCCESS)?),
         // Has a runtime of its own, which starts after it has switched the user.
         #[cfg(feature = "embedded")]
@@ -198,8 +205,11 @@ fn read_arguments() -> Result<Arguments, ExitError> {
     let mut args: Vec<_> = env::args_os().collect();
     let matches = parse_arguments(args.clone()).map_err(ExitError::Usage)?;
     let command = Arguments::command();
-    let (subcommand, own) = matches.subcommand().unwrap_or(("", &matches));
-    let command = command.find_subcommand(subcommand).unwrap_or(&command);
+    let (mut command, mut subcommand, mut own) = (&command, "", &matches);
+    while let Some((name, matches)) = own.subcommand() {
+        (subcommand, own) = (name, matches);
+        command = command.find_subcommand(name).unwrap_or(command);
+    }
     let settings: Vec<_> = command.get_arguments().filter_map(Arg::get_env).collect();
     let has_database = settings.contains(&OsStr::new("DATABASE_URL"));
     dotenv::load(
@@ -218,27 +228,12 @@ fn read_arguments() -> Result<Arguments, ExitError> {
 /// An empty variable counts as not set: compose passes an unset one as an empty one. Without a
 /// subcommand, the options are those of `serve`; with one, their variables are not read.
 fn parse_arguments(mut args: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
-    let value_of = |arg: &Arg| arg.get_env().and_then(env::var_os);
-    let without_empty = |command: clap::Command| {
-        command.mut_args(|arg| match value_of(&arg) {
-            Some(value) if value.is_empty() => arg.env(Resettable::Reset),
-            // The help shows the values of variables.
-            Some(value) if may_be_secret(&value.to_string_lossy()) => arg.hide_env_values(true),
-            _ => arg,
-        })
-    };
     let mut command = without_empty(Arguments::command());
-    let subcommands: Vec<_> =
-        command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    for name in &subcommands {
-        command = command.mut_subcommand(name, without_empty);
-    }
-    if let Some(index) = subcommand_index(&command, &args) {
-        // The subcommand accepts those options before it that it knows.
-        args[1..=index].rotate_right(1);
+    let names = move_subcommands_first(&command, &mut args);
+    if names > 0 {
         command = command.mut_args(|arg| arg.env(Resettable::Reset));
     }
-    let subcommand = args.get(1).and_then(|name| command.find_subcommand(name));
+    let subcommand = args[1..=names].iter().try_fold(&command, clap::Command::find_subcommand);
     let not_text = subcommand.unwrap_or(&command).get_arguments().find(|arg| {
         let is_path = arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
         !is_path && value_of(arg).is_some_and(|value| value.to_str().is_none())
@@ -254,11 +249,54 @@ fn parse_arguments(mut args: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
     })
 }
 
-/// Returns the index of the subcommand, if only options of settings precede it.
-fn subcommand_index(command: &clap::Command, args: &[OsString]) -> Option<usize> {
+fn value_of(arg: &Arg) -> Option<OsString> {
+    arg.get_env().and_then(env::var_os)
+}
+
+/// Makes a command, and those below it, ignore empty variables.
+fn without_empty(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| match value_of(&arg) {
+        Some(value) if value.is_empty() => arg.env(Resettable::Reset),
+        // The help shows the values of variables.
+        Some(value) if may_be_secret(&value.to_string_lossy()) => arg.hide_env_values(true),
+        _ => arg,
+    });
+    command.mut_subcommands(without_empty)
+}
+
+/// Moves the names of subcommands before the options that precede them: a subcommand accepts those
+/// that it knows. Returns the number of the names.
+fn move_subcommands_first(root: &clap::Command, args: &mut [OsString]) -> usize {
+    let (mut command, mut names) = (root, 0);
+    while let Some(index) = subcommand_index(root, command, args, names + 1) {
+        names += 1;
+        args[names..=index].rotate_right(1);
+        match command.find_subcommand(&args[names]) {
+            Some(subcommand) => command = subcommand,
+            None => break,
+        }
+    }
+    names
+}
+
+/// Returns the index of the next subcommand, if only options of settings, or of the subcommands,
+/// precede it.
+fn subcommand_index(
+    root: &clap::Command,
+    command: &clap::Command,
+    args: &[OsString],
+    mut index: usize,
+) -> Option<usize> {
     let is_subcommand =
         |arg: &OsStr| command.get_subcommands().any(|subcommand| arg == subcommand.get_name());
-    let mut index = 1;
+    // Without a subcommand, the options are those of the server.
+    let of_subcommands =
+        command.get_subcommands().filter(|_| command.get_name() != root.get_name());
+    let options: Vec<_> = std::iter::once(root)
+        .chain(of_subcommands)
+        .flat_map(clap::Command::get_arguments)
+        .filter(|option| !option.is_positional())
+        .collect();
     loop {
         let arg = args.get(index)?;
         if is_subcommand(arg) {
@@ -267,12 +305,14 @@ fn subcommand_index(command: &clap::Command, args: &[OsString]) -> Option<usize>
         let name = arg.to_str()?.strip_prefix("--")?;
         let (name, has_value) =
             name.split_once('=').map_or((name, false), |(name, _)| (name, true));
-        let option = command.get_arguments().find(|option| option.get_long() == Some(name))?;
+        let option = options.iter().find(|option| option.get_long() == Some(name))?;
         // A flag of a setting that is true or false may stand without a value.
         let is_optional = option.get_num_args().is_some_and(|number| number.min_values() == 0);
+        let takes_value = option.get_action().takes_values();
         let next = args.get(index + 1)?;
         let is_option = next.as_encoded_bytes().starts_with(b"--");
-        let takes_next = !has_value && !(is_optional && (is_option || is_subcommand(next)));
+        let takes_next =
+            !has_value && takes_value && !(is_optional && (is_option || is_subcommand(next)));
         index += 1 + usize::from(takes_next);
     }
 }

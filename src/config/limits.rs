@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::values::{default_hashing_threads, default_max_connections};
+use super::{
+    hashing_threads::{default_hashing_threads, max_hashing_threads, memory_limit},
+    values::default_max_connections,
+};
 use crate::transport::{accept::ConnectionLimits, connection::Lifetime};
 
 /// The maximum number of hashing threads: well above the cores of a machine.
@@ -72,7 +75,7 @@ pub struct LimitConfig {
     #[arg(long, env, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     pub sign_ups_per_peer_per_minute: u32,
 
-    /// Password hashing threads, 19 MiB each
+    /// Password hashing threads, 19 MiB each, at most a quarter of the container's memory
     #[arg(long, env, default_value_t = default_hashing_threads(), value_parser = clap::value_parser!(u16).range(1..=MAX_HASHING_THREADS))]
     pub hashing_threads: u16,
 
@@ -86,6 +89,22 @@ pub struct LimitConfig {
 }
 
 impl LimitConfig {
+    /// Returns the number of hashing threads. A larger setting than the memory limit of the
+    /// container permits would let the kernel kill the process, so it is reduced.
+    pub(crate) fn hashing_threads(&self) -> usize {
+        let (configured, memory_limit) = (self.hashing_threads, memory_limit());
+        let threads = configured.min(max_hashing_threads(memory_limit));
+        if threads < configured {
+            tracing::warn!(
+                configured,
+                threads,
+                memory_limit_bytes = memory_limit,
+                "too many hashing threads for the memory"
+            );
+        }
+        threads.into()
+    }
+
     /// Returns the limits of connections.
     pub(crate) fn connections(&self) -> ConnectionLimits {
         ConnectionLimits {

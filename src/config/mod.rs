@@ -5,14 +5,16 @@
 //! need, it does not show.
 
 pub(crate) mod dotenv;
+mod hashing_threads;
 mod limits;
 mod secrets;
 mod tls;
+mod tokens;
 mod values;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use http::Uri;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
@@ -20,27 +22,13 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::filter::Targets;
 
 use self::{
-    secrets::{load_secret, parse_database_url, signing_key},
+    secrets::{load_secret, parse_database_url},
     values::{parse_address, parse_log_levels, parse_network, parse_otlp_endpoint, secret},
 };
-use crate::{
-    crypto::{hashing, keys::Keyring},
-    telemetry::log::LogFormat,
-    transport::tls::TlsFileError,
-};
+use crate::{telemetry::log::LogFormat, transport::tls::TlsFileError};
 
 pub(crate) use self::values::connect_addr;
-pub use self::{limits::LimitConfig, tls::TlsConfig};
-
-/// The largest lifetime of an access token, in minutes: a year.
-///
-/// Test: `settings_are_rejected_above_their_maximum`.
-const MAX_ACCESS_TOKEN_MINUTES: i64 = 365 * 24 * 60;
-
-/// The largest lifetime of a session, in days: ten years.
-///
-/// Test: `settings_are_rejected_above_their_maximum`.
-const MAX_REFRESH_TOKEN_DAYS: i64 = 3_650;
+pub use self::{limits::LimitConfig, tls::TlsConfig, tokens::TokenConfig};
 
 /// The longest wait at startup or shutdown, in seconds: an hour.
 ///
@@ -128,51 +116,6 @@ pub struct DatabaseConfig {
     pub database_wait_seconds: u32,
 }
 
-/// Keys, tokens and passwords.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Tokens")]
-pub struct TokenConfig {
-    /// Secret that signs the tokens, at least 32 random bytes [default: stored with the embedded PostgreSQL, otherwise required]
-    #[arg(long, env, hide_env_values = true, value_parser = secret())]
-    pub secret_key: Option<SecretString>,
-
-    /// File that contains SECRET_KEY
-    #[arg(long, env)]
-    pub secret_key_file: Option<PathBuf>,
-
-    /// Previous SECRET_KEY, which still verifies tokens [default: none]
-    #[arg(long, env, hide_env_values = true, value_parser = secret())]
-    pub secret_key_previous: Option<SecretString>,
-
-    /// File that contains SECRET_KEY_PREVIOUS
-    #[arg(long, env)]
-    pub secret_key_previous_file: Option<PathBuf>,
-
-    /// Signature algorithm of access tokens
-    #[arg(long, env, hide = true, default_value = "HS256")]
-    pub algorithm: Algorithm,
-
-    /// `iss` of access tokens
-    #[arg(long, env, default_value = "fast-zero", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    pub token_issuer: String,
-
-    /// `aud` of access tokens
-    #[arg(long, env, default_value = "fast-zero", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    pub token_audience: String,
-
-    /// Lifetime of an access token, in minutes
-    #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=MAX_ACCESS_TOKEN_MINUTES))]
-    pub access_token_expire_minutes: u32,
-
-    /// Lifetime of a session after its last refresh, in days
-    #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=MAX_REFRESH_TOKEN_DAYS))]
-    pub refresh_token_expire_days: u32,
-
-    /// The argon2 parameters. No setting, which could be below OWASP's minimum.
-    #[arg(skip = hashing::default_params())]
-    pub argon2_params: argon2::Params,
-}
-
 /// Startup and shutdown.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Startup and shutdown")]
@@ -201,14 +144,6 @@ pub struct LogConfig {
     /// Log format [default: pretty on a terminal, otherwise json]
     #[arg(long, env)]
     pub log_format: Option<LogFormat>,
-}
-
-/// The signature algorithm of access tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Algorithm {
-    /// HMAC with SHA-256 (RFC 7518, section 3.2).
-    #[value(name = "HS256")]
-    Hs256,
 }
 
 /// A setting that cannot be used. The message never contains a secret.
@@ -249,6 +184,7 @@ impl Config {
     pub(crate) fn validate(&mut self) -> Result<(), ConfigError> {
         self.database.load_secrets()?;
         self.tokens.load_secrets()?;
+        self.tokens.check_lifetime()?;
         let has_database = self.database.connect_options()?.is_some();
         if self.tokens.keyring()?.is_none() && has_database {
             return Err(ConfigError::missing("SECRET_KEY"));
@@ -279,25 +215,6 @@ impl DatabaseConfig {
     /// Returns how long to wait for the database at startup.
     pub(crate) fn wait(&self) -> Duration {
         Duration::from_secs(self.database_wait_seconds.into())
-    }
-}
-
-impl TokenConfig {
-    /// Reads the files of secrets, each once.
-    fn load_secrets(&mut self) -> Result<(), ConfigError> {
-        load_secret("SECRET_KEY", &mut self.secret_key, &mut self.secret_key_file)?;
-        let (value, file) = (&mut self.secret_key_previous, &mut self.secret_key_previous_file);
-        load_secret("SECRET_KEY_PREVIOUS", value, file)
-    }
-
-    /// Returns the keys; `None` if no current one is set.
-    pub(crate) fn keyring(&self) -> Result<Option<Keyring>, ConfigError> {
-        let key_of = |setting, secret: &Option<SecretString>| {
-            secret.clone().map(|secret| signing_key(setting, secret)).transpose()
-        };
-        let previous = key_of("SECRET_KEY_PREVIOUS", &self.secret_key_previous)?;
-        let current = key_of("SECRET_KEY", &self.secret_key)?;
-        Ok(current.map(|current| Keyring::new(current, previous)))
     }
 }
 

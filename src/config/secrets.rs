@@ -10,7 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::ConfigError;
 use crate::{
-    crypto::keys::{MIN_SECRET_BYTES, SigningKey},
+    crypto::keys::{MIN_SECRET_BYTES, SecretKey},
     database::url,
     types::{error_chain::ErrorChain, secret_text::display_path},
 };
@@ -53,11 +53,11 @@ pub(super) fn load_secret(
     Ok(())
 }
 
-pub(super) fn signing_key(
+pub(super) fn secret_key(
     setting: &'static str,
     secret: SecretString,
-) -> Result<SigningKey, ConfigError> {
-    SigningKey::new(secret).ok_or_else(|| ConfigError {
+) -> Result<SecretKey, ConfigError> {
+    SecretKey::new(secret).ok_or_else(|| ConfigError {
         setting,
         message: format!(
             "must have at least {MIN_SECRET_BYTES} random bytes: `openssl rand -base64 32` \

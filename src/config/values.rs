@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    thread,
 };
 
 use clap::builder::TypedValueParser;
@@ -11,6 +10,8 @@ use http::Uri;
 use ipnet::{IpNet, Ipv4Net};
 use secrecy::SecretString;
 use tracing_subscriber::filter::{ParseError, Targets};
+
+use super::hashing_threads::cores;
 
 /// Returns an address that a client on this machine can connect to.
 pub(crate) fn connect_addr(listen_addr: SocketAddr) -> SocketAddr {
@@ -74,16 +75,6 @@ fn to_canonical(network: IpNet) -> IpNet {
     };
     let network_v4 = mapped.and_then(|(address, len)| Ipv4Net::new(address, len).ok());
     network_v4.map_or(network, IpNet::V4)
-}
-
-fn cores() -> u16 {
-    thread::available_parallelism()
-        .map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX))
-}
-
-/// Leaves one core to everything else.
-pub(super) fn default_hashing_threads() -> u16 {
-    cores().saturating_sub(1).clamp(1, 64)
 }
 
 /// Statements take a fraction of a millisecond: a few connections keep all cores of a database

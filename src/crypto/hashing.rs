@@ -37,10 +37,9 @@ const MAX_STORED_PASSES: u32 = 16;
 /// thread that ever hashed, but returns larger allocations to the system at once.
 const MIN_BUFFER_BLOCKS: usize = 33 * 1024;
 
-/// The nice value that is added for a hashing thread. A hashing thread that competes with
-/// another thread for a CPU gets a quarter of the CPU time. A hash takes as long as about
-/// 100 other calls, which would otherwise wait for it.
-const NICENESS: i32 = 5;
+/// The nice value that is added for a hashing thread: the lowest priority. A hash takes as long
+/// as about 100 other calls, which would otherwise wait for it on any core.
+const NICENESS: i32 = 19;
 
 const SALT_BYTES: usize = 16;
 const OUTPUT_BYTES: usize = 32;

@@ -1,4 +1,6 @@
 //! The service's secret and the keys derived from it.
+//!
+//! [`month_key`](super::month_key) derives the signing keys of access tokens.
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, hkdf, hmac};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -10,18 +12,21 @@ use secrecy::{ExposeSecret, SecretString};
 /// Test: `short_secrets_are_rejected`.
 pub const MIN_SECRET_BYTES: usize = 32;
 
+/// The length of a derived key, in bytes: one hash of SHA-256.
+const DERIVED_KEY_BYTES: usize = 32;
+
 /// A secret of at least [`MIN_SECRET_BYTES`] bytes.
 #[derive(Clone, Debug)]
-pub struct SigningKey(SecretString);
+pub struct SecretKey(SecretString);
 
-impl SigningKey {
+impl SecretKey {
     /// Wraps a secret. Returns `None` if it is shorter than [`MIN_SECRET_BYTES`].
     #[must_use]
     pub fn new(secret: SecretString) -> Option<Self> {
         (secret.expose_secret().len() >= MIN_SECRET_BYTES).then_some(Self(secret))
     }
 
-    /// Returns the raw secret, with which access tokens are signed.
+    /// Returns the raw secret, which is the key of access tokens that are signed with HS256.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.0.expose_secret().as_bytes()
@@ -34,13 +39,20 @@ impl SigningKey {
         URL_SAFE_NO_PAD.encode(&tag.as_ref()[..8])
     }
 
-    /// Derives a key with HKDF (RFC 5869), without a salt because the secret is random.
     fn derive(&self, purpose: &'static str) -> hmac::Key {
+        let key = self.expand(&[b"fast-zero ", purpose.as_bytes()]);
+        hmac::Key::new(hmac::HMAC_SHA256, &key)
+    }
+
+    /// Derives a key with HKDF-SHA256 (RFC 5869), without a salt because the secret is random.
+    pub(super) fn expand(&self, info: &[&[u8]]) -> [u8; DERIVED_KEY_BYTES] {
+        let mut key = [0; DERIVED_KEY_BYTES];
         hkdf::Salt::new(hkdf::HKDF_SHA256, &[])
             .extract(self.as_bytes())
-            .expand(&[b"fast-zero ", purpose.as_bytes()], hmac::HMAC_SHA256)
-            .expect("a key of the length of one hash can always be derived")
-            .into()
+            .expand(info, hkdf::HKDF_SHA256)
+            .and_then(|output| output.fill(&mut key))
+            .expect("a key of the length of one hash can always be derived");
+        key
     }
 }
 
@@ -48,20 +60,21 @@ impl SigningKey {
 #[derive(Clone, Debug)]
 pub struct Keyring {
     /// The key that signs and verifies.
-    pub current: SigningKey,
+    pub current: SecretKey,
     /// The key before the last rotation, which only verifies.
-    pub previous: Option<SigningKey>,
+    pub previous: Option<SecretKey>,
 }
 
 impl Keyring {
-    /// Creates a keyring from both keys.
+    /// Creates a keyring from both keys. If they are the same, there is one.
     #[must_use]
-    pub const fn new(current: SigningKey, previous: Option<SigningKey>) -> Self {
+    pub fn new(current: SecretKey, previous: Option<SecretKey>) -> Self {
+        let previous = previous.filter(|previous| previous.as_bytes() != current.as_bytes());
         Self { current, previous }
     }
 
     /// Returns the keys that verify, the current key first.
-    pub fn verification_keys(&self) -> impl Iterator<Item = &SigningKey> {
+    pub fn verification_keys(&self) -> impl Iterator<Item = &SecretKey> {
         std::iter::once(&self.current).chain(&self.previous)
     }
 
@@ -121,14 +134,14 @@ fn tag(key: &hmac::Key, parts: &[&[u8]]) -> hmac::Tag {
 mod tests {
     use super::*;
 
-    fn key(byte: char) -> SigningKey {
-        SigningKey::new(byte.to_string().repeat(MIN_SECRET_BYTES).into()).expect("long enough")
+    fn key(byte: char) -> SecretKey {
+        SecretKey::new(byte.to_string().repeat(MIN_SECRET_BYTES).into()).expect("long enough")
     }
 
     #[test]
     fn short_secrets_are_rejected() {
-        assert!(SigningKey::new("x".repeat(31).into()).is_none());
-        assert!(SigningKey::new("x".repeat(32).into()).is_some());
+        assert!(SecretKey::new("x".repeat(31).into()).is_none());
+        assert!(SecretKey::new("x".repeat(32).into()).is_some());
     }
 
     #[test]
@@ -139,6 +152,12 @@ mod tests {
         let mac = old.derive("test").sign(&[b"message"]);
         assert!(both.derive("test").verify(&[b"message"], &mac));
         assert!(!new.derive("test").verify(&[b"message"], &mac));
+    }
+
+    #[test]
+    fn equal_secrets_are_one() {
+        let keyring = Keyring::new(key('a'), Some(key('a')));
+        assert_eq!(keyring.verification_keys().count(), 1);
     }
 
     #[test]

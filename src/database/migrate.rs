@@ -134,6 +134,11 @@ fn log_applied(before: &[i64]) {
     }
 }
 
+/// Rejects a database that lacks migrations.
+pub(crate) async fn require_schema(connection: &mut PgConnection) -> Result<(), Error> {
+    wait_for_schema(connection, Duration::ZERO).await
+}
+
 /// Waits until another process has applied the migrations, for at most `timeout`.
 pub(crate) async fn wait_for_schema(
     connection: &mut PgConnection,

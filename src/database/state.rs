@@ -44,7 +44,8 @@ impl DatabaseState {
                      select privilege || ' on ' || name
                      from unnest(array[
                              'users', 'sessions', 'todos', 'todo_clocks', 'todo_trash',
-                             'database_incarnation'
+                             'database_incarnation', 'personal_access_tokens',
+                             'password_reset_codes'
                          ]) as name,
                          unnest(array['select', 'insert', 'update', 'delete']) as privilege
                      where not has_table_privilege(to_regclass(name), privilege)

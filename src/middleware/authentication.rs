@@ -12,7 +12,11 @@ use super::{
     call::{Call, StreamCredential},
 };
 use crate::{
-    rpc::{error::Error, policy::Access},
+    rpc::{
+        caller::{Caller, ClientIp, Credential},
+        error::Error,
+        policy::Access,
+    },
     telemetry::traces,
 };
 
@@ -52,24 +56,38 @@ where
     }
 }
 
-/// Adds the caller, unless the method is public. Every credential is a session, so the levels
-/// `CALLER` and `SESSION` require the same.
+/// Adds the caller, unless the method is public. Only a valid token is checked for the access that
+/// the method requires.
 async fn authenticate<B>(call: &mut Call<B>) -> Result<(), Error> {
     let method = call.method.ok_or(Error::Unimplemented)?;
     if method.access == Access::Public {
         return Ok(());
     }
     let authenticator = &call.context.api()?.authenticator;
-    let token = authenticator.verify(call.request.headers())?;
-    // Watched before it is checked, so that no revocation falls between.
-    let session = method.server_streaming.then(|| authenticator.sessions.watch(token.caller));
-    authenticator.check_session(token.caller).await?;
-    Span::current().record("user_id", field::display(token.caller.user_id));
-    traces::record_user_id(token.caller.user_id);
+    let token = authenticator.parse(call.request.headers())?;
+    // Watched before it is looked up, so that no revocation falls between.
+    let watch = method.server_streaming.then(|| authenticator.sessions.watch(token.caller()));
+    let client_ip = ClientIp::from_extensions(call.request.extensions())?;
+    let token = authenticator.authenticate(token, client_ip).await?;
+    record(token.caller);
+    token.check_access(&method)?;
     call.request.extensions_mut().insert(token.caller);
-    call.stream_credential = session.map(|session| StreamCredential {
+    call.stream_credential = watch.map(|watch| StreamCredential {
         accepted_until: authenticator.accepted_until(&token),
-        session,
+        watch,
     });
     Ok(())
+}
+
+/// Adds the caller to all lines of the call, which show what a leaked credential did.
+fn record(caller: Caller) {
+    let span = Span::current();
+    span.record("user_id", field::display(caller.user_id));
+    match caller.credential {
+        Credential::Session(id) => span.record("session_id", field::display(id)),
+        Credential::PersonalAccessToken(id) => {
+            span.record("personal_access_token_id", field::display(id))
+        }
+    };
+    traces::record_user_id(caller.user_id);
 }

@@ -19,8 +19,9 @@ use crate::{
         admission::{Admission, LargeResponsePermit, MemoryReservation},
     },
     rpc::{
-        error::{self, Error},
+        error::Error,
         protocol::{MESSAGE_PREFIX_LEN, ProtocolError},
+        status::status_code,
     },
 };
 
@@ -118,7 +119,7 @@ pub(super) async fn buffer_response<G: Send + 'static>(
     let trailers = body.trailers().cloned();
     // A message that cannot be encoded ends in the trailers.
     if let Some(trailers) = &trailers
-        && error::status_code(trailers) != Some(Code::Ok)
+        && status_code(trailers) != Some(Code::Ok)
         && let Some(status) = Status::from_header_map(trailers)
     {
         return Ok(status.into_http());

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::Context;
 use crate::{
-    auth::sessions::SessionWatch,
+    auth::watches::CredentialWatch,
     limits::{
         MAX_CALL_TIMEOUT,
         admission::{MemoryReservation, StreamPermit},
@@ -89,13 +89,13 @@ pub(super) struct StreamGuards {
 /// What a stream of an authenticated caller depends on.
 #[derive(Debug)]
 pub(super) struct StreamCredential {
-    /// Until when the server accepts the access token, by its clock and as monotonic time.
+    /// Until when the server accepts the token, by its clock and as monotonic time.
     pub(super) accepted_until: (OffsetDateTime, Instant),
-    pub(super) session: SessionWatch,
+    pub(super) watch: CredentialWatch,
 }
 
 impl StreamCredential {
-    /// Waits until the server accepts the access token no longer. Returns the time.
+    /// Waits until the server accepts the token no longer. Returns the time.
     pub(super) async fn expired(&self) -> OffsetDateTime {
         let (until, instant) = self.accepted_until;
         sleep_until(instant).await;

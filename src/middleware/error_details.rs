@@ -16,7 +16,10 @@ use tower::Service;
 
 use super::{Context, call::Call};
 use crate::{
-    rpc::error::{self, Error},
+    rpc::{
+        error::Error,
+        status::{complete_error_details, error_of, record_converted},
+    },
     telemetry::traces::TraceContext,
     types::error_chain::ErrorChain,
 };
@@ -75,7 +78,7 @@ where
         let Some(reporter) = this.reporter.take() else {
             return Poll::Ready(Ok(response));
         };
-        if let Some(error) = error::error_of(&response) {
+        if let Some(error) = error_of(&response) {
             reporter.report(error);
             if let Error::Protocol(error) = *error {
                 *response.status_mut() = error.http_status(response.headers_mut());
@@ -111,8 +114,7 @@ impl http_body::Body for ErrorDetailsBody {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.get_mut();
         let inner = Pin::new(&mut this.inner);
-        let mut frame =
-            ready!(error::record_converted(&mut this.error, || inner.poll_frame(context)));
+        let mut frame = ready!(record_converted(&mut this.error, || inner.poll_frame(context)));
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
             && this.reporter.complete(trailers) != Code::Ok
@@ -133,7 +135,7 @@ struct Reporter {
 impl Reporter {
     /// Completes the details of an error in headers or trailers, and returns the status code.
     fn complete(&self, headers: &mut HeaderMap) -> Code {
-        error::complete_error_details(headers, self.request_id.to_str().unwrap_or_default())
+        complete_error_details(headers, self.request_id.to_str().unwrap_or_default())
     }
 
     /// Logs and counts an error.

@@ -1,10 +1,10 @@
 //! Streams: a response that is not buffered holds its permit and memory until it is sent, and
 //! ends with a status when it has to.
 //!
-//! A stream ends at the client's deadline, at the expiry of the access token, with the session,
-//! when its connection drains (maximum age, idle, shutdown), or, for reflection, at its maximum
-//! age. There is no channel between the handler and HTTP/2: the body polls the handler when the
-//! flow-control window is open (backpressure).
+//! A stream ends at the client's deadline, at the expiry of the token, with the session or the
+//! personal access token, when its connection drains (maximum age, idle, shutdown), or, for
+//! reflection, at its maximum age. There is no channel between the handler and HTTP/2: the body
+//! polls the handler when the flow-control window is open (backpressure).
 
 use std::{
     future::pending,
@@ -110,7 +110,7 @@ impl StreamEnd {
             server_time = or_never(credential.map(StreamCredential::expired)) => {
                 Error::TokenExpired { server_time }
             }
-            () = or_never(credential.map(|it| it.session.ended())) => Error::SessionRevoked,
+            error = or_never(credential.map(|it| it.watch.ended())) => error,
         }
     }
 }

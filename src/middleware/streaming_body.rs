@@ -15,10 +15,7 @@ use tonic::{Code, Status, body::Body};
 
 use super::{buffer::hold_until_sent, call::StreamGuards, stream_progress::Progress};
 use crate::{
-    rpc::{
-        error::{Error, status_code},
-        open_stream::OpenStream,
-    },
+    rpc::{error::Error, open_stream::OpenStream, status::status_code},
     telemetry::traces::TraceContext,
     transport::{ConnectionState, stall::StallGuard, stream_reset::reset_token},
 };

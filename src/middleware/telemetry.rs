@@ -19,8 +19,8 @@ use tracing::{Instrument, field, instrument::Instrumented};
 use super::call::Call;
 use crate::{
     rpc::{
-        error::status_code,
         open_stream::{OpenStream, Sent},
+        status::status_code,
     },
     telemetry::{
         metrics::{self, GaugeGuard, MethodMetrics},
@@ -64,6 +64,8 @@ fn start(call: &Call) -> (CallRecorder, tracing::Span) {
         trace_id = %call_span.trace_id(),
         client_ip = %call.client_ip,
         user_id = field::Empty,
+        session_id = field::Empty,
+        personal_access_token_id = field::Empty,
     );
     let recorder = CallRecorder {
         started_at: call.received_at,

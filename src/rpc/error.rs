@@ -1,20 +1,12 @@
-//! Why a call fails, by meaning, and how the error goes to the client (AIP-193).
+//! Why a call fails, by meaning.
 
-use std::{
-    borrow::Cow, cell::RefCell, collections::HashMap, error::Error as StdError, sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
-use http::{HeaderMap, Response};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+use time::OffsetDateTime;
+use tonic::Code;
 
 use super::{
-    error_hint::hint,
-    expired_cursor::{ExpiredCursor, MAX_CURSOR_AGE_DAYS},
-    proto::error::v1::ErrorReason,
-    protocol::ProtocolError,
+    expired_cursor::ExpiredCursor, proto::error::v1::ErrorReason, protocol::ProtocolError,
     validation::FieldViolations,
 };
 use crate::{
@@ -25,9 +17,6 @@ use crate::{
         jitter::random_fraction,
     },
 };
-
-/// The domain of all reasons (`google.rpc.ErrorInfo`).
-const DOMAIN: &str = "fastzero";
 
 /// The delay after which a client may repeat a call that was shed: about the time in which a
 /// full password hashing queue empties.
@@ -69,6 +58,19 @@ pub enum Error {
     InvalidRequest(FieldViolations),
     #[error("Not enough permissions")]
     NotEnoughPermissions,
+    #[error("The token may not call this method")]
+    ScopeMissing {
+        /// The scope of the method; `None` if the method requires a session.
+        required_scope: Option<&'static str>,
+    },
+    #[error("The user is disabled")]
+    UserDisabled,
+    #[error("Could not validate reset code")]
+    ResetCodeInvalid,
+    #[error("Personal access token not found")]
+    PersonalAccessTokenNotFound,
+    #[error("Too many personal access tokens")]
+    PersonalAccessTokenLimitReached,
     #[error("User not found")]
     UserNotFound,
     #[error("Session not found")]
@@ -120,10 +122,10 @@ pub enum Error {
 struct DuplicateSource(String);
 
 /// The status of a variant.
-struct Spec {
-    code: Code,
-    reason: ErrorReason,
-    retry_after: Option<Duration>,
+pub(super) struct Spec {
+    pub(super) code: Code,
+    pub(super) reason: ErrorReason,
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl Error {
@@ -151,7 +153,7 @@ impl Error {
                 Self::DatabaseUnavailable(duplicate(source).into())
             }
             Self::DeadlineExceeded => Self::DeadlineExceeded,
-            Self::SessionRevoked => Self::SessionRevoked,
+            Self::UserNotFound => Self::UserNotFound,
             Self::Internal(source) => Self::internal(duplicate(source)),
             other => Self::internal(other.to_string()),
         }
@@ -168,7 +170,7 @@ impl Error {
     }
 
     /// Returns code, reason and retry delay: the one place that knows them.
-    fn spec(&self) -> Spec {
+    pub(super) fn spec(&self) -> Spec {
         let (code, reason) = match self {
             Self::NotAuthenticated => (Code::Unauthenticated, ErrorReason::NotAuthenticated),
             Self::TokenInvalid => (Code::Unauthenticated, ErrorReason::TokenInvalid),
@@ -183,6 +185,15 @@ impl Error {
             Self::InvalidRequest(_) => (Code::InvalidArgument, ErrorReason::InvalidRequest),
             Self::NotEnoughPermissions => {
                 (Code::PermissionDenied, ErrorReason::NotEnoughPermissions)
+            }
+            Self::ScopeMissing { .. } => (Code::PermissionDenied, ErrorReason::ScopeMissing),
+            Self::UserDisabled => (Code::PermissionDenied, ErrorReason::UserDisabled),
+            Self::ResetCodeInvalid => (Code::Unauthenticated, ErrorReason::ResetCodeInvalid),
+            Self::PersonalAccessTokenNotFound => {
+                (Code::NotFound, ErrorReason::PersonalAccessTokenNotFound)
+            }
+            Self::PersonalAccessTokenLimitReached => {
+                (Code::FailedPrecondition, ErrorReason::PersonalAccessTokenLimitReached)
             }
             Self::UserNotFound => (Code::NotFound, ErrorReason::UserNotFound),
             Self::SessionNotFound => (Code::NotFound, ErrorReason::SessionNotFound),
@@ -256,121 +267,14 @@ impl From<FieldViolations> for Error {
     }
 }
 
-tokio::task_local! {
-    /// The error of the last status that was made, while a stream is polled.
-    static CONVERTED: RefCell<Option<Arc<Error>>>;
-}
-
-/// Polls a stream, and records the last error of which it made a status. The encoder of a stream
-/// drops the source of a status.
-pub(crate) fn record_converted<T>(error: &mut Option<Arc<Error>>, poll: impl FnOnce() -> T) -> T {
-    CONVERTED.sync_scope(RefCell::new(error.take()), || {
-        let polled = poll();
-        *error = CONVERTED.with(RefCell::take);
-        polled
-    })
-}
-
-/// Keeps the error as the source of the status, where [`error_of`] finds it for the layer that
-/// logs and counts. The client gets code, message and details.
-impl From<Error> for Status {
-    fn from(error: Error) -> Self {
-        let Spec { code, reason, retry_after } = error.spec();
-        let mut details = ErrorDetails::new();
-        set_error_info(&mut details, reason, Some(&error));
-        if let Some(delay) = retry_after {
-            details.set_retry_info(Some(delay));
-        }
-        if let Error::InvalidRequest(violations) = &error {
-            let violation = |(field, allowed)| FieldViolation::new(field, allowed);
-            details.set_bad_request(violations.iter().map(violation).collect::<Vec<_>>());
-        }
-        let mut status = Self::with_error_details(code, error.to_string(), details);
-        if let Error::Protocol(error) = &error {
-            error.add_metadata(&mut status);
-        }
-        let error = Arc::new(error);
-        let _ = CONVERTED.try_with(|converted| converted.replace(Some(error.clone())));
-        status.set_source(error);
-        status
-    }
-}
-
-impl From<HashingError> for Status {
-    fn from(error: HashingError) -> Self {
-        Error::from(error).into()
-    }
-}
-
-impl From<FieldViolations> for Status {
-    fn from(violations: FieldViolations) -> Self {
-        Error::from(violations).into()
-    }
-}
-
-/// Returns the error that a response was made of, if it was one of this crate.
-pub(crate) fn error_of<B>(response: &Response<B>) -> Option<&Error> {
-    let status = response.extensions().get::<Status>()?;
-    status.source()?.downcast_ref()
-}
-
-/// Returns the status code in headers or trailers.
-pub(crate) fn status_code(headers: &HeaderMap) -> Option<Code> {
-    headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))
-}
-
-/// Completes the details of an error, if the headers or trailers carry one: adds the request
-/// id, and the reason where the gRPC library or the health service made the error. Returns the
-/// status code.
-pub(crate) fn complete_error_details(headers: &mut HeaderMap, request_id: &str) -> Code {
-    // Most calls end with OK, and need no status with a message and details.
-    let is_error = status_code(headers).is_some_and(|code| code != Code::Ok);
-    let Some(status) = is_error.then(|| Status::from_header_map(headers)).flatten() else {
-        return Code::Ok;
-    };
-    let mut details = status.get_error_details();
-    if details.error_info().is_none() {
-        set_error_info(&mut details, default_reason(status.code()), None);
-    }
-    details.set_request_info(request_id, "");
-    let complete = Status::with_error_details(status.code(), status.message(), details);
-    // Fails only for a message that is no header value, and this one was a header.
-    let _ = complete.add_header(headers);
-    complete.code()
-}
-
-fn set_error_info(details: &mut ErrorDetails, reason: ErrorReason, error: Option<&Error>) {
-    let mut hint = Cow::Borrowed(hint(reason));
-    let mut metadata = HashMap::new();
-    match error {
-        Some(Error::TokenExpired { server_time }) => {
-            if let Ok(server_time) = server_time.format(&Rfc3339) {
-                metadata.insert("server_time".to_owned(), server_time);
-            }
-        }
-        Some(Error::EtagMismatch { resource, current_etag }) => {
-            hint = format!("read the {resource} again and retry with its etag").into();
-            metadata.insert("current_etag".to_owned(), current_etag.clone());
-        }
-        Some(Error::CursorExpired(expired)) => {
-            metadata.insert("retention_days".to_owned(), MAX_CURSOR_AGE_DAYS.to_string());
-            let cause = expired.cause().map(|cause| ("cause".to_owned(), cause.to_owned()));
-            metadata.extend(cause);
-        }
-        _ => {}
-    }
-    metadata.insert("hint".to_owned(), hint.into_owned());
-    details.set_error_info(reason_name(reason), DOMAIN, metadata);
-}
-
 /// Returns the name of a reason as clients get it.
-fn reason_name(reason: ErrorReason) -> &'static str {
+pub(super) fn reason_name(reason: ErrorReason) -> &'static str {
     let name = reason.as_str_name();
     name.strip_prefix("ERROR_REASON_").unwrap_or(name)
 }
 
 /// Returns the reason of an error that this crate did not make.
-fn default_reason(code: Code) -> ErrorReason {
+pub(super) fn default_reason(code: Code) -> ErrorReason {
     match code {
         Code::Unimplemented => ErrorReason::Unimplemented,
         Code::OutOfRange => ErrorReason::MessageTooLarge,

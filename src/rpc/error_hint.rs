@@ -9,15 +9,21 @@ pub(super) fn hint(reason: ErrorReason) -> &'static str {
             "report the request ID to the operator of the service"
         }
         ErrorReason::NotAuthenticated => "send authorization: Bearer <token>",
-        ErrorReason::TokenInvalid
-        | ErrorReason::SessionRevoked
+        ErrorReason::SessionRevoked
         | ErrorReason::RefreshTokenInvalid
         | ErrorReason::RefreshTokenExpired
         | ErrorReason::RefreshTokenReused => "call Login",
-        ErrorReason::TokenExpired => "call RefreshToken",
+        ErrorReason::TokenInvalid | ErrorReason::TokenExpired => {
+            "call RefreshToken, or use another personal access token"
+        }
         ErrorReason::IncorrectCredentials => "correct the login or the password",
         ErrorReason::InvalidRequest => "correct the fields that BadRequest names",
         ErrorReason::NotEnoughPermissions => "use your own user ID, or me",
+        ErrorReason::ScopeMissing => "use a token with required_scope, or the token of a session",
+        ErrorReason::UserDisabled => "ask the operator of the service to enable the user",
+        ErrorReason::ResetCodeInvalid => "ask the operator of the service for a new code",
+        ErrorReason::PersonalAccessTokenNotFound => "find the ID with ListPersonalAccessTokens",
+        ErrorReason::PersonalAccessTokenLimitReached => "revoke a personal access token",
         ErrorReason::UserNotFound => "find the ID with ListUsers",
         ErrorReason::SessionNotFound => "find the ID with ListSessions",
         ErrorReason::TodoNotFound => "find the ID with ListTodos",

@@ -12,6 +12,7 @@ pub(crate) mod policy;
 pub mod proto;
 pub(crate) mod protocol;
 pub(crate) mod reflection;
+pub(crate) mod status;
 pub(crate) mod update_mask;
 pub(crate) mod validation;
 

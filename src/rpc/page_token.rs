@@ -144,7 +144,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::crypto::keys::SigningKey;
+    use crate::crypto::keys::SecretKey;
 
     #[derive(Debug, PartialEq)]
     struct Bytes(Vec<u8>);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     fn codec() -> PageTokenCodec {
-        let key = SigningKey::new("k".repeat(32).into()).expect("long enough");
+        let key = SecretKey::new("k".repeat(32).into()).expect("long enough");
         PageTokenCodec::new(&Keyring::new(key, None))
     }
 

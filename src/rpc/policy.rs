@@ -5,7 +5,10 @@
 //! health and reflection come from the descriptors of the crates that serve them; they are
 //! public and need no database.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
@@ -40,7 +43,7 @@ pub(crate) struct Method {
 pub(crate) enum Access {
     /// Anyone.
     Public,
-    /// Any authenticated caller.
+    /// The owner of a session, or of a personal access token that has the scope of the method.
     Caller,
     /// The owner of a session.
     Session,
@@ -68,6 +71,12 @@ impl Access {
 
 /// The methods of the API, in the order of `proto/`.
 pub(crate) static METHODS: &[Method] = &include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
+/// Returns the scopes of all methods, in alphabetical order.
+pub(crate) fn scopes() -> Vec<&'static str> {
+    let scopes: BTreeSet<_> = METHODS.iter().filter_map(|method| method.scope).collect();
+    scopes.into_iter().collect()
+}
 
 impl Method {
     /// Returns the name as metrics and logs have it: `package.Service/Method`.

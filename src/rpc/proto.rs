@@ -27,6 +27,16 @@ pub(crate) fn to_timestamp(time: OffsetDateTime) -> prost_types::Timestamp {
     }
 }
 
+/// Converts a time from protobuf, and cuts it to whole microseconds, as PostgreSQL stores it.
+/// Returns `None` if it is not within the years 1 to 9999, which `google.protobuf.Timestamp`
+/// requires.
+pub(crate) fn from_timestamp(timestamp: prost_types::Timestamp) -> Option<OffsetDateTime> {
+    let time = OffsetDateTime::from_unix_timestamp(timestamp.seconds).ok()?;
+    let nanos = u32::try_from(timestamp.nanos).ok()?;
+    (1..=9999).contains(&time.year()).then_some(())?;
+    time.replace_nanosecond(nanos / 1_000 * 1_000).ok()
+}
+
 /// Converts a time in microseconds since 1970 to protobuf.
 pub(crate) fn micros_to_timestamp(micros: i64) -> prost_types::Timestamp {
     const MICROS_PER_SECOND: i64 = 1_000_000;

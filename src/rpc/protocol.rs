@@ -74,7 +74,7 @@ impl ProtocolError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rpc::error::complete_error_details;
+    use crate::rpc::status::complete_error_details;
 
     /// gRPC over HTTP/2, Responses: `Percent-Encoded`.
     #[test]

@@ -1,7 +1,11 @@
-//! The admin server: metrics and probes on a port of its own, over plain HTTP/1.1. Every
-//! response comes from memory: no request waits for the database.
+//! The admin server: metrics, probes and the key set on a port of its own, over plain HTTP/1.1.
+//! Every response comes from memory: no request waits for the database.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -44,6 +48,30 @@ const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Test: `a_client_that_does_not_read_loses_its_connection`.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The content type of a JWK set (RFC 7517, section 8.5.2).
+const JWK_SET: &str = "application/jwk-set+json";
+
+/// How long a verifier caches the key set: an hour. The next key is in it for a month before it
+/// signs.
+const KEY_SET_CACHE_CONTROL: &str = "max-age=3600";
+
+/// The function that returns the JWK set in JSON, once it is known.
+#[derive(Clone, Default)]
+pub(crate) struct KeySetSource(Arc<OnceLock<Box<dyn Fn() -> String + Send + Sync>>>);
+
+impl KeySetSource {
+    /// Serves the key set from now on. Only the first call has an effect.
+    pub(crate) fn set(&self, key_set: impl Fn() -> String + Send + Sync + 'static) {
+        let _ = self.0.set(Box::new(key_set));
+    }
+}
+
+impl fmt::Debug for KeySetSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("KeySetSource").finish_non_exhaustive()
+    }
+}
+
 /// The admin server.
 #[derive(Clone, Debug)]
 pub(crate) struct AdminServer {
@@ -51,6 +79,8 @@ pub(crate) struct AdminServer {
     pub(crate) metrics: Arc<Metrics>,
     /// The readiness of the services.
     pub(crate) readiness: ReadinessReporter,
+    /// The public keys that verify access tokens.
+    pub(crate) key_set: KeySetSource,
 }
 
 impl AdminServer {
@@ -76,8 +106,11 @@ impl AdminServer {
             )
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(async |State(this): State<Self>| this.readyz()))
+            .route("/.well-known/jwks.json", get(async |State(this): State<Self>| this.key_set()))
             .fallback(async || {
-                (StatusCode::NOT_FOUND, "the paths are /metrics, /healthz and /readyz\n")
+                let paths =
+                    "the paths are /metrics, /healthz, /readyz and /.well-known/jwks.json\n";
+                (StatusCode::NOT_FOUND, paths)
             })
             .method_not_allowed_fallback(async || {
                 let allow = [(header::ALLOW, "GET, HEAD")];
@@ -108,6 +141,15 @@ impl AdminServer {
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
         }
+    }
+
+    fn key_set(&self) -> Response {
+        let Some(key_set) = self.key_set.0.get() else {
+            return (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response();
+        };
+        let headers =
+            [(header::CONTENT_TYPE, JWK_SET), (header::CACHE_CONTROL, KEY_SET_CACHE_CONTROL)];
+        (headers, key_set()).into_response()
     }
 }
 

@@ -2,7 +2,7 @@
 //! The span of the call adds the request id and the client's address. Lines name users by ID,
 //! never by username or email.
 
-use crate::types::id::{SessionId, UserId};
+use crate::types::id::{PersonalAccessTokenId, SessionId, UserId};
 
 /// The target of audit lines.
 pub(crate) const TARGET: &str = "fast_zero::audit";
@@ -13,4 +13,21 @@ pub(crate) fn record(event: &'static str, user_id: Option<UserId>, session_id: O
     let user_id = user_id.map(tracing::field::display);
     let session_id = session_id.map(tracing::field::display);
     tracing::info!(target: TARGET, event, user_id, session_id, "audit");
+}
+
+/// Logs an event of a personal access token, and the session of the user that caused it.
+pub(crate) fn record_personal_access_token(
+    event: &'static str,
+    user_id: UserId,
+    session_id: SessionId,
+    id: PersonalAccessTokenId,
+) {
+    tracing::info!(
+        target: TARGET,
+        event,
+        %user_id,
+        %session_id,
+        personal_access_token_id = %id,
+        "audit"
+    );
 }

@@ -124,7 +124,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        crypto::keys::{Keyring, SigningKey},
+        crypto::keys::{Keyring, SecretKey},
         rpc::{
             page_token::{PageParams, PageTokenCodec, PageTokenScope},
             validation::FieldViolations,
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_page_token_of_update_times_of_the_first_release_is_invalid() {
-        let key = SigningKey::new("k".repeat(32).into()).expect("long enough");
+        let key = SecretKey::new("k".repeat(32).into()).expect("long enough");
         let codec = PageTokenCodec::new(&Keyring::new(key, None));
         let scope = PageTokenScope { list: "ListTodos", owner_id: UserId::any(), query: b"" };
         let token = codec.encode(&OldCursor(TodoId::any()), &scope);

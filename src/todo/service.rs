@@ -45,7 +45,8 @@ impl pb::todo_service_server::TodoService for TodoService {
     ) -> Result<Response<pb::CreateTodoResponse>, Status> {
         let caller = Caller::from_request(&request)?;
         let todo = parse_new_todo(request.into_inner(), self.store.clock())?;
-        let todo = self.store.create(caller.user_id, todo).await?;
+        let todo = self.store.create(caller.user_id, todo).await;
+        let todo = todo.map_err(|error| caller.own_user_error(error))?;
         Ok(Response::new(pb::CreateTodoResponse { todo: Some(todo.into()) }))
     }
 

@@ -2,9 +2,9 @@
 //!
 //! An international domain has several spellings (`straße.de`, `STRASSE.de` and
 //! `xn--strae-oqa.de`). [`Email`] holds one of them, the Unicode form of UTS 46 without
-//! transitional processing, which distinguishes `straße.de` from `strasse.de`. Rows may have another
-//! one, since version 0.1.0 compares addresses by case alone and may run beside this one:
-//! [`EmailKey`] finds its rows, too.
+//! transitional processing, which distinguishes `straße.de` from `strasse.de`. Rows of version
+//! 0.1.0, which compares addresses by case alone, may have another one, and no migration rewrites
+//! them. [`EmailKey`] finds these rows, too.
 
 use email_address::{EmailAddress, Options};
 use idna::{

@@ -67,6 +67,10 @@ id! {
     SessionId
 }
 id! {
+    /// The ID of a user's personal access token.
+    PersonalAccessTokenId
+}
+id! {
     /// The ID of a todo.
     TodoId
 }

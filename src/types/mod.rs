@@ -6,5 +6,6 @@ pub mod error_chain;
 pub mod id;
 pub mod invalid;
 pub mod jitter;
+pub mod login;
 pub mod secret_text;
 pub mod text;

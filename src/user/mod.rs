@@ -7,6 +7,7 @@ use crate::{
     types::{email::Email, id::UserId, invalid::InvalidValue, text},
 };
 
+pub(crate) mod operator;
 pub(crate) mod service;
 pub(crate) mod sign_up_limit;
 pub(crate) mod store;

@@ -9,7 +9,7 @@ use super::{NewUser, User, UserPatch, Username, sign_up_limit::SignUpLimiter, st
 use crate::{
     crypto::{hashing::HashingPool, password::NewPassword},
     rpc::{
-        caller::{Caller, ClientIp},
+        caller::{Caller, ClientIp, SessionCaller},
         error::Error,
         etag::{self, Precondition},
         page_token::{PageParams, PageRequest, PageTokenCodec, PageTokenScope},
@@ -65,7 +65,7 @@ impl pb::user_service_server::UserService for UserService {
         let id = parse_id("id", &request.into_inner().id, caller)?;
         let user = match self.store.get(id).await? {
             Some(user) => visible_to(caller, user),
-            None if id == caller.user_id => return Err(Error::SessionRevoked.into()),
+            None if id == caller.user_id => return Err(caller.credential.revoked_error().into()),
             None => return Err(Error::UserNotFound.into()),
         };
         Ok(Response::new(pb::GetUserResponse { user: Some(user.into()) }))
@@ -100,18 +100,19 @@ impl pb::user_service_server::UserService for UserService {
         if matches!(user, Err(Error::UsernameExists | Error::EmailExists)) {
             permit.commit();
         }
-        Ok(Response::new(pb::UpdateUserResponse { user: Some(user?.into()) }))
+        let user = user.map_err(|error| caller.own_user_error(error))?;
+        Ok(Response::new(pb::UpdateUserResponse { user: Some(user.into()) }))
     }
 
     async fn delete_user(
         &self,
         request: Request<pb::DeleteUserRequest>,
     ) -> Result<Response<pb::DeleteUserResponse>, Status> {
-        let caller = Caller::from_request(&request)?;
+        let caller = SessionCaller::from_request(&request)?;
         let request = request.into_inner();
-        let id = parse_id("id", &request.id, caller)?;
+        let id = parse_id("id", &request.id, caller.into())?;
         let precondition = Precondition::parse(&request.etag);
-        require_self(id, caller)?;
+        require_self(id, caller.into())?;
         let invalidate_sessions = self.invalidate_sessions.clone();
         let on_deleted = move |is_deleted| {
             invalidate_sessions(id);
@@ -119,7 +120,8 @@ impl pb::user_service_server::UserService for UserService {
                 audit::record("user_deleted", Some(id), Some(caller.session_id));
             }
         };
-        self.store.delete(id, precondition, on_deleted).await?;
+        let deleted = self.store.delete(id, precondition, on_deleted).await;
+        deleted.map_err(|error| Caller::from(caller).own_user_error(error))?;
         Ok(Response::new(pb::DeleteUserResponse {}))
     }
 }

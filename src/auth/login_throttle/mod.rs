@@ -12,7 +12,6 @@
 //! Only failures stay in memory, and each has cost a hash: an attacker who wants to evict
 //! records must do as much work.
 
-mod failures;
 #[cfg(test)]
 mod tests;
 
@@ -28,13 +27,14 @@ use tokio::{
     time::Instant,
 };
 
-use self::failures::{FailureTable, Lockout, LockoutPolicy, Rejected};
-use super::LoginIdentifier;
+use super::failures::{
+    FailureKey, FailureTable, Lockout, LockoutPolicy, Rejected, TRUST_PROXY_HINT,
+};
 use crate::{
     limits::client_quota::client_key,
     rpc::{caller::ClientIp, error::Error},
     telemetry::audit,
-    types::id::UserId,
+    types::{id::UserId, login::LoginIdentifier},
 };
 
 /// The policy for one account and one client: more than an owner needs to try all passwords
@@ -79,7 +79,7 @@ const MAX_WAITING_LOGINS: usize = 64;
 /// Counts failed login attempts, and rejects attempts beyond the limits.
 #[derive(Debug)]
 pub(crate) struct LoginThrottle {
-    table: Mutex<FailureTable>,
+    table: Mutex<FailureTable<ThrottleKey>>,
     /// Notified when an attempt ends that others wait for.
     attempt_ended: Notify,
     /// One permit for each attempt that may wait.
@@ -99,8 +99,8 @@ enum ThrottleKey {
 /// An account in a few bytes, which do not reveal the login.
 type AccountHash = u64;
 
-impl ThrottleKey {
-    const fn policy(self) -> &'static LockoutPolicy {
+impl FailureKey for ThrottleKey {
+    fn policy(self) -> &'static LockoutPolicy {
         match self {
             Self::AccountAndClient(..) => &PER_ACCOUNT_AND_CLIENT,
             Self::Client(_) => &PER_CLIENT,
@@ -165,6 +165,13 @@ impl LoginThrottle {
         self.table().record_failure([at_client, account], Instant::now());
     }
 
+    /// Clears the failures of an account at this client, and those over all clients. Failures of the
+    /// client over all accounts still count.
+    pub(super) fn clear(&self, account: Account<'_>, client_ip: ClientIp) {
+        let [at_client, account, _] = self.keys(account, client_ip);
+        self.table().clear([at_client, account]);
+    }
+
     fn keys(&self, account: Account<'_>, ClientIp { ip, .. }: ClientIp) -> [ThrottleKey; 3] {
         let (account, client) = (self.hasher.hash_one(account), client_key(ip));
         [
@@ -196,7 +203,7 @@ impl LoginThrottle {
         }
     }
 
-    fn table(&self) -> MutexGuard<'_, FailureTable> {
+    fn table(&self) -> MutexGuard<'_, FailureTable<ThrottleKey>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -229,10 +236,7 @@ impl LoginAttempt {
         };
         // To trust an address that a trusted proxy reports would let the client forge addresses.
         if locks_client && !self.client_ip.via_trusted_proxy {
-            tracing::warn!(
-                hint = "if the address is a proxy's, name it in TRUSTED_PROXIES",
-                "client locked out"
-            );
+            tracing::warn!(hint = TRUST_PROXY_HINT, "client locked out");
         }
         locks
     }

@@ -3,7 +3,7 @@
 use tokio::task::JoinSet;
 
 use super::{
-    failures::{FailureRecord, MAX_RECORDS},
+    super::failures::{FailureRecord, MAX_RECORDS},
     *,
 };
 
@@ -289,7 +289,7 @@ async fn records_are_bounded_and_lockouts_are_evicted_last() {
 
 #[test]
 fn a_lockout_is_evicted_if_all_records_are_lockouts() {
-    let (mut failures_table, now) = (super::failures::FailureTable::default(), Instant::now());
+    let (mut failures_table, now) = (FailureTable::default(), Instant::now());
     for account in 0..2 * MAX_RECORDS as u64 {
         let record = failures_table.entry(ThrottleKey::Account(account), now);
         record.failures = PER_ACCOUNT.max_failures - 1;

@@ -1,5 +1,9 @@
-//! The statements on the credentials of users, and on [`sessions`].
+//! The statements on the credentials of users, on [`sessions`], on [`personal_access_tokens`], and
+//! on [`reset_codes`], and those on [`disabled_users`].
 
+pub(super) mod disabled_users;
+mod personal_access_tokens;
+pub(super) mod reset_codes;
 mod sessions;
 
 use std::time::Duration;
@@ -8,30 +12,37 @@ use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use self::sessions::{
-    FindSessionExpiry, delete_session, delete_sessions, insert_session, list_sessions,
-    prune_sessions, rotate,
+use self::{
+    personal_access_tokens::FindToken,
+    sessions::{
+        FindSessionExpiry, delete_session, delete_sessions, insert_session, list_sessions,
+        prune_sessions, rotate,
+    },
 };
-use super::{LoginIdentifier, Session, token::RefreshToken};
+use super::{Session, refresh_token::RefreshToken};
 use crate::{
     crypto::password::PasswordHash,
     database::{
         Database,
         batch::{BatchQuery, QueryBatcher},
     },
-    rpc::{caller::Caller, error::Error},
+    rpc::{caller::SessionCaller, error::Error},
     types::{
         clock::Clock,
         email::EmailKey,
         id::{SessionId, UserId},
+        login::LoginIdentifier,
     },
 };
+
+pub(super) use self::personal_access_tokens::TokenCreation;
 
 /// The statements of authentication.
 #[derive(Debug)]
 pub(super) struct AuthStore {
     database: Database,
     session_expiry: QueryBatcher<FindSessionExpiry>,
+    token: QueryBatcher<FindToken>,
 }
 
 /// What a password check needs of a user.
@@ -43,6 +54,8 @@ pub(super) struct Credentials {
     pub(super) password: PasswordHash,
     /// Changes with the password. A rehash of the same password does not change it.
     pub(super) password_version: i64,
+    /// Whether an operator has disabled the user.
+    pub(super) is_disabled: bool,
 }
 
 struct CredentialsRow {
@@ -51,6 +64,7 @@ struct CredentialsRow {
     email: String,
     password_hash: String,
     password_version: i64,
+    is_disabled: bool,
 }
 
 impl From<CredentialsRow> for Credentials {
@@ -61,6 +75,7 @@ impl From<CredentialsRow> for Credentials {
             email: row.email,
             password: PasswordHash::from_stored(row.password_hash),
             password_version: row.password_version,
+            is_disabled: row.is_disabled,
         }
     }
 }
@@ -98,11 +113,21 @@ pub(super) enum RevocationScope {
     All,
 }
 
+/// How many credentials were deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeletedCredentials {
+    /// The number of sessions that ended.
+    pub(crate) sessions: u64,
+    /// The number of personal access tokens that were revoked.
+    pub(crate) personal_access_tokens: u64,
+}
+
 impl AuthStore {
     /// Creates the store. `deadline` is the longest time for which a batched query waits.
     pub(super) fn new(database: Database, batching: bool, deadline: Duration) -> Self {
         let session_expiry = QueryBatcher::new(database.clone(), batching, deadline);
-        Self { database, session_expiry }
+        let token = QueryBatcher::new(database.clone(), batching, deadline);
+        Self { database, session_expiry, token }
     }
 
     /// Finds the credentials of the user with a login. An invalid login costs a query, too, so
@@ -123,8 +148,9 @@ impl AuthStore {
             .run(async |connection| {
                 let row = sqlx::query_as!(
                     CredentialsRow,
-                    "select id, username, email, password_hash, password_version
-                     from users where id = $1",
+                    r#"select id, username, email, password_hash, password_version,
+                         disabled_at is not null as "is_disabled!"
+                     from users where id = $1"#,
                     user_id.as_uuid(),
                 )
                 .fetch_optional(connection)
@@ -159,13 +185,16 @@ impl AuthStore {
     /// Returns how long the caller's session is still active, or `None` if it is not.
     pub(super) async fn time_left_of_session(
         &self,
-        caller: Caller,
+        caller: SessionCaller,
     ) -> Result<Option<Duration>, Error> {
         Ok(self.time_left(self.session_expiry.run(caller).await?))
     }
 
     /// Returns which sessions are active, in order, with one statement.
-    pub(super) async fn are_active(&self, callers: &[Caller]) -> Result<Vec<bool>, Error> {
+    pub(super) async fn are_sessions_active(
+        &self,
+        callers: &[SessionCaller],
+    ) -> Result<Vec<bool>, Error> {
         let expiries = self
             .database
             .run(async |connection| FindSessionExpiry::run_batch(connection, callers).await)
@@ -185,7 +214,8 @@ impl AuthStore {
 
     /// Inserts a session, and then deletes the user's expired ones and the oldest beyond
     /// [`MAX_SESSIONS`]. Returns `None` if the password that was verified is not the current one
-    /// any more, or the user does not exist; otherwise whether any session was deleted.
+    /// any more, or the user is disabled or does not exist; otherwise whether any session was
+    /// deleted.
     ///
     /// Two statements: the last one to prune of several concurrent logins sees all of their
     /// sessions.
@@ -226,7 +256,7 @@ impl AuthStore {
     /// Deletes sessions of the caller.
     pub(super) async fn delete_sessions(
         &self,
-        caller: Caller,
+        caller: SessionCaller,
         scope: RevocationScope,
     ) -> Result<(), Error> {
         self.database.run(async |connection| delete_sessions(connection, caller, scope).await).await
@@ -253,14 +283,15 @@ impl AuthStore {
         self.database.run(async |connection| list_sessions(connection, user_id, now).await).await
     }
 
-    /// Sets a password and deletes all sessions but the caller's, if the password that was
-    /// verified still is the current one. Returns `true` if it was.
+    /// Sets a password and deletes all sessions but the caller's, and the open reset code, if the
+    /// password that was verified still is the current one and the user is not disabled. Returns
+    /// `true` if that was so.
     ///
-    /// Two statements: the second one sees the sessions that were opened while the first waited
-    /// for the row. The caller of this method runs it to completion.
+    /// Further statements: they see what was inserted while the first one waited for the row. The
+    /// caller of this method runs it to completion.
     pub(super) async fn change_password(
         &self,
-        caller: Caller,
+        caller: SessionCaller,
         verified: &Credentials,
         hash: &PasswordHash,
     ) -> Result<bool, Error> {
@@ -269,7 +300,7 @@ impl AuthStore {
                 let mut transaction = connection.begin().await?;
                 let changed = sqlx::query!(
                     "update users set password_hash = $3, password_version = password_version + 1
-                     where id = $1 and password_version = $2",
+                     where id = $1 and password_version = $2 and disabled_at is null",
                     caller.user_id.as_uuid(),
                     verified.password_version,
                     hash.as_str(),
@@ -281,11 +312,39 @@ impl AuthStore {
                     return Ok(false);
                 }
                 delete_sessions(&mut transaction, caller, RevocationScope::Others).await?;
+                reset_codes::delete(&mut transaction, caller.user_id).await?;
                 transaction.commit().await?;
                 Ok(true)
             })
             .await
     }
+}
+
+/// Finds the ID of the user with a login.
+pub(super) async fn find_user_id(
+    database: &Database,
+    login: &LoginIdentifier,
+) -> Result<Option<UserId>, Error> {
+    let found = database.run(async |connection| find_credentials(connection, login).await).await?;
+    Ok(found.map(|credentials| credentials.user_id))
+}
+
+/// Deletes the sessions and personal access tokens of a user.
+async fn delete_credentials(
+    connection: &mut PgConnection,
+    user_id: UserId,
+) -> Result<DeletedCredentials, Error> {
+    let sessions = sqlx::query!("delete from sessions where user_id = $1", user_id.as_uuid())
+        .execute(&mut *connection)
+        .await?;
+    let tokens =
+        sqlx::query!("delete from personal_access_tokens where user_id = $1", user_id.as_uuid())
+            .execute(connection)
+            .await?;
+    Ok(DeletedCredentials {
+        sessions: sessions.rows_affected(),
+        personal_access_tokens: tokens.rows_affected(),
+    })
 }
 
 async fn find_credentials(
@@ -299,8 +358,9 @@ async fn find_credentials(
     };
     let row = sqlx::query_as!(
         CredentialsRow,
-        "select id, username, email, password_hash, password_version
-         from users where username_folded = $1",
+        r#"select id, username, email, password_hash, password_version,
+             disabled_at is not null as "is_disabled!"
+         from users where username_folded = $1"#,
         username,
     )
     .fetch_optional(connection)
@@ -314,9 +374,10 @@ async fn find_by_email(
 ) -> Result<Option<Credentials>, Error> {
     let rows = sqlx::query_as!(
         CredentialsRow,
-        "select id, username, email, password_hash, password_version
+        r#"select id, username, email, password_hash, password_version,
+             disabled_at is not null as "is_disabled!"
          from users where email_folded = any($1::text[])
-         order by array_position($1::text[], email_folded)",
+         order by array_position($1::text[], email_folded)"#,
         email.stored_forms(),
     )
     .fetch_all(connection)

@@ -7,12 +7,12 @@ use uuid::Uuid;
 
 use super::{NewSession, RevocationScope, RotationOutcome};
 use crate::{
-    auth::{MAX_SESSIONS, REFRESH_GRACE_PERIOD, Session, token::RefreshToken},
+    auth::{MAX_SESSIONS, REFRESH_GRACE_PERIOD, Session, refresh_token::RefreshToken},
     database::{
         batch::{BatchQuery, by_ordinal},
         errors::is_foreign_key_violation,
     },
-    rpc::{caller::Caller, error::Error},
+    rpc::{caller::SessionCaller, error::Error},
     types::id::{SessionId, UserId},
 };
 
@@ -36,9 +36,9 @@ impl From<SessionRow> for Session {
     }
 }
 
-/// Inserts a session, if the password that was verified still is the current one. The row of the
-/// user stays locked until the session is inserted, so that a change of the password comes
-/// before, and is seen, or after, and deletes the session.
+/// Inserts a session, if the password that was verified still is the current one and no operator
+/// has disabled the user. The row of the user stays locked until the session is inserted, so that
+/// a change of either comes before, and is seen, or after, and deletes the session.
 pub(super) async fn insert_session(
     connection: &mut PgConnection,
     session: &NewSession,
@@ -49,7 +49,7 @@ pub(super) async fn insert_session(
              user_id, id, generation, rotated_at, expires_at, user_agent, peer
          )
          select $1, $3, 0, $4, $5, $6, $7
-         from users where users.id = $1 and password_version = $2
+         from users where users.id = $1 and password_version = $2 and disabled_at is null
          for share",
         session.user_id.as_uuid(),
         password_version,
@@ -100,12 +100,12 @@ pub(super) async fn prune_sessions(
 pub(super) struct FindSessionExpiry;
 
 impl BatchQuery for FindSessionExpiry {
-    type Input = Caller;
+    type Input = SessionCaller;
     type Output = Option<OffsetDateTime>;
 
     async fn run_one(
         connection: &mut PgConnection,
-        caller: &Caller,
+        caller: &SessionCaller,
     ) -> Result<Option<OffsetDateTime>, Error> {
         let expires_at = sqlx::query_scalar!(
             "select expires_at from sessions where user_id = $1 and id = $2",
@@ -119,7 +119,7 @@ impl BatchQuery for FindSessionExpiry {
 
     async fn run_batch(
         connection: &mut PgConnection,
-        callers: &[Caller],
+        callers: &[SessionCaller],
     ) -> Result<Vec<Option<Option<OffsetDateTime>>>, Error> {
         let (user_ids, ids): (Vec<_>, Vec<_>) = callers
             .iter()
@@ -185,7 +185,7 @@ pub(super) async fn rotate(
 /// Deletes sessions of the caller.
 pub(super) async fn delete_sessions(
     connection: &mut PgConnection,
-    caller: Caller,
+    caller: SessionCaller,
     scope: RevocationScope,
 ) -> Result<(), Error> {
     sqlx::query!(

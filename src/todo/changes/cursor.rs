@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use uuid::Uuid;
 
 use crate::{
-    crypto::keys::{Keyring, MAC_BYTES, MacKeys, SigningKey},
+    crypto::keys::{Keyring, MAC_BYTES, MacKeys, SecretKey},
     rpc::{
         error::Error,
         expired_cursor::{ExpiredCursor, MAX_CURSOR_AGE_DAYS},
@@ -53,7 +53,7 @@ pub(crate) struct CursorCodec {
 impl CursorCodec {
     /// Creates a codec whose keys are derived for cursors only.
     pub(crate) fn new(keyring: &Keyring) -> Self {
-        let key_ids = keyring.verification_keys().map(SigningKey::key_id).collect();
+        let key_ids = keyring.verification_keys().map(SecretKey::key_id).collect();
         Self { keys: keyring.derive("change cursors"), key_ids }
     }
 
@@ -137,8 +137,8 @@ mod tests {
 
     const NOW: i64 = 1_800_000_000_000_000;
 
-    fn key(byte: char) -> SigningKey {
-        SigningKey::new(byte.to_string().repeat(32).into()).expect("long enough")
+    fn key(byte: char) -> SecretKey {
+        SecretKey::new(byte.to_string().repeat(32).into()).expect("long enough")
     }
 
     fn codec(current: char, previous: Option<char>) -> CursorCodec {

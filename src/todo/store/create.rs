@@ -194,7 +194,7 @@ fn column<'a, T>(inserts: &'a [Insert], of: impl Fn(&'a NewTodo) -> T) -> Vec<T>
 
 fn map_missing_owner(error: sqlx::Error) -> Error {
     if is_foreign_key_violation(&error, "todo_clocks_owner_id_fkey") {
-        Error::SessionRevoked
+        Error::UserNotFound
     } else {
         error.into()
     }

@@ -103,7 +103,7 @@ impl TodoStore {
     /// Inserts a todo.
     ///
     /// # Errors
-    /// [`Error::SessionRevoked`] if the owner was deleted concurrently.
+    /// [`Error::UserNotFound`] if the owner was deleted concurrently.
     pub(super) async fn create(&self, owner_id: UserId, todo: NewTodo) -> Result<Todo, Error> {
         let created =
             self.insert.run(Insert { owner_id, todo, now: self.clock().now_micros() }).await?;

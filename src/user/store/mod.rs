@@ -1,6 +1,7 @@
 //! The statements on users.
 
 mod logins;
+pub(crate) mod operator;
 
 use std::time::Duration;
 
@@ -127,7 +128,7 @@ impl UserStore {
     /// Updates a user.
     ///
     /// # Errors
-    /// [`Error::SessionRevoked`] if the user does not exist, [`Error::EtagMismatch`],
+    /// [`Error::UserNotFound`] if the user does not exist, [`Error::EtagMismatch`],
     /// [`Error::UsernameExists`] or [`Error::EmailExists`].
     pub(super) async fn update(
         &self,
@@ -151,7 +152,7 @@ impl UserStore {
     /// outcome is unknown and if the call was dropped.
     ///
     /// # Errors
-    /// [`Error::SessionRevoked`] if the user does not exist, or [`Error::EtagMismatch`].
+    /// [`Error::UserNotFound`] if the user does not exist, or [`Error::EtagMismatch`].
     pub(super) async fn delete(
         &self,
         id: UserId,
@@ -335,5 +336,5 @@ async fn delete(
 /// Returns why a conditional write of the caller's own account changed nothing.
 async fn precondition_error(connection: &mut PgConnection, id: UserId) -> Result<Error, Error> {
     let current = find(connection, id).await?.map(|user| etag::encode(user.version));
-    Ok(Error::precondition("user", current, Error::SessionRevoked))
+    Ok(Error::precondition("user", current, Error::UserNotFound))
 }

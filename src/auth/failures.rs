@@ -1,11 +1,10 @@
-//! The records of failed login attempts, and the lockouts that follow from them.
+//! The records of failures, such as wrong passwords and unknown tokens, and the lockouts that
+//! follow from them.
 
-use std::{mem, time::Duration};
+use std::{hash::Hash, mem, time::Duration};
 
 use indexmap::IndexMap;
 use tokio::time::Instant;
-
-use super::ThrottleKey;
 
 /// The maximum number of records. One takes about 90 bytes, and as much again for the spare
 /// capacity of the table, so 12 MiB at most.
@@ -18,6 +17,9 @@ pub(super) const MAX_RECORDS: usize = 65_536;
 ///
 /// Test: `records_are_bounded_and_lockouts_are_evicted_last`.
 const EVICTION_SAMPLE: usize = 16;
+
+/// What an operator may do about a client with failures that is no trusted proxy.
+pub(super) const TRUST_PROXY_HINT: &str = "if the address is a proxy's, name it in TRUSTED_PROXIES";
 
 /// When failures cause a lockout, and for how long.
 #[derive(Debug)]
@@ -48,22 +50,34 @@ pub(super) struct Rejected {
     pub(super) is_first: bool,
 }
 
+/// What failures are counted for.
+pub(super) trait FailureKey: Copy + Eq + Hash {
+    /// Returns the policy that applies.
+    fn policy(self) -> &'static LockoutPolicy;
+}
+
 /// The records of keys with failures or attempts in flight.
-#[derive(Debug, Default)]
-pub(super) struct FailureTable {
-    pub(super) records: IndexMap<ThrottleKey, FailureRecord>,
+#[derive(Debug)]
+pub(super) struct FailureTable<K> {
+    pub(super) records: IndexMap<K, FailureRecord>,
     /// The index at which the next eviction starts.
     eviction_cursor: usize,
 }
 
-impl FailureTable {
+impl<K> Default for FailureTable<K> {
+    fn default() -> Self {
+        Self { records: IndexMap::new(), eviction_cursor: 0 }
+    }
+}
+
+impl<K: FailureKey> FailureTable<K> {
     /// Admits an attempt for all of the keys or none. Returns `false` if it has to wait.
     ///
     /// The check and the admission are one step: an attempt that failed in between would not
     /// keep this one out.
-    pub(super) fn try_admit(
+    pub(super) fn try_admit<const N: usize>(
         &mut self,
-        keys: [ThrottleKey; 3],
+        keys: [K; N],
         now: Instant,
     ) -> Result<bool, Rejected> {
         self.reject_if_locked(keys, now)?;
@@ -85,7 +99,11 @@ impl FailureTable {
     }
 
     /// Reports the longest of the lockouts.
-    fn reject_if_locked(&mut self, keys: [ThrottleKey; 3], now: Instant) -> Result<(), Rejected> {
+    fn reject_if_locked<const N: usize>(
+        &mut self,
+        keys: [K; N],
+        now: Instant,
+    ) -> Result<(), Rejected> {
         let (mut longest, mut is_first) = (None, false);
         for key in keys {
             if let Some(record) = self.records.get_mut(&key)
@@ -99,17 +117,22 @@ impl FailureTable {
     }
 
     /// Records a failure for each key. Returns `true` if that causes a lockout.
-    pub(super) fn record_failure<const N: usize>(
-        &mut self,
-        keys: [ThrottleKey; N],
-        now: Instant,
-    ) -> bool {
+    pub(super) fn record_failure<const N: usize>(&mut self, keys: [K; N], now: Instant) -> bool {
         // All keys count, also after one that locks.
         keys.map(|key| self.entry(key, now).record_failure(key.policy(), now)).contains(&true)
     }
 
+    /// Clears the failures and lockouts of the keys.
+    pub(super) fn clear<const N: usize>(&mut self, keys: [K; N]) {
+        for key in keys {
+            if let Some(record) = self.records.get_mut(&key) {
+                record.clear();
+            }
+        }
+    }
+
     /// Ends an attempt. Returns `true` if others may wait for that.
-    pub(super) fn release(&mut self, keys: [ThrottleKey; 3]) -> bool {
+    pub(super) fn release<const N: usize>(&mut self, keys: [K; N]) -> bool {
         let mut had_waiters = false;
         for key in keys {
             let Some(record) = self.records.get_mut(&key) else {
@@ -125,7 +148,7 @@ impl FailureTable {
     }
 
     /// Returns the record of a key, and creates it if there is none.
-    pub(super) fn entry(&mut self, key: ThrottleKey, now: Instant) -> &mut FailureRecord {
+    pub(super) fn entry(&mut self, key: K, now: Instant) -> &mut FailureRecord {
         if !self.records.contains_key(&key) && self.records.len() >= MAX_RECORDS {
             self.evict_one(now);
         }
