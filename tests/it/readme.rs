@@ -29,7 +29,12 @@ async fn the_tour_works_as_pasted() {
     }
     let app = App::start().await;
     let address = app.address.to_string();
-    let tour = [commands(README, "A tour"), commands(API, "More calls")].join("\n");
+    let tour = [
+        commands(README, "A tour"),
+        commands(README, "A service's own credential"),
+        commands(API, "More calls"),
+    ]
+    .join("\n");
     let tour = tour.replace("localhost:50051", &address);
     // As at a terminal, but the first failed command ends the shell.
     let shell = Command::new("bash").args(["-euo", "pipefail", "-c", &tour]).output().await;
@@ -41,6 +46,7 @@ async fn the_tour_works_as_pasted() {
         "\"username\": \"ana\"",
         "\"title\": \"Read lib.rs\"",
         "\"title\": \"Buy milk\"",
+        "\"name\": \"nightly job\"",
         "\"state\": \"TODO_STATE_DONE\"",
         "\"userAgent\": \"grpcurl",
         "\"status\": \"SERVING\"",

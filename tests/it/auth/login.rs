@@ -14,11 +14,12 @@ use uuid::Uuid;
 
 use crate::support::{
     App, Client, PASSWORD, RpcResult,
-    app::{SECRET_KEY, config_with, unique_name},
+    app::{config_with, unique_name},
     assert::{assert_invalid, assert_unauthenticated},
     parallel::join_all,
     statements::statement_count,
     time::{assert_recent, to_system_time, uuid_timestamp},
+    tokens::TokenKey,
     wait::wait_until,
 };
 
@@ -199,12 +200,13 @@ async fn a_login_returns_the_tokens_of_a_new_session() {
     assert_eq!(session.id, tokens.session_id);
 
     let header = jsonwebtoken::decode_header(&tokens.access_token).expect("a JWT");
-    assert_eq!((header.alg, header.typ.as_deref()), (Algorithm::HS256, Some("at+jwt")));
-    assert!(header.kid.is_some_and(|kid| !kid.is_empty() && !SECRET_KEY.contains(&kid)));
-    let mut validation = Validation::new(Algorithm::HS256);
+    assert_eq!((header.alg, header.typ.as_deref()), (Algorithm::EdDSA, Some("at+jwt")));
+    let key = TokenKey::of_this_month();
+    assert_eq!(header.kid, Some(key.kid()));
+    let mut validation = Validation::new(Algorithm::EdDSA);
     validation.set_issuer(&["the issuer"]);
     validation.set_audience(&["the audience"]);
-    let key = DecodingKey::from_secret(SECRET_KEY.as_bytes());
+    let key = DecodingKey::from_ed_components(&key.public_key()).expect("a public key");
     let token =
         jsonwebtoken::decode(&tokens.access_token, &key, &validation).expect("a valid token");
     let claims: Claims = token.claims;

@@ -54,13 +54,7 @@ async fn a_login_after_a_password_change_opens_no_session() {
 async fn a_login_before_a_password_change_leaves_no_session() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    app.execute(
-        "create function wait() returns trigger language plpgsql as
-             'begin perform pg_advisory_xact_lock(1); return new; end';
-         create trigger wait before insert on sessions for each row execute function wait()",
-    )
-    .await;
-    let mut lock = app.hold_lock("select pg_advisory_xact_lock(1)").await;
+    let mut lock = app.hold_session_inserts().await;
     let anonymous = app.anonymous();
     let login = tokio::spawn(async move { anonymous.logged_in("ana", PASSWORD).await });
     lock.wait_until_blocked_by(1).await;

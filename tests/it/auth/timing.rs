@@ -1,4 +1,4 @@
-//! The time of a login does not reveal which accounts exist.
+//! The time of a login, and of a reset code, does not reveal which accounts exist.
 
 use argon2::Params;
 use std::{
@@ -8,7 +8,9 @@ use std::{
 
 use fastrand::Rng;
 
-use crate::support::{App, app::config_with, assert::assert_unauthenticated, random};
+use crate::support::{
+    App, app::config_with, assert::assert_unauthenticated, operator::with_other_bytes, random,
+};
 
 /// The number of logins of each kind: the maximum of failures at one account in an hour, from
 /// all clients. An attacker cannot measure more.
@@ -62,22 +64,59 @@ async fn a_login_takes_as_long_whether_the_account_exists_or_not() {
         }
     }
     for (kind, times) in KINDS.iter().zip(times) {
-        let [known, unknown] = [0, 1].map(|at| median(times.iter().map(|time| time[at])));
-        let differences = times.iter().map(|[known, unknown]| known - unknown);
-        let differences: Vec<_> = differences.collect();
-        let found = deviation(&differences, 0.0);
-        let visible = smallest_visible(&differences);
-        println!(
-            "user{kind}: median {:.3} ms, none{kind}: {:.3} ms; median difference {:.1} µs, \
-             {found:+.2} standard deviations; {:.1} µs would be seen",
-            known * 1e3,
-            unknown * 1e3,
-            median(differences.iter().copied()) * 1e6,
-            visible * 1e6,
-        );
-        assert!(found.abs() < DIFFERENCE, "they differ");
-        assert!(visible < PLANTED * known, "the machine is too busy to detect a difference");
+        assert_same(&format!("user{kind}"), &format!("none{kind}"), &times);
     }
+}
+
+/// Codes of a user with an open code, and of users that do not exist: one costs as much as the
+/// other, a query.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes"]
+async fn a_wrong_code_takes_as_long_whether_the_account_exists_or_not() {
+    let app = App::start_with(config_with(|config| {
+        config.listen.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
+    }))
+    .await;
+    app.create_user("ana").await;
+    let known = with_other_bytes(&app.reset_code("ana").await, 40);
+    let unknown = with_other_bytes(&known, 12);
+    let mut rng = Rng::with_seed(random::seed());
+    let mut client_ips = (CLIENT_NETWORK..).map(Ipv4Addr::from_bits);
+    let mut times = Vec::<[f64; 2]>::new();
+    for _ in 0..ROUNDS {
+        let mut round = [0.0; 2];
+        let mut codes = [(0, &known), (1, &unknown)];
+        rng.shuffle(&mut codes);
+        for (existence, code) in codes {
+            let client_ip = client_ips.next().expect("enough addresses").to_string();
+            let caller = app.anonymous().with_metadata("x-forwarded-for", &client_ip);
+            let started = Instant::now();
+            let rejected = caller.try_reset_password(code, "a new password").await;
+            round[existence] = started.elapsed().as_secs_f64();
+            assert_unauthenticated(rejected, "RESET_CODE_INVALID");
+        }
+        times.push(round);
+    }
+    assert_same("a code of a user", "of no user", &times);
+}
+
+/// Asserts that the times of both kinds do not differ, as far as an attacker can see.
+#[track_caller]
+fn assert_same(one: &str, other: &str, times: &[[f64; 2]]) {
+    let [known, unknown] = [0, 1].map(|at| median(times.iter().map(|time| time[at])));
+    let differences: Vec<_> = times.iter().map(|[known, unknown]| known - unknown).collect();
+    let found = deviation(&differences, 0.0);
+    let visible = smallest_visible(&differences);
+    println!(
+        "{one}: median {:.3} ms, {other}: {:.3} ms; median difference {:.1} µs, \
+         {found:+.2} standard deviations; {:.1} µs would be seen",
+        known * 1e3,
+        unknown * 1e3,
+        median(differences.iter().copied()) * 1e6,
+        visible * 1e6,
+    );
+    assert!(found.abs() < DIFFERENCE, "they differ");
+    assert!(visible < PLANTED * known, "the machine is too busy to detect a difference");
 }
 
 async fn login_time(app: &App, login: &str, client_ip: Ipv4Addr) -> Duration {

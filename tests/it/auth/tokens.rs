@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use fast_zero::proto::auth::v1::{IntrospectTokenResponse, LogoutScope};
+use fast_zero::proto::auth::v1::{IntrospectTokenResponse, LogoutScope, TokenKind};
 use prost_types::Timestamp;
 use tonic_types::StatusExt;
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use crate::support::{
     app::SECRET_KEY,
     assert::{assert_invalid, assert_unauthenticated},
     time::to_system_time,
-    tokens::{Jwt, json_string, seconds_from_now, sign_parts},
+    tokens::{Jwt, TokenKey, json_string, month, seconds_from_now, sign_parts},
 };
 
 /// Longer than the limit of metadata, 16 KiB.
@@ -31,8 +31,12 @@ struct InvalidToken {
 async fn invalid_tokens(app: &App, ana: &Client) -> Vec<InvalidToken> {
     let mut tokens = inactive_sessions(app, ana).await;
     tokens.extend(wrong_signatures(ana));
-    tokens.extend(wrong_fields(ana));
-    tokens.extend(malformed_tokens(ana));
+    tokens.extend(wrong_eddsa_signatures(ana));
+    for key in [TokenKey::of_this_month(), TokenKey::of_secret()] {
+        tokens.extend(wrong_keys(ana, &key));
+        tokens.extend(wrong_fields(ana, &key));
+        tokens.extend(malformed_tokens(ana, &key));
+    }
     tokens
 }
 
@@ -70,13 +74,10 @@ async fn inactive_sessions(app: &App, ana: &Client) -> Vec<InvalidToken> {
     .collect()
 }
 
+/// Returns tokens of HS256, and tokens that name its key, with wrong signatures.
 fn wrong_signatures(ana: &Client) -> Vec<InvalidToken> {
-    let jwt = Jwt::for_client(ana);
+    let jwt = Jwt::for_client(ana).with_key(TokenKey::of_secret());
     let with = |algorithm: &str| jwt.clone().header("alg", json_string(algorithm));
-    let valid = jwt.signed();
-    let (payload, signature) = valid.rsplit_once('.').expect("a signed token");
-    let other_claims = jwt.clone().claim("exp", seconds_from_now(900)).signed();
-    let (other_payload, _) = other_claims.rsplit_once('.').expect("a signed token");
     vec![
         invalid("no algorithm, no signature", with("none").unsigned()),
         invalid("no algorithm in odd case", with("nOnE").unsigned()),
@@ -90,21 +91,90 @@ fn wrong_signatures(ana: &Client) -> Vec<InvalidToken> {
         invalid("an unknown algorithm", with("X").signed()),
         invalid("an algorithm that is no text", jwt.clone().header("alg", "256").signed()),
         invalid("no algorithm field", jwt.clone().without_field("alg").signed()),
-        invalid("another key", jwt.signed_with(hmac::HMAC_SHA256, &"x".repeat(32))),
+        invalid("another key", jwt.signed_with(hmac::HMAC_SHA256, "x".repeat(32))),
         invalid("an empty key", jwt.signed_with(hmac::HMAC_SHA256, "")),
+        invalid("an expired token of another key", {
+            jwt.claim("exp", seconds_from_now(-600)).signed_with(hmac::HMAC_SHA256, "x".repeat(32))
+        }),
+    ]
+}
+
+/// Returns tokens that name the key of this month, with wrong signatures.
+fn wrong_eddsa_signatures(ana: &Client) -> Vec<InvalidToken> {
+    let key = TokenKey::of_this_month();
+    let jwt = Jwt::for_client(ana).with_key(key.clone());
+    let with = |algorithm: &str| jwt.clone().header("alg", json_string(algorithm));
+    let public = key.public_key();
+    let public_bytes = URL_SAFE_NO_PAD.decode(&public).expect("base64url");
+    let other_secret = TokenKey::EdDsa("x".repeat(32), month(0));
+    let hmac_of = |secret: &[u8]| with("HS256").signed_with(hmac::HMAC_SHA256, secret);
+    vec![
+        invalid("no algorithm, no signature", with("none").unsigned()),
+        invalid("no algorithm, but signed", with("none").signed()),
+        invalid("the public key as secret of HS256", hmac_of(&public_bytes)),
+        invalid("its text as secret of HS256", hmac_of(public.as_bytes())),
+        invalid("the secret, and the kid of EdDSA", hmac_of(SECRET_KEY.as_bytes())),
+        invalid("EdDSA that calls itself HS256", with("HS256").signed()),
+        invalid("EdDSA that calls itself ES256", with("ES256").signed()),
+        invalid("EdDSA that calls itself Ed25519", with("Ed25519").signed()),
+        invalid("the kid of HS256", {
+            jwt.clone().header("kid", json_string(&TokenKey::of_secret().kid())).signed()
+        }),
+        invalid("the kid of another month", {
+            jwt.clone().with_key(TokenKey::of_month(1)).signed_with_key(&key)
+        }),
+        invalid("the key of another month", jwt.signed_with_key(&TokenKey::of_month(1))),
+        invalid("the key of another secret", jwt.signed_with_key(&other_secret)),
+        invalid("the secret and kid of another service", {
+            jwt.clone().with_key(other_secret.clone()).signed()
+        }),
+        invalid("the key of two months ago", {
+            jwt.clone().with_key(TokenKey::of_month(-2)).signed()
+        }),
+        invalid("the key of the last quarter", {
+            jwt.clone().with_key(TokenKey::of_month(-3)).signed()
+        }),
+        invalid("the key of the month after the next", {
+            jwt.clone().with_key(TokenKey::of_month(2)).signed()
+        }),
+        invalid("a key of its own in the header", {
+            let jwk =
+                format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{}"}}"#, other_secret.public_key());
+            jwt.header("jwk", jwk).signed_with_key(&other_secret)
+        }),
+    ]
+}
+
+/// Returns tokens whose signature or `kid` is not that of the key.
+fn wrong_keys(ana: &Client, key: &TokenKey) -> Vec<InvalidToken> {
+    let jwt = Jwt::for_client(ana).with_key(key.clone());
+    let kid = |json: &str| jwt.clone().header("kid", json).signed();
+    let valid = jwt.signed();
+    let (payload, signature) = valid.rsplit_once('.').expect("a signed token");
+    let other_claims = jwt.clone().claim("exp", seconds_from_now(900)).signed();
+    let (other_payload, _) = other_claims.rsplit_once('.').expect("a signed token");
+    vec![
+        invalid("no kid", jwt.clone().without_field("kid").signed()),
+        invalid("an empty kid", kid("\"\"")),
+        invalid("an unknown kid", kid("\"unknown\"")),
+        invalid("a kid that is null", kid("null")),
+        invalid("a kid that is no text", kid("1")),
+        invalid("a kid that is a path", kid("\"../../dev/null\"")),
+        invalid("a kid of 4 KiB", kid(&json_string(&"k".repeat(4_096)))),
         invalid("an empty signature", jwt.unsigned()),
         invalid("no signature", payload.to_owned()),
         invalid("half a signature", valid[..valid.len() - signature.len() / 2].to_owned()),
         invalid("more than a signature", format!("{valid}A")),
         invalid("another token's signature", format!("{other_payload}.{signature}")),
-        invalid("an expired token of another key", {
-            jwt.claim("exp", seconds_from_now(-600)).signed_with(hmac::HMAC_SHA256, &"x".repeat(32))
+        invalid("a signature of zeros", {
+            let zeros = vec![0; URL_SAFE_NO_PAD.decode(signature).expect("base64url").len()];
+            format!("{payload}.{}", URL_SAFE_NO_PAD.encode(zeros))
         }),
     ]
 }
 
-fn wrong_fields(ana: &Client) -> Vec<InvalidToken> {
-    let jwt = Jwt::for_client(ana);
+fn wrong_fields(ana: &Client, key: &TokenKey) -> Vec<InvalidToken> {
+    let jwt = Jwt::for_client(ana).with_key(key.clone());
     let header = |name, json: &str| jwt.clone().header(name, json).signed();
     let claim = |name, json: &str| jwt.clone().claim(name, json).signed();
     let mut tokens: Vec<_> = ["iss", "aud", "sub", "sid", "jti", "iat", "exp", "typ"]
@@ -146,8 +216,9 @@ fn wrong_fields(ana: &Client) -> Vec<InvalidToken> {
     tokens
 }
 
-fn malformed_tokens(ana: &Client) -> Vec<InvalidToken> {
-    let valid = &ana.tokens().access_token;
+fn malformed_tokens(ana: &Client, key: &TokenKey) -> Vec<InvalidToken> {
+    let valid = &Jwt::for_client(ana).with_key(key.clone()).signed();
+    let sign_parts = |header: &str, claims: &str| sign_parts(key, header, claims);
     let parts: Vec<_> = valid.split('.').collect();
     let [header, claims, signature] = parts[..] else { panic!("{valid}") };
     let decoded = |part| URL_SAFE_NO_PAD.decode(part).expect("base64");
@@ -215,6 +286,8 @@ async fn introspection_returns_the_user_and_session_of_an_active_token() {
                 user_id: ana.user_id(),
                 session_id: ana.tokens().session_id.clone(),
                 expire_time: ana.tokens().access_token_expire_time,
+                kind: TokenKind::AccessToken.into(),
+                ..IntrospectTokenResponse::default()
             }
         );
     }
@@ -232,6 +305,9 @@ async fn a_handmade_token_with_valid_claims_is_accepted() {
     let jwt = Jwt::for_client(&ana);
     for (fault, jwt) in [
         ("the same as a token of the service", jwt.clone()),
+        ("the key of the previous month", jwt.clone().with_key(TokenKey::of_month(-1))),
+        ("the key of the next month", jwt.clone().with_key(TokenKey::of_month(1))),
+        ("HS256", jwt.clone().with_key(TokenKey::of_secret())),
         ("it expired within the leeway", jwt.clone().claim("exp", seconds_from_now(-2))),
         ("it becomes valid within the leeway", jwt.clone().claim("nbf", seconds_from_now(2))),
         ("it is already valid", jwt.clone().claim("nbf", seconds_from_now(-60))),

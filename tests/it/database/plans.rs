@@ -30,7 +30,7 @@ const NOW: i64 = 1_800_000_000_000_000;
 /// The arguments of the statements that the compiler checks, by words that they contain: the
 /// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `GONE`, `NEW` and
 /// `NONE` are ids, and `NOW` is a time.
-const ARGUMENTS: [(&str, &str); 35] = [
+const ARGUMENTS: [(&str, &str); 57] = [
     // Todos.
     (
         "for no key update skip locked ), clocks as",
@@ -52,6 +52,17 @@ const ARGUMENTS: [(&str, &str); 35] = [
     ("from database_incarnation as incarnation left join", "array[OWNER]"),
     ("update database_incarnation", "NEW"),
     ("select id from database_incarnation", "OWNER, 0, 101, 1000000, 208"),
+    // Operators, and password resets.
+    ("update users set password_hash = $4", "OWNER, sha256('a'), now(), 'x'"),
+    ("insert into password_reset_codes", "OWNER, sha256('b'), now()"),
+    ("from password_reset_codes as code join users", "OWNER, now()"),
+    ("delete from password_reset_codes", "OWNER"),
+    ("as \"tokens!\"", "OWNER, now()"),
+    ("from users where id > $1 and ( $2::text", "NONE, null, 500"),
+    ("disabled_at from users where id = $1", "OWNER"),
+    ("as \"is_disabled!\" from users where id = $1", "OWNER"),
+    ("update users set disabled_at = coalesce", "OWNER, now()"),
+    ("update users set disabled_at = null", "OWNER"),
     // Users.
     ("from unnest($1::uuid[]) with ordinality as inputs (id", "array[OWNER]"),
     ("version from users where id = $1", "OWNER"),
@@ -69,8 +80,23 @@ const ARGUMENTS: [(&str, &str); 35] = [
     ("set password_hash = $3, password_version", "OWNER, 1, 'x'"),
     ("set password_hash = $3 where", "OWNER, 'x', 'y'"),
     ("delete from users", "OWNER, null"),
+    // Personal access tokens. In the data, each user has one whose id is that of a todo.
+    ("select user_id, id, secret_hash", "OWNER, TODO"),
+    ("secret_hash, scopes, expires_at, last_used_date from unnest", "array[OWNER], array[TODO]"),
+    ("join personal_access_tokens", "array[OWNER], array[TODO]"),
+    ("and disabled_at is null for no key update", "OWNER, 1"),
+    ("as \"count!\" from personal_access_tokens", "OWNER, now()"),
+    (
+        "insert into personal_access_tokens",
+        "OWNER, NEW, 'a', array['todo.read'], now(), sha256('')",
+    ),
+    ("and id in ( select id from personal_access_tokens", "OWNER, now(), 50"),
+    ("from personal_access_tokens where user_id = $1 order by", "OWNER, 100"),
+    ("delete from personal_access_tokens where user_id = $1 and id = $2", "OWNER, TODO"),
+    ("delete from personal_access_tokens where user_id = $1", "OWNER"),
+    ("update personal_access_tokens", "OWNER, TODO, current_date"),
     // Sessions.
-    ("as inputs (user_id", "array[OWNER], array[TODO]"),
+    ("join sessions", "array[OWNER], array[TODO]"),
     ("select expires_at from sessions", "OWNER, TODO"),
     (
         "from sessions where user_id = $1 and expires_at > $2 order by id desc limit",
@@ -81,6 +107,7 @@ const ARGUMENTS: [(&str, &str); 35] = [
     ("delete from sessions where user_id = $1 and ( expires_at", "OWNER, now(), 100"),
     ("delete from sessions where user_id = $1 and ((id", "OWNER, TODO, true, false"),
     ("delete from sessions where user_id = $1 and id", "OWNER, TODO, now()"),
+    ("delete from sessions where user_id = $1", "OWNER"),
     // The database itself.
     ("current_setting", ""),
     ("lower(", ""),
@@ -103,6 +130,11 @@ async fn create_database(todos: u32) -> (TestDatabase, PgConnection) {
                  now() + interval '1 day', 'agent', 'peer'
              from generate_series(0, {} - 1) as n, id(1, n)", todos / 10
         ),
+        "insert into personal_access_tokens
+         select user_id, id, 'name', '{todo.read}', expires_at, null, sha256('') from sessions"
+            .to_owned(),
+        "insert into password_reset_codes
+             select id, sha256('a'), now() + interval '1 day' from users".to_owned(),
         format!(
             "insert into todo_clocks select id(1, n), {NOW} from generate_series(0, {} - 1) as n",
             todos / 10
@@ -127,7 +159,9 @@ async fn create_database(todos: u32) -> (TestDatabase, PgConnection) {
              from generate_series(0, {todos} / 10 - 1) as n"
         ),
         "analyze".to_owned(),
-        "vacuum users, sessions, todo_clocks, todos, todo_trash".to_owned(),
+        "vacuum users, sessions, personal_access_tokens, password_reset_codes, todo_clocks, todos,
+             todo_trash"
+            .to_owned(),
     ] {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect("inserted");
     }

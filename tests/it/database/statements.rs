@@ -125,6 +125,31 @@ async fn a_session_cache_miss_costs_one_more_statement() {
 }
 
 #[tokio::test]
+async fn a_call_with_a_personal_access_token_costs_as_many_statements_as_with_a_session() {
+    let app = App::start().await;
+    let ana = app.signed_up("ana").await;
+    ana.create_todo("warm the session up").await;
+    // The user, and the transaction: begin, lock of the user, count, insert, deletion, commit.
+    let create = count(&ana, async |ana| ana.create_token(&["user.read"]).await).await;
+    assert!((5..=7).contains(&create), "CreatePersonalAccessToken: {create}");
+
+    let (token, job) = ana.with_new_token(&["user.read"]).await;
+    let get_user = async || {
+        let call = count(&job, async |job| {
+            job.users().get_user(GetUserRequest { id: "me".into() }).await.expect("a response")
+        });
+        call.await
+    };
+    // The use of the token is stored in the background.
+    assert_eq!(get_user().await, 2, "GetUser, with a cache miss");
+    assert_eq!(get_user().await, 1, "GetUser");
+    let list = count(&ana, async |ana| ana.list_tokens().await);
+    assert_eq!(list.await, 1, "ListPersonalAccessTokens");
+    let revoke = count(&ana, async |ana| ana.try_revoke_token(&token.id).await.expect("revoked"));
+    assert_eq!(revoke.await, 1, "RevokePersonalAccessToken");
+}
+
+#[tokio::test]
 async fn sign_up_login_and_refresh_cost_few_statements() {
     let app = App::start().await;
     let anonymous = app.anonymous();
@@ -167,4 +192,14 @@ async fn sign_up_login_and_refresh_cost_few_statements() {
     });
     let change = change.await;
     assert!((3..=5).contains(&change), "ChangePassword: {change}");
+
+    // The code, and the transaction: begin, update of the user with the end of the code, deletion of
+    // sessions and of personal access tokens, commit.
+    let code = app.reset_code("ana").await;
+    let reset = count(&anonymous, async |client| client.reset_password(&code, PASSWORD).await);
+    let reset = reset.await;
+    assert!((4..=6).contains(&reset), "ResetPassword: {reset}");
+
+    let typo = count(&anonymous, async |client| client.try_reset_password("fzr_", PASSWORD).await);
+    assert_eq!(typo.await, 0, "ResetPassword with a typo");
 }

@@ -1,6 +1,7 @@
 //! The examples work as `examples/README.md` documents them.
 
 mod follow;
+mod verify;
 
 use std::{
     fs,
@@ -8,6 +9,10 @@ use std::{
     process::Output,
 };
 
+use fast_zero::proto::{
+    auth::v1::{LogoutScope, TokenSet},
+    todo::v1::ListTodosRequest,
+};
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -15,7 +20,7 @@ use crate::support::{
     App,
     assert::assert_unauthenticated,
     postgres::print_line,
-    tokens::{Jwt, seconds_from_now},
+    tokens::{Jwt, TokenKey, seconds_from_now},
 };
 
 const README: &str = include_str!("../../../examples/README.md");
@@ -39,6 +44,8 @@ struct Example {
     command: String,
     /// Runs the program that follows changes, if there is one.
     follow_command: Option<String>,
+    /// Verifies access tokens.
+    verify_command: String,
     dir: PathBuf,
 }
 
@@ -54,9 +61,13 @@ fn shell_blocks(section: &str) -> Vec<&'static str> {
 fn shell_command(script: &str, dir: &Path, variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new("nice");
     command.args(["-n", "19", "bash", "-euo", "pipefail", "-c", script]).current_dir(dir);
-    for variable in
-        ["FASTZERO_ACCESS_TOKEN", "FASTZERO_ADDR", "FASTZERO_COPY", "FASTZERO_REFRESH_TOKEN"]
-    {
+    for variable in [
+        "FASTZERO_ACCESS_TOKEN",
+        "FASTZERO_ADDR",
+        "FASTZERO_COPY",
+        "FASTZERO_JWKS_URL",
+        "FASTZERO_REFRESH_TOKEN",
+    ] {
         command.env_remove(variable);
     }
     command.envs(variables.iter().copied()).kill_on_drop(true);
@@ -78,6 +89,11 @@ async fn has_tool(name: &str, check: &str) -> bool {
     found
 }
 
+/// The variables of a session to resume.
+fn session<'a>(access_token: &'a str, refresh_token: &'a str) -> [(&'static str, &'a str); 2] {
+    [("FASTZERO_ACCESS_TOKEN", access_token), ("FASTZERO_REFRESH_TOKEN", refresh_token)]
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -96,14 +112,16 @@ fn copy_dir(from: &Path, to: &Path) {
 }
 
 impl Example {
-    /// Returns the example with the commands of these blocks: run the program, and follow changes.
+    /// Returns the example with the commands of these blocks: run the program, follow changes, and
+    /// verify a token.
     fn new(blocks: &[&str], dir: PathBuf) -> Self {
-        let (command, follow_command) = match blocks {
-            [command] => (command, None),
-            [command, follow] => (command, Some((*follow).to_owned())),
+        let (command, follow_command, verify_command) = match blocks {
+            [command, verify] => (command, None, verify),
+            [command, follow, verify] => (command, Some((*follow).to_owned()), verify),
             _ => panic!("the section has a block for each program"),
         };
-        Self { command: (*command).to_owned(), follow_command, dir }
+        let (command, verify_command) = ((*command).to_owned(), (*verify_command).to_owned());
+        Self { command, follow_command, verify_command, dir }
     }
 
     /// Runs the first block of the section, in a copy of the sources. The others run the programs.
@@ -160,29 +178,25 @@ impl Example {
     }
 
     async fn assert_refreshes(&self, app: &App) {
-        let bob = app.signed_up("bob").await;
+        let (bob, eve) = (app.signed_up("bob").await, app.signed_up("eve").await);
         let expired = Jwt::for_client(&bob).claim("exp", seconds_from_now(-60)).signed();
-        let tokens = [
-            ("FASTZERO_ACCESS_TOKEN", &*expired),
-            ("FASTZERO_REFRESH_TOKEN", &*bob.tokens().refresh_token),
-        ];
-        let resumed = self.succeed(app, &tokens).await;
-        // Its two concurrent calls both fail with TOKEN_EXPIRED and use one refresh.
-        assert_eq!(resumed.matches("refreshed the access token\n").count(), 1, "{resumed}");
-        assert!(!resumed.contains("signed up"), "{resumed}");
-        let created: i64 = app
-            .fetch_scalar(
-                "select count(*) from todos
-                 where owner_id = (select id from users where username = 'bob')",
-            )
-            .await;
-        assert_eq!(created, 2);
+        // The server returns TOKEN_INVALID.
+        let retired = Jwt::for_client(&eve).with_key(TokenKey::of_month(-2)).signed();
+        for (client, rejected) in [(&bob, &expired), (&eve, &retired)] {
+            let tokens = session(rejected, &client.tokens().refresh_token);
+            let resumed = self.succeed(app, &tokens).await;
+            // Its two concurrent calls both fail and use one refresh.
+            assert_eq!(resumed.matches("refreshed the access token\n").count(), 1, "{resumed}");
+            assert!(!resumed.contains("signed up"), "{resumed}");
+            let todos = client.list_all_todos(ListTodosRequest::default()).await;
+            assert_eq!(todos.len(), 2);
+        }
 
-        // Errors of the refresh reach the caller, and so do all others but TOKEN_EXPIRED.
-        let tokens = [("FASTZERO_ACCESS_TOKEN", &*expired), ("FASTZERO_REFRESH_TOKEN", "none")];
-        self.fail(app, &tokens, &["(REFRESH_TOKEN_INVALID)"]).await;
-        let tokens = [("FASTZERO_ACCESS_TOKEN", "none"), tokens[1]];
-        self.fail(app, &tokens, &["(TOKEN_INVALID)"]).await;
+        // Errors of the refresh reach the caller, and so do those that a refresh does not cure.
+        self.fail(app, &session(&retired, "none"), &["(REFRESH_TOKEN_INVALID)"]).await;
+        bob.log_out(LogoutScope::ThisSession).await;
+        let TokenSet { access_token, refresh_token, .. } = bob.tokens();
+        self.fail(app, &session(access_token, refresh_token), &["(SESSION_REVOKED)"]).await;
     }
 
     /// Runs the program in the README with the packages of the example.
@@ -222,6 +236,7 @@ async fn the_python_example_works_as_documented() {
     example.assert_works().await;
     example.assert_program_of_readme_works().await;
     example.assert_follows().await;
+    example.assert_verifies().await;
 }
 
 #[tokio::test]
@@ -233,7 +248,9 @@ async fn the_go_example_works_as_documented() {
         return;
     }
     let sources = TempDir::new().expect("a directory");
-    Example::set_up("Go", "examples/go", &sources).await.assert_works().await;
+    let example = Example::set_up("Go", "examples/go", &sources).await;
+    example.assert_works().await;
+    example.assert_verifies().await;
 }
 
 #[tokio::test]
@@ -243,4 +260,5 @@ async fn the_rust_example_works_as_documented() {
     let example = Example::new(&shell_blocks("Rust"), env!("CARGO_MANIFEST_DIR").into());
     example.assert_works().await;
     example.assert_follows().await;
+    example.assert_verifies().await;
 }

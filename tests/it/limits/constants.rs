@@ -9,9 +9,11 @@ use crate::support::sources::files;
 const LIMIT_WORDS: [&str; 8] = ["BYTES", "KIB", "LEN", "LIMIT", "MAX", "MIN", "TIMEOUT", "TTL"];
 
 /// Constants that have such a word and limit nothing.
-const PLAIN_DATA: [&str; 10] = [
+const PLAIN_DATA: [&str; 13] = [
     // Lengths that a format fixes.
     "BODY_BYTES",
+    "CHECKSUM_BYTES",
+    "DERIVED_KEY_BYTES",
     "GENERATION_BYTES",
     "ID_BYTES",
     "KEY_ID_BYTES",
@@ -19,6 +21,7 @@ const PLAIN_DATA: [&str; 10] = [
     "MESSAGE_PREFIX_LEN",
     "OUTPUT_BYTES",
     "SALT_BYTES",
+    "SECRET_BYTES",
     // A metadata entry.
     "GRPC_TIMEOUT",
     // Makes the allocator return the buffers of hashes.

@@ -4,9 +4,11 @@ use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
+    thread,
     time::{Duration, Instant},
 };
 
+use argon2::Argon2;
 use fast_zero::proto::{auth::v1::LoginRequest, todo::v1::ListTodosRequest};
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -25,18 +27,21 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::support::{
-    Client, app::connect, assert::assert_unauthenticated, postgres::TestDatabase, priority,
-    process::Binary,
+    Client, PASSWORD, app::connect, assert::assert_unauthenticated, parallel::join_all,
+    postgres::TestDatabase, priority, process::Binary,
 };
 
-/// The hashing threads of the service under test, which has the default argon2 parameters.
-const HASHING_THREADS: u64 = 1;
+/// The hashing threads of the service under test, which has the default settings: one for each
+/// core.
+fn hashing_threads() -> usize {
+    thread::available_parallelism().expect("known").get()
+}
 
 /// The memory of one hash, and the maximum that the flood may take in addition.
 const HASH_KIB: u64 = 19 * 1024;
 const MAX_OVERHEAD_KIB: u64 = 16 * 1024;
 
-/// The rate of logins as a multiple of the rate that the service can check.
+/// The rate of logins as a multiple of the rate that one thread can check.
 const TIMES_CAPACITY: f64 = 100.0;
 
 /// The number of usernames in the flood, too many to be locked out soon.
@@ -82,6 +87,78 @@ async fn briefly() {
     flood(1, Duration::from_secs(2)).await;
 }
 
+/// Compares the service with nothing but hashes on all cores, in turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "compares times: nothing else may run"]
+async fn logins_use_all_cores() {
+    const ROUNDS: usize = 5;
+    const LENGTH: Duration = Duration::from_secs(4);
+    const MIN_SHARE: f64 = 0.95;
+    let database = TestDatabase::create().await;
+    let server = Binary::server(&database.url()).env("RUST_LOG", "warn,fast_zero::server=info");
+    let server = server.start();
+    let address = server.address().await.parse().expect("an address");
+    let client = Client::new(connect(address).await);
+    // The logins of one account wait for each other.
+    let names: Vec<_> = (0..4 * hashing_threads()).map(|number| format!("user{number}")).collect();
+    for name in &names {
+        client.create_user(name).await;
+    }
+    let mut shares = Vec::new();
+    for _ in 0..ROUNDS {
+        let hashes = hashes_per_second(LENGTH);
+        let logins = logins_per_second(&client, &names, LENGTH).await;
+        println!("{logins:.1} logins a second, {hashes:.1} hashes");
+        shares.push(logins / hashes);
+    }
+    // The median of the rounds, because other load of the machine comes in bursts.
+    shares.sort_by(f64::total_cmp);
+    let share = shares[ROUNDS / 2];
+    assert!(share >= MIN_SHARE, "{share:.2} logins for each hash that the cores could compute");
+}
+
+/// Returns how many hashes all cores compute in a second.
+fn hashes_per_second(length: Duration) -> f64 {
+    let started = Instant::now();
+    let hash = || {
+        let params = argon2::Params::DEFAULT;
+        let mut memory = vec![argon2::Block::new(); params.block_count()];
+        let argon2 = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+        let mut hashes = 0_u32;
+        while started.elapsed() < length {
+            let (password, salt, mut output) = (b"password", [0; 16], [0; 32]);
+            argon2
+                .hash_password_into_with_memory(password, &salt, &mut output, &mut memory)
+                .expect("valid parameters");
+            hashes += 1;
+        }
+        f64::from(hashes) / started.elapsed().as_secs_f64()
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..hashing_threads()).map(|_| scope.spawn(hash)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+    })
+}
+
+/// Returns how many logins the service completes in a second, with a login in progress for each
+/// name.
+async fn logins_per_second(client: &Client, names: &[String], length: Duration) -> f64 {
+    let started = Instant::now();
+    let logins = names.iter().map(|name| {
+        let (client, name) = (client.clone(), name.clone());
+        async move {
+            let mut logins = 0_u32;
+            while started.elapsed() < length {
+                client.try_log_in(&name, PASSWORD).await.expect("logged in");
+                logins += 1;
+            }
+            logins
+        }
+    });
+    let logins: u32 = join_all(logins).await.into_iter().sum();
+    f64::from(logins) / started.elapsed().as_secs_f64()
+}
+
 /// Latencies of calls.
 #[derive(Default)]
 struct Latencies {
@@ -98,7 +175,6 @@ struct Latencies {
 async fn flood(rounds: u32, length: Duration) -> Latencies {
     let database = TestDatabase::create().await;
     let server = Binary::server(&database.url())
-        .env("HASHING_THREADS", &HASHING_THREADS.to_string())
         .env("TRUSTED_PROXIES", "127.0.0.0/8")
         // This process reads the log, which would cost time during the flood.
         .env("RUST_LOG", "warn,fast_zero::server=info")
@@ -134,7 +210,7 @@ async fn flood(rounds: u32, length: Duration) -> Latencies {
     print(&latencies, per_second, length * rounds);
     println!("memory: {before} KiB before, at most {grown} KiB more");
 
-    assert!(grown < HASHING_THREADS * HASH_KIB + MAX_OVERHEAD_KIB, "{grown} KiB");
+    assert!(grown < hashing_threads() as u64 * HASH_KIB + MAX_OVERHEAD_KIB, "{grown} KiB");
     let allowed = ["INCORRECT_CREDENTIALS", "OVERLOADED", "TOO_MANY_ATTEMPTS"];
     let all_allowed = latencies.logins.keys().all(|reason| allowed.contains(&&**reason));
     assert!(all_allowed, "{:?}", latencies.logins.keys());
@@ -145,7 +221,7 @@ async fn flood(rounds: u32, length: Duration) -> Latencies {
     latencies
 }
 
-/// Returns the number of logins that can be checked in a second.
+/// Returns the number of logins that one thread can check in a second.
 async fn capacity(client: &Client) -> f64 {
     let mut times = Vec::new();
     for _ in 0..9 {

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fast_zero::proto::user::v1::{CreateUserRequest, GetUserRequest};
+use fast_zero::proto::{
+    auth::v1::CreatePersonalAccessTokenRequest,
+    user::v1::{CreateUserRequest, GetUserRequest},
+};
 use nix::sys::signal::Signal;
 use sqlx::ConnectOptions;
 use tonic::Code;
@@ -15,6 +18,7 @@ use crate::support::{
     app::{self, config, connect},
     assert::{assert_status, assert_unauthenticated},
     metrics::Scrape,
+    personal_access_tokens::new_token,
     postgres::TestDatabase,
     process::{Binary, Process},
     proxy::{self, Proxy},
@@ -248,25 +252,34 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
     let me = ana.clone().with_metadata("x-request-id", "me-1").users();
     let request = GetUserRequest { id: "me".into() };
     let user = me.clone().get_user(request).await.expect("a response").into_inner().user;
+    let (created, secret) = ana.create_token(&["user.read"]).await;
+    let job = ana.clone().with_token(&secret).with_metadata("x-request-id", "job-1");
+    job.get_user("me").await;
+    let job = ana.clone().with_token(&secret).with_metadata("x-request-id", "job-2");
+    ana.introspect(&secret).await;
+    ana.try_revoke_token(&created.id).await.expect("revoked");
+    assert_unauthenticated(job.try_get_user("me").await, "TOKEN_INVALID");
 
     // The shutdown line follows all earlier lines.
     server.signal(Signal::SIGTERM);
     server.wait_for_line("\"message\":\"stopped\"").await;
     let output = server.output();
     let user_id = format!("\"user_id\":\"{}\"", user.expect("a user").id);
-    for (id, code, user_id) in
-        [("sign-up-1", "OK", ""), ("sign-up-2", "ALREADY_EXISTS", ""), ("me-1", "OK", &*user_id)]
-    {
+    let session_id = format!("\"session_id\":\"{}\"", ana.tokens().session_id);
+    let token_id = format!("\"personal_access_token_id\":\"{}\"", created.id);
+    for (id, code, caller) in [
+        ("sign-up-1", "OK", &[][..]),
+        ("sign-up-2", "ALREADY_EXISTS", &[]),
+        ("me-1", "OK", &[&*user_id, &session_id]),
+        ("job-1", "OK", &[&*user_id, &token_id]),
+        ("job-2", "UNAUTHENTICATED", &[]),
+    ] {
         let is_call = |line: &&str| line.contains(id) && line.contains("\"message\":\"call\"");
         let lines: Vec<_> = output.lines().filter(is_call).collect();
         assert_eq!(lines.len(), 1, "{id}: {output}");
-        for part in [
-            "\"method\":",
-            "\"duration_ms\":",
-            "\"client_ip\":\"127.0.0.1\"",
-            &format!("\"code\":\"{code}\""),
-            user_id,
-        ] {
+        let code = format!("\"code\":\"{code}\"");
+        let parts = ["\"method\":", "\"duration_ms\":", "\"client_ip\":\"127.0.0.1\"", &*code];
+        for part in parts.iter().chain(caller) {
             assert!(lines[0].contains(part), "{part} is not in {}", lines[0]);
         }
     }
@@ -276,6 +289,9 @@ async fn the_log_has_a_line_for_each_call_and_no_secret() {
         "ana@example.com",
         &tokens.access_token,
         &tokens.refresh_token,
+        &secret,
+        // The part in which the random bytes are.
+        &secret[50..85],
         app::SECRET_KEY,
         "argon2id",
     ] {
@@ -330,6 +346,14 @@ async fn the_audit_trail_identifies_users_by_id_only() {
     let third = ana.refresh(&second.refresh_token).await;
     assert_unauthenticated(ana.try_refresh(old).await, "REFRESH_TOKEN_REUSED");
     let again = anonymous.logged_in(login, "a new password").await.expect("logged in");
+    let request = CreatePersonalAccessTokenRequest {
+        current_password: "a new password".into(),
+        ..new_token(&["user.read"])
+    };
+    let created = again.try_create_token(request).await.expect("created").into_inner();
+    let token = created.personal_access_token.expect("a token").id;
+    again.clone().with_token(&created.secret).get_user("me").await;
+    again.try_revoke_token(&token).await.expect("revoked");
     again.try_delete_user("me", "").await.expect("deleted");
 
     server.wait_for_line("user_deleted").await;
@@ -352,6 +376,8 @@ async fn the_audit_trail_identifies_users_by_id_only() {
         ("session_revoked", &[&*user_id, &**revoked], 1),
         ("password_changed", &[&*user_id, &**session], 1),
         ("refresh_reused", &[&*user_id, &**session], 1),
+        ("personal_access_token_created", &[&*user_id, &*token], 1),
+        ("personal_access_token_revoked", &[&*user_id, &*token], 1),
         ("user_deleted", &[&*user_id], 1),
     ] {
         assert_eq!(count(event, ids), times, "{event} {ids:?}:\n{output}");
@@ -359,9 +385,17 @@ async fn the_audit_trail_identifies_users_by_id_only() {
     }
     for line in trail {
         assert!(line.contains("\"client_ip\":\"127.0.0.1\""), "{line}");
-        for secret in
-            ["\"ana", "@example.com", "stranger", "password\"", old, &third.refresh_token, PASSWORD]
-        {
+        for secret in [
+            "\"ana",
+            "@example.com",
+            "stranger",
+            "password\"",
+            old,
+            &third.refresh_token,
+            "fz_",
+            "nightly job",
+            PASSWORD,
+        ] {
             assert!(!line.contains(secret), "{secret} is in {line}");
         }
     }

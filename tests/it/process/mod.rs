@@ -10,3 +10,4 @@ mod settings;
 mod shutdown;
 mod startup;
 mod tls;
+mod user_command;

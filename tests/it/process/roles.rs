@@ -96,10 +96,20 @@ async fn a_role_without_a_privilege_is_rejected_or_not_ready() {
     assert!(output.contains("table _sqlx_migrations"), "{output}");
     assert!(output.contains("grant the role of DATABASE_URL"), "{output}");
 
+    execute("grant select on all tables in schema public to ROLE").await;
+    let (code, output) = server().output().await;
+    assert_eq!(code, Some(1), "{output}");
+    let tables = "select array_agg(tablename::text) from pg_tables
+                  where schemaname = 'public' and tablename <> '_sqlx_migrations'";
+    let tables = sqlx::query_scalar(tables).fetch_one(&mut database.connect().await).await;
+    let tables: Vec<String> = tables.expect("listed");
+    for table in tables {
+        assert!(output.contains(&format!("insert on {table}")), "{table}: {output}");
+    }
+
     execute(
-        "grant select on all tables in schema public to ROLE;
-         grant insert, update, delete on users, sessions, todo_clocks, todo_trash,
-             database_incarnation to ROLE",
+        "grant insert, update, delete on all tables in schema public to ROLE;
+         revoke insert, update, delete on todos from ROLE",
     )
     .await;
     let (code, output) = server().output().await;

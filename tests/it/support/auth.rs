@@ -3,8 +3,8 @@
 use fast_zero::proto::auth::v1::{
     ChangePasswordRequest, ChangePasswordResponse, IntrospectTokenRequest, IntrospectTokenResponse,
     ListSessionsRequest, LoginRequest, LoginResponse, LogoutRequest, LogoutResponse, LogoutScope,
-    RefreshTokenRequest, RefreshTokenResponse, RevokeSessionRequest, RevokeSessionResponse,
-    Session, TokenSet,
+    RefreshTokenRequest, RefreshTokenResponse, ResetPasswordRequest, ResetPasswordResponse,
+    RevokeSessionRequest, RevokeSessionResponse, Session, TokenSet,
 };
 
 use super::{Client, RpcResult, assert::assert_unauthenticated};
@@ -57,6 +57,19 @@ impl Client {
 
     pub async fn change_password(&self, current: &str, new: &str) {
         self.try_change_password(current, new).await.expect("changed");
+    }
+
+    pub async fn try_reset_password(
+        &self,
+        code: &str,
+        new: &str,
+    ) -> RpcResult<ResetPasswordResponse> {
+        let request = ResetPasswordRequest { code: code.to_owned(), new_password: new.to_owned() };
+        self.auth().reset_password(request).await
+    }
+
+    pub async fn reset_password(&self, code: &str, new: &str) {
+        self.try_reset_password(code, new).await.expect("reset");
     }
 
     pub async fn try_introspect(&self, token: &str) -> RpcResult<IntrospectTokenResponse> {

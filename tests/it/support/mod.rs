@@ -12,6 +12,7 @@ pub mod compose;
 pub mod compression;
 pub mod container;
 pub mod database;
+pub mod database_clock;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 pub mod follower;
@@ -20,7 +21,9 @@ pub mod http2;
 pub mod load_balancer;
 pub mod messages;
 pub mod metrics;
+pub mod operator;
 pub mod parallel;
+pub mod personal_access_tokens;
 pub mod pooler;
 pub mod postgres;
 pub mod priority;

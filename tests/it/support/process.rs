@@ -96,6 +96,12 @@ impl Binary {
         self
     }
 
+    /// Reads standard input from this file, which may be a terminal.
+    pub fn input_from(mut self, file: impl Into<Stdio>) -> Self {
+        self.command.stdin(file);
+        self
+    }
+
     /// Redirects the log.
     pub fn log_to(mut self, file: impl Into<Stdio>) -> Self {
         self.command.stderr(file);
@@ -129,11 +135,18 @@ impl Binary {
     }
 
     /// Runs the process until it exits. Returns its exit code and all its output.
-    pub async fn output(mut self) -> (Option<i32>, String) {
+    pub async fn output(self) -> (Option<i32>, String) {
+        let (code, stdout, stderr) = self.outputs().await;
+        (code, stdout + &stderr)
+    }
+
+    /// Runs the process until it exits. Returns its exit code, and what it wrote to standard output
+    /// and to standard error.
+    pub async fn outputs(mut self) -> (Option<i32>, String, String) {
         let output = timeout(TIMEOUT, self.command.output()).await;
         let output = output.expect("an exit in time").expect("the binary starts");
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(text).expect("UTF-8"))
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (output.status.code(), text(output.stdout), text(output.stderr))
     }
 }
 

@@ -26,6 +26,19 @@ impl App {
     }
 }
 
+impl App {
+    /// Makes each statement that inserts a session wait until the lock is released.
+    pub async fn hold_session_inserts(&self) -> RowLock {
+        self.execute(
+            "create function wait() returns trigger language plpgsql as
+                 'begin perform pg_advisory_xact_lock(1); return new; end';
+             create trigger wait before insert on sessions for each row execute function wait()",
+        )
+        .await;
+        self.hold_lock("select pg_advisory_xact_lock(1)").await
+    }
+}
+
 impl RowLock {
     /// Does the same as [`App::hold_lock`], on this connection.
     pub async fn acquire(mut connection: PgConnection, statement: &'static str) -> Self {

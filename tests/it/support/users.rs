@@ -7,7 +7,7 @@ use fast_zero::proto::user::v1::{
 };
 use prost_types::FieldMask;
 
-use super::{Client, RpcResult};
+use super::{App, Client, RpcResult};
 
 /// Returns the caller's own user with only these fields.
 pub fn own_user(username: &str, email: &str) -> User {
@@ -16,6 +16,21 @@ pub fn own_user(username: &str, email: &str) -> User {
 
 pub fn usernames(users: &[User]) -> Vec<&str> {
     users.iter().map(|user| &*user.username).collect()
+}
+
+impl App {
+    /// Inserts users without passwords, "user1" and so on, in the order of their IDs.
+    pub async fn insert_users(&self, count: i32) {
+        let statement = sqlx::query(
+            "insert into users select
+                 ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'user' || n,
+                 'user' || n, 'user' || n || '@example.com', 'user' || n || '@example.com',
+                 'no hash', 1, now(), 1
+             from generate_series(1, $1) n",
+        );
+        let mut connection = self.connect_database().await;
+        statement.bind(count).execute(&mut connection).await.expect("inserted");
+    }
 }
 
 impl Client {

@@ -45,14 +45,7 @@ async fn users_are_listed_in_order_of_sign_up_with_only_the_callers_email() {
 async fn a_page_has_100_users_unless_it_asks_for_up_to_1000() {
     let app = App::start().await;
     let ana = app.signed_up("ana").await;
-    app.execute(
-        "insert into users select
-             ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'user' || n,
-             'user' || n, 'user' || n || '@example.com', 'user' || n || '@example.com',
-             'no hash', 1, now(), 1
-         from generate_series(1, 1001) n",
-    )
-    .await;
+    app.insert_users(1_001).await;
     for (page_size, count) in
         [(0, 100), (1, 1), (101, 101), (1_000, 1_000), (1_001, 1_000), (i32::MAX, 1_000)]
     {

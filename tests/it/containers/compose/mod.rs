@@ -7,6 +7,7 @@ mod configuration;
 mod dotenv;
 mod image;
 mod load_balancing;
+mod operators;
 mod readme;
 mod stack;
 mod upgrade;

@@ -25,7 +25,12 @@ async fn the_commands_of_the_documentation_work_as_pasted() {
     let (backup, upgrade) =
         (subsection_blocks(DEPLOYMENT, "Backups"), subsection_blocks(DEPLOYMENT, UPGRADES));
     let (before, _) = containers.split_once(backup[0]).expect("a backup");
-    let tour = [commands(README, "A tour"), commands(API, "More calls")].join("\n");
+    let tour = [
+        commands(README, "A tour"),
+        commands(README, "A service's own credential"),
+        commands(API, "More calls"),
+    ]
+    .join("\n");
     let commands = [
         &[before, &tour, backup[0], AFTER_THE_BACKUP, backup[1]][..],
         &[upgrade[0], NEW_VOLUME, upgrade[1], upgrade[2]],

@@ -10,6 +10,7 @@ use crate::support::{
     PASSWORD,
     assert::assert_status,
     compose::{Stack, docker, inspect, is_engine_available},
+    parallel::join_all,
     row_lock::RowLock,
     todos::{discard_message, todo_titled},
     wait::wait_until,
@@ -62,6 +63,34 @@ async fn a_database_outage_is_reported_and_survived() {
     let usage = docker(&["stats", "--no-stream", "--format", "{{.MemUsage}}", &container]).await;
     let used = usage.split("MiB").next().and_then(|used| used.parse::<f64>().ok());
     assert!(used.is_some_and(|used| used < MAX_IDLE_MEMORY_MIB), "{usage}");
+}
+
+/// Eight hashes take 152 MiB.
+#[tokio::test]
+#[ignore = "needs a Docker engine"]
+async fn hashing_threads_fit_the_memory_of_the_container() {
+    if !is_engine_available() {
+        return;
+    }
+    let stack = Stack::configured(&[BASE, "memory.yaml"]);
+    let small = format!(
+        "services: {{{APP}: {{environment: {{HASHING_THREADS: 8}}, \
+         deploy: {{resources: {{limits: {{memory: 64M}}}}}}}}}}"
+    );
+    std::fs::write(stack.path("memory.yaml"), small).expect("written");
+    stack.compose(&["up", "--build", "--wait"]).await;
+    let client = stack.anonymous().await;
+    // The queue of one thread has 17 slots.
+    let users = (0..16).map(|number| {
+        let client = client.clone();
+        async move { client.create_user(&format!("user{number}")).await }
+    });
+    join_all(users).await;
+    let container = stack.container(APP).await;
+    assert_eq!(inspect(&container, "{{.State.OOMKilled}} {{.RestartCount}}").await, "false 0");
+    let log = docker_logs(&container).await;
+    assert!(log.contains("too many hashing threads for the memory"), "{log}");
+    assert!(log.contains("\"threads\":1"), "{log}");
 }
 
 #[tokio::test]

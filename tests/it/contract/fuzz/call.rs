@@ -216,6 +216,7 @@ impl Call {
                 Code::PermissionDenied,
                 Code::AlreadyExists,
                 Code::Aborted,
+                Code::FailedPrecondition,
                 Code::Unauthenticated,
                 Code::ResourceExhausted,
             ];

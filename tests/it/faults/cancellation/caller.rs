@@ -6,7 +6,9 @@ use std::{
 };
 
 use fast_zero::proto::{
-    auth::v1::{ListSessionsRequest, LogoutScope},
+    auth::v1::{
+        ListPersonalAccessTokensRequest, ListSessionsRequest, ListSigningKeysRequest, LogoutScope,
+    },
     todo::v1::{ListDeletedTodosRequest, ListTodosRequest, Todo},
     user::v1::ListUsersRequest,
 };
@@ -23,7 +25,8 @@ use super::{
     state::{Action, SharedState, TargetRow},
 };
 use crate::support::{
-    App, Client, PASSWORD, RpcResult, app::connect, todos::todo_titled, users::own_user,
+    App, Client, PASSWORD, RpcResult, app::connect, personal_access_tokens::new_token,
+    todos::todo_titled, users::own_user,
 };
 
 /// Makes one call after another and cancels most of them.
@@ -117,7 +120,9 @@ impl Caller {
         match method {
             "DeleteUser" => Some(Action::DeleteUser),
             "ChangePassword" => Some(Action::ChangePassword),
+            "ResetPassword" => Some(Action::ResetPassword),
             "RevokeSession" => Some(Action::RevokeOther),
+            "RevokePersonalAccessToken" => Some(Action::RevokeToken),
             "Logout" => self.rng.choice(scopes).map(Action::Logout),
             _ => None,
         }
@@ -135,6 +140,11 @@ impl Caller {
                 let login = format!("caller{}", self.number);
                 self.client = self.client.logged_in(&login, PASSWORD).await.expect("logged in");
                 self.refresh_token.clone_from(&self.client.tokens().refresh_token);
+            }
+            "CreatePersonalAccessToken" => {
+                for token in self.client.list_tokens().await {
+                    self.client.try_revoke_token(&token.id).await.expect("revoked");
+                }
             }
             "DeleteTodo" => self.todos.push(self.client.create_todo("to be deleted").await),
             _ => {}
@@ -187,6 +197,16 @@ impl Caller {
                 "ListSessions" => {
                     discard(client.auth().list_sessions(ListSessionsRequest {}).await)
                 }
+                "ListSigningKeys" => {
+                    discard(client.auth().list_signing_keys(ListSigningKeysRequest {}).await)
+                }
+                "CreatePersonalAccessToken" => {
+                    discard(client.try_create_token(new_token(&["todo.read"])).await)
+                }
+                "ListPersonalAccessTokens" => {
+                    let request = ListPersonalAccessTokensRequest {};
+                    discard(client.auth().list_personal_access_tokens(request).await)
+                }
                 "IntrospectToken" => discard(client.try_introspect(&access_token).await),
                 "CreateTodo" => {
                     let todo = Todo { description: text.clone(), ..todo_titled(&text) };
@@ -232,6 +252,10 @@ pub(super) async fn perform(
     match action {
         Action::DeleteUser => discard(client.try_delete_user("me", "").await),
         Action::ChangePassword => discard(client.try_change_password(PASSWORD, NEW_PASSWORD).await),
+        Action::ResetPassword => {
+            discard(client.try_reset_password(&target.reset_code(), NEW_PASSWORD).await)
+        }
+        Action::RevokeToken => discard(client.try_revoke_token(&target.other.to_string()).await),
         Action::RevokeOther => discard(client.try_revoke_session(&target.other.to_string()).await),
         Action::Logout(scope) => discard(client.try_log_out(scope.into()).await),
     }

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use fast_zero::proto::{auth::v1::LogoutScope, todo::v1::Todo};
+use fast_zero::proto::{
+    auth::v1::{CreatePersonalAccessTokenRequest, ListSigningKeysRequest, LogoutScope},
+    todo::v1::Todo,
+};
 use tokio::task::JoinSet;
 use tonic::Code;
 use uuid::Uuid;
@@ -16,6 +19,7 @@ use crate::support::{
     app::config,
     assert::assert_status,
     parallel::join_all,
+    personal_access_tokens::new_token,
     users::own_user,
     wait::{wait_until, with_timeout},
 };
@@ -95,6 +99,18 @@ pub(super) async fn every_method_works(app: &App) {
             user.try_revoke_session(&other.tokens().session_id).await.expect("revoked");
             assert!(!other.is_session_active().await);
             user.change_password(PASSWORD, NEW_PASSWORD).await;
+            let request = CreatePersonalAccessTokenRequest {
+                current_password: NEW_PASSWORD.to_owned(),
+                ..new_token(&["todo.read"])
+            };
+            let created = user.try_create_token(request).await.expect("created").into_inner();
+            assert_eq!(user.list_tokens().await, created.personal_access_token.as_slice());
+            let token = user.clone().with_token(&created.secret);
+            assert_eq!(token.list_all_todos(<_>::default()).await, []);
+            let id = created.personal_access_token.expect("a token").id;
+            user.try_revoke_token(&id).await.expect("revoked");
+            let keys = user.auth().list_signing_keys(ListSigningKeysRequest {}).await;
+            assert_eq!(keys.expect("listed").into_inner().keys.len(), 3);
             assert!(user.introspect(&user.tokens().access_token).await.active);
             let todo = user.create_todo("a").await;
             user.update_todo(Todo { title: "b".into(), ..todo.clone() }, None).await;
@@ -144,17 +160,21 @@ pub(super) async fn no_write_is_partial(app: &App, state: &SharedState) {
 }
 
 pub(super) async fn remaining_rows(app: &App) -> HashMap<Uuid, Remaining> {
-    let rows: Vec<(Uuid, i64, Vec<Uuid>, i64)> = sqlx::query_as(
+    let rows: Vec<(Uuid, i64, Vec<Uuid>, i64, i64, i64)> = sqlx::query_as(
         "select id, password_version,
              array(select sessions.id from sessions where user_id = users.id),
-             (select count(*) from todos where owner_id = users.id)
+             (select count(*) from todos where owner_id = users.id),
+             (select count(*) from personal_access_tokens where user_id = users.id),
+             (select count(*) from password_reset_codes where user_id = users.id)
          from users",
     )
     .fetch_all(&mut app.connect_database().await)
     .await
     .expect("listed");
-    let remaining = |(id, version, sessions, todos): (_, _, Vec<_>, _)| {
-        (id, (version, sessions.into_iter().collect(), todos))
-    };
-    rows.into_iter().map(remaining).collect()
+    let remaining =
+        rows.into_iter().map(|(id, password_version, sessions, todos, tokens, reset_codes)| {
+            let sessions = sessions.into_iter().collect();
+            (id, Remaining { password_version, sessions, todos, tokens, reset_codes })
+        });
+    remaining.collect()
 }

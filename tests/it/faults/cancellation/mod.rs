@@ -51,7 +51,7 @@ const LOGIN_USERNAME: &str = "regular";
 const MAX_SESSIONS: i64 = 100;
 
 /// Every method of the API, with the codes of its allowed errors here.
-const METHODS: [(&str, &[Code]); 21] = [
+const METHODS: [(&str, &[Code]); 26] = [
     ("CreateUser", &[Code::ResourceExhausted]),
     ("GetUser", &[]),
     ("ListUsers", &[]),
@@ -63,7 +63,12 @@ const METHODS: [(&str, &[Code]); 21] = [
     ("ListSessions", &[]),
     ("RevokeSession", &[]),
     ("ChangePassword", &[Code::ResourceExhausted]),
+    ("ResetPassword", &[Code::ResourceExhausted]),
     ("IntrospectToken", &[]),
+    ("ListSigningKeys", &[]),
+    ("CreatePersonalAccessToken", &[Code::ResourceExhausted]),
+    ("ListPersonalAccessTokens", &[]),
+    ("RevokePersonalAccessToken", &[]),
     ("CreateTodo", &[]),
     ("GetTodo", &[]),
     ("ListTodos", &[]),

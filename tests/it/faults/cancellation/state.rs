@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 
 use super::{LOGIN_USERNAME, METHODS};
-use crate::support::{App, Client, tokens::Jwt};
+use crate::support::{App, Client, operator::reset_code, tokens::Jwt};
 
 /// The state that all callers share.
 pub(super) struct SharedState {
@@ -34,7 +34,8 @@ pub(super) struct MethodStats {
     pub(super) cancelled: AtomicUsize,
 }
 
-/// A user with two sessions and two todos. A call must change all or none of them.
+/// A user with two sessions, two todos, a personal access token and a reset code. A call must
+/// change all or none of them.
 #[derive(Clone, Copy)]
 pub(super) struct TargetRow {
     pub(super) user: Uuid,
@@ -47,12 +48,21 @@ pub(super) struct TargetRow {
 pub(super) enum Action {
     DeleteUser,
     ChangePassword,
+    ResetPassword,
     RevokeOther,
+    RevokeToken,
     Logout(LogoutScope),
 }
 
-/// The remaining rows of a target: password version, sessions, number of todos.
-pub(super) type Remaining = (i64, BTreeSet<Uuid>, i64);
+/// The remaining rows of a target.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Remaining {
+    pub(super) password_version: i64,
+    pub(super) sessions: BTreeSet<Uuid>,
+    pub(super) todos: i64,
+    pub(super) tokens: i64,
+    pub(super) reset_codes: i64,
+}
 
 impl TargetRow {
     pub(super) fn new() -> Self {
@@ -64,21 +74,44 @@ impl TargetRow {
         Client::new(channel.clone()).with_token(&token)
     }
 
+    /// Returns the reset code, whose secret is the ID of the user twice.
+    pub(super) fn reset_code(&self) -> String {
+        reset_code(&[self.user.as_bytes().as_slice(); 3].concat())
+    }
+
     pub(super) fn unchanged(&self) -> Remaining {
-        (1, [self.session, self.other].into(), 2)
+        Remaining {
+            password_version: 1,
+            sessions: [self.session, self.other].into(),
+            todos: 2,
+            tokens: 1,
+            reset_codes: 1,
+        }
     }
 
     pub(super) fn after(&self, action: Action) -> Option<Remaining> {
         let Self { session, other, .. } = *self;
+        let mut after = self.unchanged();
         match action {
-            Action::DeleteUser => None,
-            Action::ChangePassword => Some((2, [session].into(), 2)),
-            Action::RevokeOther | Action::Logout(LogoutScope::OtherSessions) => {
-                Some((1, [session].into(), 2))
+            Action::DeleteUser => return None,
+            Action::ChangePassword => {
+                after.password_version = 2;
+                after.sessions = [session].into();
+                after.reset_codes = 0;
             }
-            Action::Logout(LogoutScope::AllSessions) => Some((1, BTreeSet::new(), 2)),
-            Action::Logout(_) => Some((1, [other].into(), 2)),
+            Action::ResetPassword => {
+                after.password_version = 2;
+                after.sessions.clear();
+                (after.tokens, after.reset_codes) = (0, 0);
+            }
+            Action::RevokeOther | Action::Logout(LogoutScope::OtherSessions) => {
+                after.sessions = [session].into();
+            }
+            Action::RevokeToken => after.tokens = 0,
+            Action::Logout(LogoutScope::AllSessions) => after.sessions.clear(),
+            Action::Logout(_) => after.sessions = [other].into(),
         }
+        Some(after)
     }
 }
 
@@ -95,9 +128,9 @@ impl SharedState {
              from users, generate_series(1, 100) as n",
         )
         .await;
-        // Four of 17 methods need a target for each call.
+        // Six of 26 methods need a target for each call.
         let targets: Vec<_> =
-            iter::repeat_with(TargetRow::new).take(calls * 4 / 17 * 5 / 4 + 200).collect();
+            iter::repeat_with(TargetRow::new).take(calls * 6 / 26 * 5 / 4 + 200).collect();
         insert(app, &targets).await;
         let (targets, called) = (Mutex::new(targets), Mutex::default());
         Self { address: app.address, targets, called, counts: <_>::default() }
@@ -144,6 +177,15 @@ pub(super) async fn insert(app: &App, targets: &[TargetRow]) {
              )
              select u, unnest(array[session, other]), 0, now(), now() + interval '1 day', '', ''
              from targets
+         ), tokens as (
+             insert into personal_access_tokens (
+                 user_id, id, name, scopes, expires_at, secret_hash
+             )
+             select u, other, 'a', array['todo.read'], now() + interval '1 day', sha256('')
+             from targets
+         ), codes as (
+             insert into password_reset_codes (user_id, code_hash, expires_at)
+             select u, sha256(uuid_send(u) || uuid_send(u)), now() + interval '1 day' from targets
          ), clocks as (
              insert into todo_clocks select u, 2 from targets
          )

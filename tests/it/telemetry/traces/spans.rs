@@ -217,6 +217,8 @@ async fn no_secret_is_exported() {
     assert_unauthenticated(wrong, "INCORRECT_CREDENTIALS");
     let tokens = ana.refresh(&ana.tokens().refresh_token).await;
     ana.create_todo("a title").await;
+    let (_, job) = ana.create_token(&["user.read"]).await;
+    ana.clone().with_token(&job).get_user("me").await;
     get_me(&with_remote_parent(&ana, TRACE, true)).await;
     collector.wait_for_spans(TRACE, 2).await;
     let exported = format!("{:?}", collector.received());
@@ -234,6 +236,8 @@ async fn no_secret_is_exported() {
         &mine.refresh_token,
         &tokens.access_token,
         &tokens.refresh_token,
+        &job,
+        "nightly job",
         SECRET_KEY,
         "argon2id",
         "insert into",
