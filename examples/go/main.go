@@ -61,14 +61,20 @@ func errorDetailsOf(err error) (details errorDetails) {
 	return details
 }
 
+// isRefreshable reports whether the client refreshes its access token after an error with this
+// reason. A token with a retired key is TOKEN_INVALID, while its session may still be active.
+func isRefreshable(reason string) bool {
+	return reason == "TOKEN_EXPIRED" || reason == "TOKEN_INVALID"
+}
+
 // session holds the tokens of a login.
 type session struct {
 	mu     sync.Mutex
 	tokens *authv1.TokenSet
 }
 
-// intercept gives each call a deadline and the access token, which it refreshes once it has
-// expired. The server reports the expiry (TOKEN_EXPIRED), so the client's clock does not matter.
+// intercept gives each call a deadline and the access token, which it refreshes when the server
+// rejects it. The server reports the expiry (TOKEN_EXPIRED), so the client's clock does not matter.
 func (s *session) intercept(ctx context.Context, method string, request, reply any,
 	conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -76,26 +82,26 @@ func (s *session) intercept(ctx context.Context, method string, request, reply a
 	if publicMethods[method] {
 		return invoke(ctx, method, request, reply, conn, options...)
 	}
-	attempt := func(expired string) (accessToken string, err error) {
-		if accessToken, err = s.accessToken(ctx, conn, expired); err != nil {
+	attempt := func(rejected string) (accessToken string, err error) {
+		if accessToken, err = s.accessToken(ctx, conn, rejected); err != nil {
 			return "", err
 		}
 		ctx := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+accessToken)
 		return accessToken, invoke(ctx, method, request, reply, conn, options...)
 	}
 	accessToken, err := attempt("")
-	if errorDetailsOf(err).reason == "TOKEN_EXPIRED" {
+	if isRefreshable(errorDetailsOf(err).reason) {
 		_, err = attempt(accessToken)
 	}
 	return err
 }
 
-// accessToken returns the access token, after a refresh if it still is the expired one. The first
+// accessToken returns the access token, after a refresh if it still is the rejected one. The first
 // of several concurrent calls refreshes; the others wait and use its token.
-func (s *session) accessToken(ctx context.Context, conn *grpc.ClientConn, expired string) (string, error) {
+func (s *session) accessToken(ctx context.Context, conn *grpc.ClientConn, rejected string) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tokens.AccessToken == expired {
+	if s.tokens.AccessToken == rejected {
 		request := &authv1.RefreshTokenRequest{RefreshToken: s.tokens.RefreshToken}
 		response, err := authv1.NewAuthServiceClient(conn).RefreshToken(ctx, request)
 		if err != nil {
@@ -124,7 +130,7 @@ func logIn(ctx context.Context, conn *grpc.ClientConn) (*authv1.TokenSet, error)
 }
 
 func useTodos(ctx context.Context, todos todov1.TodoServiceClient) error {
-	// Two concurrent calls: if the access token has expired, they refresh it once.
+	// Two concurrent calls: if the server rejects the access token, they refresh it once.
 	group, groupCtx := errgroup.WithContext(ctx)
 	for _, title := range []string{"Buy milk", "Water the plants"} {
 		group.Go(func() error {

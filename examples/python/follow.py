@@ -13,7 +13,7 @@ import time
 import grpc
 
 from fastzero.todo.v1 import todo_service_pb2, todo_service_pb2_grpc
-from session import ErrorDetails, Session, authorization, run
+from session import REFRESHABLE, ErrorDetails, Session, authorization, run
 
 # Seconds. The delay before a watch doubles with each failure in a row.
 INITIAL_BACKOFF, MAX_BACKOFF = 0.5, 30.0
@@ -88,11 +88,11 @@ class Copy:
 def follow(channel, session, copy, on_message):
     """Keeps the copy in step. Returns only by an error that a retry does not cure."""
     todos = todo_service_pb2_grpc.TodoServiceStub(channel)
-    expired, backoff = None, INITIAL_BACKOFF
+    rejected, backoff = None, INITIAL_BACKOFF
     while True:
         retry_delay = 0
         try:
-            access_token = session.access_token(expired)
+            access_token = session.access_token(rejected)
             request = todo_service_pb2.WatchTodosRequest(cursor=copy.cursor())
             for message in todos.WatchTodos(request, metadata=[authorization(access_token)]):
                 copy.apply(message)
@@ -103,8 +103,8 @@ def follow(channel, session, copy, on_message):
             print(f"watch ended: {error.code().name} {details.reason}")
             if details.reason == "CURSOR_EXPIRED":
                 copy.start_over()
-            elif details.reason == "TOKEN_EXPIRED":
-                expired = access_token
+            elif details.reason in REFRESHABLE:
+                rejected = access_token
             elif error.code() in FINAL:
                 raise
             retry_delay = details.retry_delay or 0

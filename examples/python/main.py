@@ -13,7 +13,7 @@ def use_todos(todos):
         request = todo_service_pb2.CreateTodoRequest(todo=todo_service_pb2.Todo(title=title))
         todos.CreateTodo(request, timeout=CALL_TIMEOUT)
 
-    # Two concurrent calls: if the access token has expired, they refresh it once.
+    # Two concurrent calls: if the server rejects the access token, they refresh it once.
     with ThreadPoolExecutor() as pool:
         list(pool.map(create, ["Buy milk", "Water the plants"]))
     newest = todo_service_pb2.ListTodosRequest(order_by="create_time desc", page_size=2)

@@ -23,6 +23,10 @@ PASSWORD = "correct horse"
 # Seconds until a call's deadline. The server allows 5 seconds at most.
 CALL_TIMEOUT = 3.0
 
+# The reasons after which a client refreshes its access token. A token with a retired key is
+# TOKEN_INVALID, while its session may still be active.
+REFRESHABLE = {"TOKEN_EXPIRED", "TOKEN_INVALID"}
+
 
 @dataclass
 class ErrorDetails:
@@ -66,11 +70,11 @@ class Session:
             tokens = log_in(channel)
         return cls(channel, tokens)
 
-    def access_token(self, expired=None):
-        """Returns the access token, after a refresh if it still is the expired one."""
+    def access_token(self, rejected=None):
+        """Returns the access token, after a refresh if it still is the rejected one."""
         # The first of several concurrent calls refreshes; the others wait and use its token.
         with self._lock:
-            if self._tokens.access_token == expired:
+            if self._tokens.access_token == rejected:
                 request = auth_service_pb2.RefreshTokenRequest(
                     refresh_token=self._tokens.refresh_token
                 )
@@ -80,7 +84,7 @@ class Session:
 
 
 class RefreshInterceptor(grpc.UnaryUnaryClientInterceptor):
-    """Sends the access token with each call and refreshes it once it has expired.
+    """Sends the access token with each call and refreshes it when the server rejects it.
 
     The server reports the expiry (TOKEN_EXPIRED), so the client's clock does not matter.
     """
@@ -102,9 +106,9 @@ class RefreshInterceptor(grpc.UnaryUnaryClientInterceptor):
         access_token = self._session.access_token()
         call = attempt(access_token)
         error = call.exception()
-        if error is None or ErrorDetails.from_error(error).reason != "TOKEN_EXPIRED":
+        if error is None or ErrorDetails.from_error(error).reason not in REFRESHABLE:
             return call
-        return attempt(self._session.access_token(expired=access_token))
+        return attempt(self._session.access_token(rejected=access_token))
 
 
 def authorization(access_token):

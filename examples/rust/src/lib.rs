@@ -47,6 +47,13 @@ pub fn reason(status: &Status) -> String {
     info.map(|info| info.reason).unwrap_or_default()
 }
 
+/// Returns `true` if the client refreshes its access token after an error with this reason. A token
+/// with a retired key is TOKEN_INVALID, while its session may still be active.
+#[must_use]
+pub fn is_refreshable(reason: &str) -> bool {
+    matches!(reason, "TOKEN_EXPIRED" | "TOKEN_INVALID")
+}
+
 /// Returns the delay before a retry, if the error has one.
 #[must_use]
 pub fn retry_delay(status: &Status) -> Option<Duration> {
@@ -81,8 +88,8 @@ impl Session {
         self.channel.clone()
     }
 
-    /// Makes a call with a deadline and the access token, which it refreshes once it has
-    /// expired. The server reports the expiry (TOKEN_EXPIRED), so the client's clock does not
+    /// Makes a call with a deadline and the access token, which it refreshes when the server
+    /// rejects it. The server reports the expiry (TOKEN_EXPIRED), so the client's clock does not
     /// matter. It is a tower service, because an interceptor of tonic sees no responses.
     pub async fn call(
         self: Arc<Self>,
@@ -104,18 +111,18 @@ impl Session {
         let response = attempt(access_token.clone()).await?;
         // A call that fails before its first response message has its status in the headers.
         match Status::from_header_map(response.headers()) {
-            Some(status) if reason(&status) == "TOKEN_EXPIRED" => {
+            Some(status) if is_refreshable(&reason(&status)) => {
                 attempt(self.access_token(Some(&access_token)).await?).await
             }
             _ => Ok(response),
         }
     }
 
-    /// Returns the access token, after a refresh if it still is the expired one. The first of
+    /// Returns the access token, after a refresh if it still is the rejected one. The first of
     /// several concurrent calls refreshes; the others wait and use its token.
-    pub async fn access_token(&self, expired: Option<&str>) -> Result<String, Status> {
+    pub async fn access_token(&self, rejected: Option<&str>) -> Result<String, Status> {
         let mut tokens = self.tokens.lock().await;
-        if expired == Some(&*tokens.access_token) {
+        if rejected == Some(&*tokens.access_token) {
             let refresh_token = tokens.refresh_token.clone();
             let request = timed(RefreshTokenRequest { refresh_token });
             let mut auth = AuthServiceClient::new(self.channel.clone());

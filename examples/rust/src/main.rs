@@ -23,7 +23,7 @@ async fn run() -> Result<(), BoxError> {
     let mut todos =
         TodoServiceClient::new(service_fn(move |request| Arc::clone(&session).call(request)));
 
-    // Two concurrent calls: if the access token has expired, they refresh it once.
+    // Two concurrent calls: if the server rejects the access token, they refresh it once.
     let mut other = todos.clone();
     try_join!(
         todos.create_todo(new_todo("Buy milk")),

@@ -13,7 +13,7 @@ use std::{
 };
 
 use fast_zero_example::{
-    Session, exit_code,
+    Session, exit_code, is_refreshable,
     proto::fastzero::todo::v1::{
         Todo, WatchTodosRequest, WatchTodosResponse, todo_change::Change,
         todo_service_client::TodoServiceClient,
@@ -125,11 +125,11 @@ async fn unless_silent<T>(event: impl Future<Output = Result<T, Status>>) -> Res
 /// Keeps the copy in step. Returns only with an error that a retry does not cure.
 async fn follow(session: &Session, path: &Path) -> Result<Infallible, BoxError> {
     let mut copy = Copy::load(path)?;
-    let (mut expired, mut backoff) = (None, INITIAL_BACKOFF);
+    let (mut rejected, mut backoff) = (None, INITIAL_BACKOFF);
     loop {
         let mut access_token = String::new();
         let mut watch = async || -> Result<Infallible, BoxError> {
-            access_token = session.access_token(expired.as_deref()).await?;
+            access_token = session.access_token(rejected.as_deref()).await?;
             let mut stream = open(session, &access_token, &copy.cursor).await?;
             loop {
                 let message = next(&mut stream).await?;
@@ -146,7 +146,7 @@ async fn follow(session: &Session, path: &Path) -> Result<Infallible, BoxError> 
         println!("watch ended: {:?} {reason}", status.code());
         match status.code() {
             _ if reason == "CURSOR_EXPIRED" => copy.cursor.clear(),
-            _ if reason == "TOKEN_EXPIRED" => expired = Some(access_token),
+            _ if is_refreshable(&reason) => rejected = Some(access_token),
             // A watch changes nothing, so it is safe to retry after all other errors.
             Code::InvalidArgument
             | Code::PermissionDenied
