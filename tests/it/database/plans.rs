@@ -59,10 +59,10 @@ const ARGUMENTS: [(&str, &str); 57] = [
     ("delete from password_reset_codes", "OWNER"),
     ("as \"tokens!\"", "OWNER, now()"),
     ("from users where id > $1 and ( $2::text", "NONE, null, 500"),
+    ("update users set disabled_at = null", "OWNER"),
     ("disabled_at from users where id = $1", "OWNER"),
     ("as \"is_disabled!\" from users where id = $1", "OWNER"),
     ("update users set disabled_at = coalesce", "OWNER, now()"),
-    ("update users set disabled_at = null", "OWNER"),
     // Users.
     ("from unnest($1::uuid[]) with ordinality as inputs (id", "array[OWNER]"),
     ("version from users where id = $1", "OWNER"),
@@ -299,6 +299,12 @@ fn nodes(plan: &Value) -> Vec<&Value> {
 fn buffers(plan: &Value) -> u64 {
     let of = |name: &str| plan[name].as_u64().expect("a number");
     of("Shared Hit Blocks") + of("Shared Read Blocks")
+}
+
+#[test]
+fn each_statement_has_arguments_and_all_arguments_have_a_statement() {
+    assert!(!checked_statements().is_empty());
+    assert!(!todo_statements().is_empty());
 }
 
 #[tokio::test]
