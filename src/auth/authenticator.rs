@@ -99,32 +99,21 @@ impl Authenticator {
         token: PresentedToken,
         client_ip: ClientIp,
     ) -> Result<ActiveToken, Error> {
-        let active = self.verify(token, client_ip).await?;
-        if let Some(token) = &active.personal_access_token {
-            self.personal_access_tokens.record_use(token);
-        }
-        Ok(active)
+        self.verify(token, Some(client_ip)).await
     }
 
-    /// Returns the token, if it is active. The caller of a method introspects it.
-    pub(super) async fn introspect(
-        &self,
-        token: &str,
-        client_ip: ClientIp,
-    ) -> Result<Option<ActiveToken>, Error> {
+    /// Returns the token, if it is active. The caller of a method introspects it: a service that
+    /// gets tokens from others, and must not be over a limit because of theirs.
+    pub(super) async fn introspect(&self, token: &str) -> Result<Option<ActiveToken>, Error> {
         let active = match self.parse_token(token) {
-            Ok(token) => self.verify(token, client_ip).await,
+            Ok(token) => self.verify(token, None).await,
             Err(error) => Err(error),
         };
         match active {
             Ok(active) => Ok(Some(active)),
-            Err(
-                Error::TokenInvalid
-                | Error::TokenExpired { .. }
-                | Error::SessionRevoked
-                // Of a token that is not active. The client gets the same answer as before.
-                | Error::TooManyAttempts { .. },
-            ) => Ok(None),
+            Err(Error::TokenInvalid | Error::TokenExpired { .. } | Error::SessionRevoked) => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -158,10 +147,12 @@ impl Authenticator {
         Ok(PresentedToken::AccessToken(verified))
     }
 
+    /// Returns the token, if it is active. `client_ip` is the client that fails if it is not; `None`
+    /// if that does not count.
     async fn verify(
         &self,
         token: PresentedToken,
-        client_ip: ClientIp,
+        client_ip: Option<ClientIp>,
     ) -> Result<ActiveToken, Error> {
         let caller = token.caller();
         match token {

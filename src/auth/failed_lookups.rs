@@ -33,14 +33,19 @@ const PER_CLIENT: LockoutPolicy = LockoutPolicy {
     lockout: Lockout::UntilWindowEnds,
 };
 
-/// The queues of clients with too many failures. Clients that share one also share its permit.
+/// The queues of clients with too many failures. Clients that share one also share its permits.
 const QUEUES: usize = 64;
+
+/// The lookups of a queue at a time: enough that valid credentials of the client come through
+/// behind invalid ones, and few of the statements that a database can run.
+///
+/// Test: `a_client_over_the_limit_has_a_few_lookups_at_a_time`.
+const LOOKUPS_PER_QUEUE: usize = 8;
 
 /// The failed lookups of clients.
 #[derive(Debug)]
 pub(crate) struct FailedLookups {
     table: Mutex<FailureTable<ClientKey>>,
-    /// One permit for each queue.
     queues: [Arc<Semaphore>; QUEUES],
     /// Assigns clients to queues with a random key, so that no client can choose a queue.
     hasher: RandomState,
@@ -65,7 +70,7 @@ impl Default for FailedLookups {
     fn default() -> Self {
         Self {
             table: Mutex::default(),
-            queues: array::from_fn(|_| Arc::new(Semaphore::new(1))),
+            queues: array::from_fn(|_| Arc::new(Semaphore::new(LOOKUPS_PER_QUEUE))),
             hasher: RandomState::new(),
         }
     }
@@ -77,8 +82,8 @@ impl FailedLookups {
         self.table().over_limit(ClientKey::new(client_ip), Instant::now())
     }
 
-    /// Waits until the client may look up a credential: at once below the limit, and otherwise one
-    /// at a time. The caller keeps the permit until it has recorded a failure.
+    /// Waits until the client may look up a credential: at once below the limit, and otherwise a
+    /// few at a time. The caller keeps the permit until it has recorded a failure.
     pub(crate) async fn admit(&self, client_ip: ClientIp) -> Option<OwnedSemaphorePermit> {
         self.over_limit(client_ip)?;
         let key = self.hasher.hash_one(ClientKey::new(client_ip));
@@ -171,13 +176,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_over_the_limit_looks_up_one_after_another() {
+    async fn a_client_over_the_limit_has_a_few_lookups_at_a_time() {
         let (lookups, client) = (FailedLookups::default(), client("10.0.0.1"));
         assert!(lookups.admit(client).await.is_none(), "no permit is needed");
         fail_until_over_limit(&lookups, client);
-        let first = lookups.admit(client).await.expect("a permit");
+        let mut permits = Vec::new();
+        for _ in 0..8 {
+            permits.push(lookups.admit(client).await.expect("a permit"));
+        }
         assert!(timeout(Duration::from_secs(1), lookups.admit(client)).await.is_err());
-        drop(first);
+        permits.pop();
         assert!(lookups.admit(client).await.is_some());
     }
 

@@ -203,9 +203,8 @@ impl pb::auth_service_server::AuthService for AuthService {
         &self,
         request: Request<pb::IntrospectTokenRequest>,
     ) -> Result<Response<pb::IntrospectTokenResponse>, Status> {
-        let client_ip = ClientIp::from_request(&request)?;
         let token = required("access_token", request.into_inner().access_token)?;
-        let active = self.authenticator.introspect(&token, client_ip).await?;
+        let active = self.authenticator.introspect(&token).await?;
         Ok(Response::new(active.map_or_else(<_>::default, pb::IntrospectTokenResponse::from)))
     }
 

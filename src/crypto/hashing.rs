@@ -16,8 +16,8 @@ use super::password::{CandidatePassword, NewPassword, PasswordHash};
 use crate::types::error_chain::BoxError;
 
 /// The number of passwords that may wait for each hashing thread. One hash takes about
-/// 25 ms, so the last password in the queue waits less than 500 ms, or 2 s if all CPUs are
-/// busy.
+/// 25 ms, so the last password in the queue waits less than 500 ms if a CPU is idle. If other
+/// threads keep all CPUs busy, hashes give way, and calls that wait for one end at their deadline.
 ///
 /// Test: `passwords_beyond_the_queue_are_rejected`.
 const QUEUE_LEN_PER_THREAD: usize = 16;

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::StoredToken;
 use crate::{
     auth::store::AuthStore,
+    rpc::error::Error,
     types::{
         error_chain::ErrorChain,
         id::{PersonalAccessTokenId, UserId},
@@ -72,6 +73,11 @@ impl PendingUses {
         }
     }
 
+    /// Adds one again, unless the token was used on another day in the meantime.
+    fn put_back(&self, token: TokenKey, date: Date) {
+        self.dates().entry(token).or_insert(date);
+    }
+
     /// Removes one, once there is one.
     async fn next(&self) -> (TokenKey, Date) {
         loop {
@@ -96,9 +102,12 @@ impl PendingUses {
 async fn write(store: Arc<AuthStore>, pending: Arc<PendingUses>) {
     loop {
         let (token, date) = pending.next().await;
-        if let Err(error) = store.record_token_use(token.0, token.1, date).await {
-            tracing::debug!(error = %ErrorChain(&error), "failed to store last use of token");
-            pending.add(token, date);
+        let Err(error) = store.record_token_use(token.0, token.1, date).await else { continue };
+        tracing::debug!(error = %ErrorChain(&error), "failed to store last use of token");
+        // Another error concerns this token, which must not hold up the others. A later use of the
+        // day is recorded again.
+        if matches!(error, Error::DatabaseUnavailable(_)) {
+            pending.put_back(token, date);
             sleep(RETRY_INTERVAL).await;
         }
     }

@@ -45,7 +45,9 @@ impl PersonalAccessTokens {
         Self { store, sessions, failed_lookups, last_use }
     }
 
-    /// Returns the row of a token, if the secret is right and the token has not expired.
+    /// Returns the row of a token, if the secret is right and the token has not expired. Stores in
+    /// the background that it was used today. `client_ip` is the client that fails if the token is
+    /// invalid; `None` if that does not count.
     ///
     /// # Errors
     /// [`Error::TokenInvalid`], [`Error::TokenExpired`], or [`Error::TooManyAttempts`] instead of
@@ -53,13 +55,13 @@ impl PersonalAccessTokens {
     pub(in crate::auth) async fn verify(
         &self,
         text: &TokenText,
-        client_ip: ClientIp,
+        client_ip: Option<ClientIp>,
     ) -> Result<Arc<StoredToken>, Error> {
         // Before the lookup, so that both outcomes take the same work.
         let secret_hash = text.secret.hash();
         let token = match self.sessions.cached_token(text) {
             Some(token) if token.secret_hash == secret_hash => token,
-            Some(_) => return Err(self.failed_lookups.record(client_ip, Error::TokenInvalid)),
+            Some(_) => return Err(invalid(&self.failed_lookups, client_ip)),
             None => self.find(text, secret_hash, client_ip).await?,
         };
         // Only the owner learns that the token has expired.
@@ -67,6 +69,7 @@ impl PersonalAccessTokens {
         if token.expires_at <= now {
             return Err(Error::TokenExpired { server_time: now });
         }
+        self.last_use.record(&token, now.date());
         Ok(token)
     }
 
@@ -76,23 +79,21 @@ impl PersonalAccessTokens {
         &self,
         text: &TokenText,
         secret_hash: SecretHash,
-        client_ip: ClientIp,
+        client_ip: Option<ClientIp>,
     ) -> Result<Arc<StoredToken>, Error> {
-        let permit = self.failed_lookups.admit(client_ip).await;
+        let permit = match client_ip {
+            Some(client_ip) => self.failed_lookups.admit(client_ip).await,
+            None => None,
+        };
         let (sessions, failed_lookups) = (self.sessions.clone(), self.failed_lookups.clone());
         let text = text.clone();
         run_to_completion(async move {
             let _permit = permit;
             let found = sessions.find_token(&text).await?;
             let found = found.filter(|token| token.secret_hash == secret_hash);
-            found.ok_or_else(|| failed_lookups.record(client_ip, Error::TokenInvalid))
+            found.ok_or_else(|| invalid(&failed_lookups, client_ip))
         })
         .await
-    }
-
-    /// Stores in the background that a token authenticated a call today.
-    pub(in crate::auth) fn record_use(&self, token: &StoredToken) {
-        self.last_use.record(token, self.store.clock().now().date());
     }
 
     /// Creates a token of the caller, whose password was verified. Returns it with its text.
@@ -167,6 +168,14 @@ impl PersonalAccessTokens {
             Ok(())
         })
         .await
+    }
+}
+
+/// Returns the error of an invalid token, and records it for its client.
+fn invalid(failed_lookups: &FailedLookups, client_ip: Option<ClientIp>) -> Error {
+    match client_ip {
+        Some(client_ip) => failed_lookups.record(client_ip, Error::TokenInvalid),
+        None => Error::TokenInvalid,
     }
 }
 

@@ -283,9 +283,9 @@ impl AuthStore {
         self.database.run(async |connection| list_sessions(connection, user_id, now).await).await
     }
 
-    /// Sets a password and deletes all sessions but the caller's, and the open reset code, if the
-    /// password that was verified still is the current one and the user is not disabled. Returns
-    /// `true` if that was so.
+    /// Sets a password and deletes all sessions but the caller's, if the password that was verified
+    /// still is the current one and the user is not disabled. Returns `true` if that was so. The
+    /// open reset code stays: an intruder who knows the password must not invalidate it.
     ///
     /// Further statements: they see what was inserted while the first one waited for the row. The
     /// caller of this method runs it to completion.
@@ -312,7 +312,6 @@ impl AuthStore {
                     return Ok(false);
                 }
                 delete_sessions(&mut transaction, caller, RevocationScope::Others).await?;
-                reset_codes::delete(&mut transaction, caller.user_id).await?;
                 transaction.commit().await?;
                 Ok(true)
             })

@@ -52,13 +52,10 @@ pub(in crate::auth) async fn replace(
             if replaced.rows_affected() > 0 {
                 return Ok(());
             }
-            let disabled = sqlx::query!(
-                r#"select disabled_at is not null as "is_disabled!" from users where id = $1"#,
-                user_id.as_uuid(),
-            )
-            .fetch_optional(connection)
-            .await?;
-            Err(disabled.map_or(Error::UserNotFound, |_| Error::UserDisabled))
+            let user = sqlx::query!("select id from users where id = $1", user_id.as_uuid())
+                .fetch_optional(connection)
+                .await?;
+            Err(user.map_or(Error::UserNotFound, |_| Error::UserDisabled))
         })
         .await
 }

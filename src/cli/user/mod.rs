@@ -257,7 +257,7 @@ impl Operator {
 
     /// Finds a user by ID, or by a login. An ID is longer than a username.
     async fn find(&self, name: &str) -> Result<Option<Account>, Error> {
-        let id = match UserId::parse(name) {
+        let id = match UserId::parse(&name.to_ascii_lowercase()) {
             Ok(id) => Some(id),
             Err(_) => auth::find_user_id(&self.database, &LoginIdentifier::parse(name)).await?,
         };

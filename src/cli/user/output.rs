@@ -184,7 +184,8 @@ impl Format {
         writeln!(io::stdout(), "{}", url.unwrap_or(code))?;
         writeln!(
             io::stderr(),
-            "This code sets a new password for {username}, once, until {}. It ends all sessions.",
+            "This code sets a new password for {username}, once, until {}. It ends \
+             all sessions, and revokes all personal access tokens.",
             to_second(expires_at)
         )
     }

@@ -154,7 +154,7 @@ impl Metrics {
         let hashing_jobs =
             gauge("password_hashing_jobs", "Passwords that are being hashed or queued");
         let session_cache_users =
-            gauge("session_cache_users", "Users with sessions in the session cache");
+            gauge("session_cache_users", "Users with sessions or tokens in the credential cache");
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             own.register(name, help, counter.clone());

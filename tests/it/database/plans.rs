@@ -30,7 +30,7 @@ const NOW: i64 = 1_800_000_000_000_000;
 /// The arguments of the statements that the compiler checks, by words that they contain: the
 /// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `GONE`, `NEW` and
 /// `NONE` are ids, and `NOW` is a time.
-const ARGUMENTS: [(&str, &str); 57] = [
+const ARGUMENTS: [(&str, &str); 58] = [
     // Todos.
     (
         "for no key update skip locked ), clocks as",
@@ -62,6 +62,7 @@ const ARGUMENTS: [(&str, &str); 57] = [
     ("update users set disabled_at = null", "OWNER"),
     ("disabled_at from users where id = $1", "OWNER"),
     ("as \"is_disabled!\" from users where id = $1", "OWNER"),
+    ("select id from users where id = $1", "OWNER"),
     ("update users set disabled_at = coalesce", "OWNER, now()"),
     // Users.
     ("from unnest($1::uuid[]) with ordinality as inputs (id", "array[OWNER]"),

@@ -146,7 +146,8 @@ async fn a_user_is_shown_by_any_name_with_what_the_user_owns() {
     let ana = app.signed_up("Ana").await;
     app.logged_in("ana").await;
     ana.create_todo("a").await;
-    for name in ["ana", "ANA@example.com", &ana.user_id()] {
+    let id = ana.user_id();
+    for name in ["ana", "ANA@example.com", &id, &id.to_uppercase()] {
         let user = json(&app.operate(&["show", "--json", name]).await);
         assert_eq!(user["id"], ana.user_id().as_str());
         assert_eq!((&user["username"], &user["email"]), (&"Ana".into(), &"Ana@example.com".into()));
