@@ -62,7 +62,6 @@ const ARGUMENTS: [(&str, &str); 58] = [
     ("update users set disabled_at = null", "OWNER"),
     ("disabled_at from users where id = $1", "OWNER"),
     ("as \"is_disabled!\" from users where id = $1", "OWNER"),
-    ("select id from users where id = $1", "OWNER"),
     ("update users set disabled_at = coalesce", "OWNER, now()"),
     // Users.
     ("from unnest($1::uuid[]) with ordinality as inputs (id", "array[OWNER]"),
@@ -96,6 +95,7 @@ const ARGUMENTS: [(&str, &str); 58] = [
     ("delete from personal_access_tokens where user_id = $1 and id = $2", "OWNER, TODO"),
     ("delete from personal_access_tokens where user_id = $1", "OWNER"),
     ("update personal_access_tokens", "OWNER, TODO, current_date"),
+    ("select id from users where id = $1", "OWNER"),
     // Sessions.
     ("join sessions", "array[OWNER], array[TODO]"),
     ("select expires_at from sessions", "OWNER, TODO"),
