@@ -1,6 +1,9 @@
 //! Argon2id hashing of passwords, on a bounded number of threads.
 
 use std::{
+    collections::VecDeque,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
@@ -96,11 +99,30 @@ struct Shared {
     /// One permit for each password that is hashed or queued.
     queue_slots: Arc<Semaphore>,
     queue_capacity: usize,
-    /// One permit for each password that is hashed.
+    /// One permit for each password that is hashed, or is the next one of a thread: no thread
+    /// waits for the runtime between two passwords.
     thread_permits: Arc<Semaphore>,
+    threads: usize,
+    work: Mutex<Work>,
     /// Buffers that are reused while the queue is not empty: 19 MiB of fresh memory cost a
     /// page fault for every four blocks.
     spare_buffers: Mutex<Vec<Vec<Block>>>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The work of the hashing threads.
+#[derive(Default)]
+struct Work {
+    next: VecDeque<Job>,
+    /// The threads that run. Each ends when there is no next job.
+    running: usize,
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Work").field("running", &self.running).finish_non_exhaustive()
+    }
 }
 
 impl HashingPool {
@@ -114,7 +136,9 @@ impl HashingPool {
             dummy_hash: dummy_hash.expect("random bytes of these lengths make a hash"),
             queue_slots: Arc::new(Semaphore::new(queue_capacity)),
             queue_capacity,
-            thread_permits: Arc::new(Semaphore::new(threads)),
+            thread_permits: Arc::new(Semaphore::new(2 * threads)),
+            threads,
+            work: Mutex::default(),
             spare_buffers: Mutex::default(),
         }))
     }
@@ -159,7 +183,8 @@ impl QueueSlot {
         hashing_thread.run(move |shared| shared.hash(&password.0)).await
     }
 
-    /// Waits until a thread is free. A call that is dropped before that has cost no hash.
+    /// Waits until a thread can take the password next. A call that is dropped before that has cost
+    /// no hash.
     pub async fn wait_for_thread(self) -> Result<HashingThread, HashingError> {
         let thread_permit = self
             .shared
@@ -189,29 +214,68 @@ impl HashingThread {
         self.run(move |shared| shared.verify(&candidate, stored.as_ref())).await
     }
 
-    /// Runs `work` on a thread of its own, which holds the permits until the end: dropping
-    /// the call does not stop the hash, which must still count.
+    /// Runs `work` on a hashing thread, which holds the permits until the end: dropping the call
+    /// does not stop the hash, which must still count.
     async fn run<T: Send + 'static>(
         self,
         work: impl FnOnce(&Shared) -> Result<T, HashingError> + Send + 'static,
     ) -> Result<T, HashingError> {
         let (sender, receiver) = oneshot::channel();
-        let hashing = move || {
+        let shared = self.queue_slot.shared.clone();
+        let job = Box::new(move || {
             let Self { queue_slot, thread_permit } = self;
-            lower_priority();
             let result = work(&queue_slot.shared);
             // Release the thread before the queue slot: dropping the slot may free the
             // spare buffers.
             drop((thread_permit, queue_slot));
             // The call that waits for the result may have been dropped.
             let _ = sender.send(result);
-        };
-        // A thread of the runtime would keep the lower priority for its next work.
-        thread::Builder::new()
-            .name("hash".into())
-            .spawn(hashing)
-            .map_err(|_| HashingError::QueueFull)?;
+        });
+        shared.start(job)?;
         receiver.await.map_err(HashingError::failed)?
+    }
+}
+
+impl Shared {
+    /// Gives a job to the hashing threads, and starts another one if there are fewer than may run.
+    fn start(self: &Arc<Self>, job: Job) -> Result<(), HashingError> {
+        let mut work = self.work();
+        if work.running < self.threads {
+            let shared = self.clone();
+            // A thread of the runtime would keep the lower priority for its next work.
+            let spawned =
+                thread::Builder::new().name("hash".into()).spawn(move || shared.run_jobs());
+            match spawned {
+                Ok(_) => work.running += 1,
+                Err(_) if work.running == 0 => return Err(HashingError::QueueFull),
+                // The others take the job.
+                Err(_) => {}
+            }
+        }
+        work.next.push_back(job);
+        Ok(())
+    }
+
+    /// Runs jobs until there are none.
+    fn run_jobs(&self) {
+        lower_priority();
+        while let Some(job) = self.next_job() {
+            // The call gets an error, and the thread goes on.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+        }
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        let mut work = self.work();
+        let job = work.next.pop_front();
+        if job.is_none() {
+            work.running -= 1;
+        }
+        job
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
