@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -33,9 +34,11 @@ const (
 
 // publicMethods need no access token.
 var publicMethods = map[string]bool{
-	authv1.AuthService_Login_FullMethodName:        true,
-	authv1.AuthService_RefreshToken_FullMethodName: true,
-	userv1.UserService_CreateUser_FullMethodName:   true,
+	authv1.AuthService_ListSigningKeys_FullMethodName: true,
+	authv1.AuthService_Login_FullMethodName:           true,
+	authv1.AuthService_RefreshToken_FullMethodName:    true,
+	authv1.AuthService_ResetPassword_FullMethodName:   true,
+	userv1.UserService_CreateUser_FullMethodName:      true,
 }
 
 // errorDetails are the google.rpc details of an error. Programs decide by the reason.
@@ -101,6 +104,9 @@ func (s *session) intercept(ctx context.Context, method string, request, reply a
 func (s *session) accessToken(ctx context.Context, conn *grpc.ClientConn, rejected string) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.tokens == nil {
+		return "", status.Error(codes.Unauthenticated, "not logged in")
+	}
 	if s.tokens.AccessToken == rejected {
 		request := &authv1.RefreshTokenRequest{RefreshToken: s.tokens.RefreshToken}
 		response, err := authv1.NewAuthServiceClient(conn).RefreshToken(ctx, request)
@@ -108,9 +114,9 @@ func (s *session) accessToken(ctx context.Context, conn *grpc.ClientConn, reject
 			return "", err
 		}
 		fmt.Println("refreshed the access token")
-		s.tokens = response.Tokens
+		s.tokens = response.GetTokens()
 	}
-	return s.tokens.AccessToken, nil
+	return s.tokens.GetAccessToken(), nil
 }
 
 // logIn signs up unless the username exists, then logs in.

@@ -89,6 +89,8 @@ def follow(channel, session, copy, on_message):
     """Keeps the copy in step. Returns only by an error that a retry does not cure."""
     todos = todo_service_pb2_grpc.TodoServiceStub(channel)
     rejected, backoff = None, INITIAL_BACKOFF
+    # Whether a watch has failed with TOKEN_INVALID since the last message.
+    was_invalid = False
     while True:
         retry_delay = 0
         try:
@@ -97,14 +99,18 @@ def follow(channel, session, copy, on_message):
             for message in todos.WatchTodos(request, metadata=[authorization(access_token)]):
                 copy.apply(message)
                 on_message(message)
-                backoff = INITIAL_BACKOFF
+                backoff, was_invalid = INITIAL_BACKOFF, False
         except grpc.RpcError as error:
             details = ErrorDetails.from_error(error)
             print(f"watch ended: {error.code().name} {details.reason}")
+            is_invalid = details.reason == "TOKEN_INVALID"
             if details.reason == "CURSOR_EXPIRED":
                 copy.start_over()
+            elif is_invalid and was_invalid:
+                # A refresh did not help.
+                raise
             elif details.reason in REFRESHABLE:
-                rejected = access_token
+                rejected, was_invalid = access_token, was_invalid or is_invalid
             elif error.code() in FINAL:
                 raise
             retry_delay = details.retry_delay or 0

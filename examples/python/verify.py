@@ -14,7 +14,11 @@ import urllib.request
 import jwt
 
 # Seconds. The interval is the minimum time between fetches after the first one, also if they fail.
+# The timeout is for each socket operation: a server that sends slowly extends the fetch.
 MAX_AGE, FETCH_INTERVAL, FETCH_TIMEOUT = 3600, 60, 3
+
+# Bytes. A larger key set is truncated, and then is no JSON.
+MAX_KEY_SET_SIZE = 64 * 1024
 
 
 class Verifier:
@@ -56,7 +60,7 @@ class Verifier:
 
     def _fetch(self):
         with urllib.request.urlopen(self._url, timeout=FETCH_TIMEOUT) as response:
-            keys = jwt.PyJWKSet.from_dict(json.load(response))
+            keys = jwt.PyJWKSet.from_dict(json.loads(response.read(MAX_KEY_SET_SIZE)))
         self._keys = {key.key_id: key for key in keys}
         self._expires_at = time.monotonic() + MAX_AGE
 

@@ -126,6 +126,8 @@ async fn unless_silent<T>(event: impl Future<Output = Result<T, Status>>) -> Res
 async fn follow(session: &Session, path: &Path) -> Result<Infallible, BoxError> {
     let mut copy = Copy::load(path)?;
     let (mut rejected, mut backoff) = (None, INITIAL_BACKOFF);
+    // Whether a watch has failed with TOKEN_INVALID since the last message.
+    let mut was_invalid = false;
     loop {
         let mut access_token = String::new();
         let mut watch = async || -> Result<Infallible, BoxError> {
@@ -137,6 +139,7 @@ async fn follow(session: &Session, path: &Path) -> Result<Infallible, BoxError> 
                 copy.store(path)?;
                 show(&message, &copy);
                 backoff = INITIAL_BACKOFF;
+                was_invalid = false;
             }
         };
         let Err(error) = watch().await;
@@ -144,9 +147,15 @@ async fn follow(session: &Session, path: &Path) -> Result<Infallible, BoxError> 
         let status = *error.downcast::<Status>()?;
         let reason = reason(&status);
         println!("watch ended: {:?} {reason}", status.code());
+        let is_invalid = reason == "TOKEN_INVALID";
         match status.code() {
             _ if reason == "CURSOR_EXPIRED" => copy.cursor.clear(),
-            _ if is_refreshable(&reason) => rejected = Some(access_token),
+            // A refresh did not help.
+            _ if is_invalid && was_invalid => return Err(status.into()),
+            _ if is_refreshable(&reason) => {
+                rejected = Some(access_token);
+                was_invalid |= is_invalid;
+            }
             // A watch changes nothing, so it is safe to retry after all other errors.
             Code::InvalidArgument
             | Code::PermissionDenied
