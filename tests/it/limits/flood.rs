@@ -226,10 +226,10 @@ async fn flood(rounds: u32, length: Duration) -> Latencies {
     let mut latencies = Latencies { per_second, ..Latencies::default() };
     // Warm-up: the first reads open connections and fill caches.
     read(&reader, Duration::from_secs(1)).await;
-    // A real flood comes from other machines. Here it has the lowest priority.
+    // A real flood comes from other machines. Here it has a lower priority than calls.
     let flood_runtime = runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        .on_thread_start(priority::set_lowest)
+        .on_thread_start(priority::set_low)
         .enable_all()
         .build()
         .expect("a runtime");

@@ -4,9 +4,20 @@ use std::{future::poll_fn, pin::pin};
 
 /// Gives this thread the lowest priority.
 pub fn set_lowest() {
+    set_nice(19);
+}
+
+/// Gives this thread a priority between that of calls and that of hashes, which would otherwise
+/// delay it.
+pub fn set_low() {
+    set_nice(10);
+}
+
+fn set_nice(nice: i32) {
     // On other systems than Linux this would change the whole process.
     if cfg!(target_os = "linux") {
-        rustix::process::setpriority_process(None, 19).expect("every user may lower the priority");
+        rustix::process::setpriority_process(None, nice)
+            .expect("every user may lower the priority");
     }
 }
 
