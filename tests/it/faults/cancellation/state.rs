@@ -97,7 +97,6 @@ impl TargetRow {
             Action::ChangePassword => {
                 after.password_version = 2;
                 after.sessions = [session].into();
-                after.reset_codes = 0;
             }
             Action::ResetPassword => {
                 after.password_version = 2;
