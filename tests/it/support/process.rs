@@ -19,6 +19,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
     sync::Notify,
+    task::JoinSet,
     time::timeout,
 };
 
@@ -28,10 +29,15 @@ use super::app::SECRET_KEY;
 /// busy machine.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long the last lines of a process that has ended may take.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A process under test. It is killed when the value is dropped.
 pub struct Process {
     child: Child,
     output: Arc<Output>,
+    /// The tasks that read the output.
+    collectors: JoinSet<()>,
     /// The working directory, which may contain a `.env`.
     _dir: TempDir,
 }
@@ -127,11 +133,12 @@ impl Binary {
     pub fn start(mut self) -> Process {
         let mut child = self.command.spawn().expect("the binary starts");
         let output = Arc::<Output>::default();
-        collect(child.stdout.take().expect("piped"), output.clone());
+        let mut collectors = JoinSet::new();
+        collectors.spawn(collect(child.stdout.take().expect("piped"), output.clone()));
         if let Some(log) = child.stderr.take() {
-            collect(log, output.clone());
+            collectors.spawn(collect(log, output.clone()));
         }
-        Process { child, output, _dir: self.dir }
+        Process { child, output, collectors, _dir: self.dir }
     }
 
     /// Runs the process until it exits. Returns its exit code and all its output.
@@ -150,14 +157,12 @@ impl Binary {
     }
 }
 
-fn collect(stream: impl AsyncRead + Unpin + Send + 'static, output: Arc<Output>) {
-    tokio::spawn(async move {
-        let mut lines = BufReader::new(stream).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            output.lines.lock().expect("not poisoned").push(line);
-            output.changed.notify_waiters();
-        }
-    });
+async fn collect(stream: impl AsyncRead + Unpin, output: Arc<Output>) {
+    let mut lines = BufReader::new(stream).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        output.lines.lock().expect("not poisoned").push(line);
+        output.changed.notify_waiters();
+    }
 }
 
 impl Process {
@@ -220,11 +225,14 @@ impl Process {
             .expect("a number of KiB")
     }
 
-    /// Waits until the process exits.
+    /// Waits until the process exits, and its last lines are read.
     pub async fn wait(&mut self) -> ExitStatus {
         let status = timeout(TIMEOUT, self.child.wait()).await;
         let status =
             status.unwrap_or_else(|elapsed| panic!("no exit: {elapsed}:\n{}", self.output()));
+        let read = async { while self.collectors.join_next().await.is_some() {} };
+        // A process that it has started may still have its output open.
+        let _ = timeout(LAST_LINES_TIMEOUT, read).await;
         status.expect("a child process")
     }
 }
