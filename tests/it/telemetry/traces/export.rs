@@ -49,14 +49,13 @@ async fn an_unavailable_or_silent_collector_delays_neither_calls_nor_shutdown() 
         let run = binary_exporting_to(&database, &url).env("OTEL_BSP_MAX_QUEUE_SIZE", "8");
         let mut server = run.start();
         let ana = client(&server).await.signed_up("ana").await;
-        let mut slow = Vec::new();
+        let mut longest = Duration::ZERO;
         for _ in 0..300 {
             let started = Instant::now();
             get_me(&ana).await;
-            slow.extend(Some(started.elapsed()).filter(|time| *time > Duration::from_millis(500)));
+            longest = longest.max(started.elapsed());
         }
-        // A full queue would delay every call. The machine, which runs all tests, delays a few.
-        assert!(slow.len() < 15, "{slow:?}");
+        assert!(longest < Duration::from_millis(500), "{longest:?}");
         // An export to a silent collector fails late, at its timeout.
         let is_silent = address == silent_address;
         if !is_silent {
