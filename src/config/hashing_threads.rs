@@ -4,10 +4,10 @@ use std::thread;
 
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, get_current_pid};
 
-/// The memory of one hash, in bytes: 19 MiB of argon2id.
+/// The memory of one hash, in bytes: 19 MiB of argon2id with the default parameters.
 ///
 /// Test: `hashing_threads_take_a_quarter_of_the_memory_at_most`.
-const HASH_BYTES: u64 = 19 * 1024 * 1024;
+const HASH_BYTES: u64 = argon2::Params::DEFAULT_M_COST as u64 * 1024;
 
 /// The part of the memory limit that hashes may take: one in four. The other three are for calls,
 /// connections and caches.
@@ -47,7 +47,9 @@ pub(super) fn memory_limit() -> Option<u64> {
     let pid = get_current_pid().ok()?;
     let mut system = System::new().ok()?;
     let this = ProcessesToUpdate::Some(&[pid]);
-    system.refresh_processes_specifics(this, false, ProcessRefreshKind::nothing());
+    // Without the threads of the process: every subcommand reads this for the default.
+    let kind = ProcessRefreshKind::nothing().without_tasks();
+    system.refresh_processes_specifics(this, false, kind);
     system.process(pid)?.cgroup_limits().map(|limits| limits.total_memory)
 }
 
