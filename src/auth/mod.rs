@@ -24,19 +24,13 @@ pub(crate) mod watches;
 
 use time::OffsetDateTime;
 
-use crate::{
-    database::Database,
-    rpc::error::Error,
-    types::{
-        id::{SessionId, UserId},
-        login::LoginIdentifier,
-    },
-};
+use crate::types::id::SessionId;
 
 pub(crate) use self::{
     access_token::{AccessTokens, TokenSettings},
     refresh_token::RefreshTokens,
     signing_keys::Algorithm,
+    store::find_user_id,
 };
 
 /// The maximum number of active sessions of a user. A login beyond ends the oldest.
@@ -60,17 +54,6 @@ pub(crate) const REFRESH_GRACE_PERIOD: time::Duration = time::Duration::seconds(
 ///
 /// Test: `a_session_records_the_client_of_its_login`.
 const MAX_USER_AGENT_LEN: usize = 256;
-
-/// Finds the ID of the user with a login.
-///
-/// # Errors
-/// Those of the database.
-pub(crate) async fn find_user_id(
-    database: &Database,
-    login: &LoginIdentifier,
-) -> Result<Option<UserId>, Error> {
-    store::find_user_id(database, login).await
-}
 
 /// A session of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -320,7 +320,10 @@ impl AuthStore {
 }
 
 /// Finds the ID of the user with a login.
-pub(super) async fn find_user_id(
+///
+/// # Errors
+/// Those of the database.
+pub(crate) async fn find_user_id(
     database: &Database,
     login: &LoginIdentifier,
 ) -> Result<Option<UserId>, Error> {

@@ -43,7 +43,9 @@ impl AuthStore {
         &self,
         tokens: &[(UserId, PersonalAccessTokenId)],
     ) -> Result<Vec<bool>, Error> {
-        self.database.run(async |connection| exist(connection, tokens).await).await
+        let found =
+            self.database.run(async |connection| FindToken::run_batch(connection, tokens).await);
+        Ok(found.await?.into_iter().map(|found| found.flatten().is_some()).collect())
     }
 
     /// Creates a personal access token, if the password that was verified still is the current one
@@ -166,26 +168,6 @@ impl BatchQuery for FindToken {
         });
         Ok(by_ordinal(inputs.len(), found))
     }
-}
-
-/// Returns which tokens exist, in order, also if they have expired.
-async fn exist(
-    connection: &mut PgConnection,
-    tokens: &[(UserId, PersonalAccessTokenId)],
-) -> Result<Vec<bool>, Error> {
-    let (user_ids, ids): (Vec<_>, Vec<_>) =
-        tokens.iter().map(|(user_id, id)| (user_id.as_uuid(), id.as_uuid())).unzip();
-    let ordinals = sqlx::query_scalar!(
-        r#"select ordinal as "ordinal!"
-           from unnest($1::uuid[], $2::uuid[]) with ordinality as inputs (user_id, id, ordinal)
-           join personal_access_tokens using (user_id, id)"#,
-        &user_ids,
-        &ids,
-    )
-    .fetch_all(connection)
-    .await?;
-    let found = ordinals.into_iter().map(|ordinal| (ordinal, Ok(())));
-    Ok(by_ordinal(tokens.len(), found).into_iter().map(|row| row.flatten().is_some()).collect())
 }
 
 /// Inserts a token, unless the user has [`MAX_UNEXPIRED_TOKENS`], and deletes the oldest expired

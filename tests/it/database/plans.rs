@@ -30,7 +30,7 @@ const NOW: i64 = 1_800_000_000_000_000;
 /// The arguments of the statements that the compiler checks, by words that they contain: the
 /// first entry applies. Arguments are SQL, in which `OWNER`, `TODO`, `GONE`, `NEW` and
 /// `NONE` are ids, and `NOW` is a time.
-const ARGUMENTS: [(&str, &str); 58] = [
+const ARGUMENTS: [(&str, &str); 57] = [
     // Todos.
     (
         "for no key update skip locked ), clocks as",
@@ -83,7 +83,6 @@ const ARGUMENTS: [(&str, &str); 58] = [
     // Personal access tokens. In the data, each user has one whose id is that of a todo.
     ("select user_id, id, secret_hash", "OWNER, TODO"),
     ("secret_hash, scopes, expires_at, last_used_date from unnest", "array[OWNER], array[TODO]"),
-    ("join personal_access_tokens", "array[OWNER], array[TODO]"),
     ("and disabled_at is null for no key update", "OWNER, 1"),
     ("as \"count!\" from personal_access_tokens", "OWNER, now()"),
     (
