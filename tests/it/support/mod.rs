@@ -6,6 +6,7 @@ pub mod assert;
 pub mod auth;
 pub mod certificates;
 pub mod changes;
+pub mod checksummed_text;
 pub mod client;
 pub mod collector;
 pub mod compose;

@@ -2,17 +2,18 @@
 
 use std::time::{Duration, SystemTime};
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use fast_zero::proto::auth::v1::{
     CreatePersonalAccessTokenRequest, CreatePersonalAccessTokenResponse,
     ListPersonalAccessTokensRequest, PersonalAccessToken, RevokePersonalAccessTokenRequest,
     RevokePersonalAccessTokenResponse,
 };
-use flate2::Crc;
 use prost_types::Timestamp;
 use uuid::Uuid;
 
-use super::{Client, PASSWORD, RpcResult};
+use super::{
+    Client, PASSWORD, RpcResult,
+    checksummed_text::{decode, encode},
+};
 
 /// The scopes of the API.
 pub const SCOPES: [&str; 4] = ["todo.read", "todo.write", "token.introspect", "user.read"];
@@ -76,10 +77,8 @@ pub struct TokenText {
 impl TokenText {
     /// Parses the text of a valid token.
     pub fn parse(text: &str) -> Self {
-        let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix("fz_").expect("the prefix"));
-        let bytes = bytes.expect("base64url");
-        assert_eq!(bytes.len(), 68);
-        assert_eq!(bytes[64..], checksum(&bytes[..64]));
+        let bytes = decode("fz_", text);
+        assert_eq!(bytes.len(), 64);
         Self {
             user_id: Uuid::from_slice(&bytes[..16]).expect("16 bytes"),
             id: Uuid::from_slice(&bytes[16..32]).expect("16 bytes"),
@@ -89,8 +88,7 @@ impl TokenText {
 
     /// Returns the text, with a valid checksum.
     pub fn encode(&self) -> String {
-        let bytes = [&self.user_id.as_bytes()[..], self.id.as_bytes(), &self.secret].concat();
-        format!("fz_{}", URL_SAFE_NO_PAD.encode([&bytes[..], &checksum(&bytes)].concat()))
+        encode("fz_", &[&self.user_id.as_bytes()[..], self.id.as_bytes(), &self.secret].concat())
     }
 
     /// Returns a token of the same user that does not exist.
@@ -103,10 +101,4 @@ impl TokenText {
         self.secret[31] ^= 1;
         self
     }
-}
-
-fn checksum(bytes: &[u8]) -> [u8; 4] {
-    let mut crc = Crc::new();
-    crc.update(bytes);
-    crc.sum().to_be_bytes()
 }
