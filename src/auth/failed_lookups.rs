@@ -83,7 +83,7 @@ impl FailedLookups {
     }
 
     /// Waits until the client may look up a credential: at once below the limit, and otherwise a
-    /// few at a time. The caller keeps the permit until it has recorded a failure.
+    /// few at a time. The caller holds the permit until it has recorded a failure.
     pub(crate) async fn admit(&self, client_ip: ClientIp) -> Option<OwnedSemaphorePermit> {
         self.over_limit(client_ip)?;
         let key = self.hasher.hash_one(ClientKey::new(client_ip));

@@ -1,6 +1,6 @@
 //! Password resets: an operator creates a one-time code, and its holder sets a new password.
 //!
-//! The operator never learns the password, and the database keeps a hash of the code only. A code
+//! The operator never learns the password, and the database stores a hash of the code only. A code
 //! is `fzr_` and the base64url of the user's ID, of 32 random bytes and of a checksum. The ID finds
 //! the code without a search.
 

@@ -1,4 +1,4 @@
-//! A secret of 256 random bits, and the hash that the database keeps of it.
+//! A secret of 256 random bits, and the hash that the database stores of it.
 //!
 //! No attacker can guess such a secret, so one pass of SHA-256 protects it as well as a slow hash.
 
